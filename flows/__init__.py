@@ -1,0 +1,7 @@
+"""When things run: the Prefect flow, the command line and the two servers behind `make ui`."""
+
+from __future__ import annotations
+
+from flows.environment import set_defaults
+
+set_defaults()

@@ -1,0 +1,38 @@
+"""`stillhouse check`: every fault of one recipe, or of all of them and their list."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tasks.kd.errors import ParamsError
+
+
+def check_recipes(root: Path, recipe: str | None) -> list[str]:
+    """Names of the recipes found valid. Raises ParamsError with the faults of all that are not."""
+    from tasks.kd.recipes import find_recipe
+
+    paths = [find_recipe(recipe, root)] if recipe is not None else _find_all(root)
+    faults = [fault for path in paths if (fault := _find_fault(root, path)) is not None]
+    if faults:
+        raise ParamsError("\n".join(faults))
+    return [path.stem for path in paths]
+
+
+def _find_all(root: Path) -> list[Path]:
+    from tasks.kd.recipes import RECIPES_FILE, list_recipes
+
+    listed = [root / "params" / f"{name}.yaml" for name in list_recipes(root)]
+    others = sorted((root / "params").glob("*.yaml"))
+    return listed + [path for path in others if path not in (*listed, root / RECIPES_FILE)]
+
+
+def _find_fault(root: Path, path: Path) -> str | None:
+    from tasks.kd.recipes import check_inputs, load_recipe
+
+    try:
+        recipe = load_recipe(path)
+        if path.resolve().parent == (root / "params").resolve():
+            check_inputs(root, path.stem, recipe)
+    except ParamsError as error:
+        return str(error)
+    return None

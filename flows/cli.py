@@ -1,0 +1,301 @@
+"""`stillhouse`: what people type. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from flows.root import find_root
+from tasks.kd.errors import KDError
+
+if TYPE_CHECKING:
+    from flows.job import Job, Outcome
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+EXIT_REFUSED = 3
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+# Faults of the machine, not of the program.
+_MACHINE_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE}
+
+
+class Commands(click.Group):
+    """Turns what can go wrong into one plain message and an exit code; a bug is a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except KDError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            ctx.exit(EXIT_INTERRUPTED)
+        except OSError as error:
+            if error.errno not in _MACHINE_FAULTS:
+                raise
+            click.echo(f"Error: {error.strerror}: {error.filename or 'no file named'}.", err=True)
+            ctx.exit(1)
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+reason = click.option("--reason", required=True, help="Why; kept with the version.")
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Distil a fine-tuned encoder into a small one: versioned, scheduled, gated.
+
+    A recipe is given by name (quickstart) or path (params/quickstart.yaml), a model as
+    models:/NAME@champion or models:/NAME/VERSION.
+
+    Example:  stillhouse run quickstart
+    """
+
+
+def command(example: str) -> Callable[[F], click.Command]:
+    """A sub-command whose help ends with that example."""
+    return main.command(epilog=f"Example:  stillhouse {example}", no_args_is_help=False)
+
+
+@command("new triage --train data/train.csv --test data/test.csv --text-column body")
+@click.argument("name")
+@click.option("--from", "base", default="quickstart", show_default=True, help="Recipe to copy.")
+@click.option("--train", help="Training file (csv, tsv, jsonl, parquet), from the root.")
+@click.option("--test", help="Test file, of the same format.")
+@click.option("--text-column", help="Column with the text.")
+@click.option("--label-column", help="Column with the label.")
+@click.option("--teacher", help="Model folder to start from, from the root.")
+def new(name: str, base: str, **sources: str | None) -> None:
+    """Write a new recipe, complete and commented.
+
+    It goes to params/NAME.yaml and into the list params/recipes.yaml.
+    """
+    from flows.new import Sources, create_recipe
+    from tasks.kd.recipes import find_recipe
+
+    root = find_root()
+    path = create_recipe(root, name, base=find_recipe(base, root), sources=Sources(**sources))
+    click.echo(f"{path.relative_to(root)} is valid. Read it through, then: stillhouse run {name}")
+
+
+@command("check quickstart")
+@click.argument("recipe", required=False)
+@as_json
+def check(recipe: str | None, *, as_json: bool) -> None:
+    """Say all that is wrong with recipes.
+
+    With RECIPE that one, else every recipe and the list of them.
+    """
+    from flows.check import check_recipes
+
+    names = check_recipes(find_root(), recipe)
+    if as_json:
+        _print_json({"valid": names})
+    else:
+        click.echo(f"valid: {', '.join(names) or 'no recipe so far'}")
+
+
+@command("plan quickstart")
+@click.argument("recipe")
+@as_json
+def plan(recipe: str, *, as_json: bool) -> None:
+    """Show which stages would run, and why."""
+    from flows import show
+    from flows.job import estimate_cache, read_job
+    from tasks.versioning import plan as plan_stages
+
+    job = read_job(recipe)
+    stages = plan_stages(job.root, job.name)
+    cache_bytes = estimate_cache(job)
+    if as_json:
+        listed = [{"stage": stage.name, "reasons": list(stage.reasons)} for stage in stages]
+        _print_json({"recipe": job.name, "stages": listed, "cache_bytes": cache_bytes})
+        return
+    show.print_rows(f"Plan for {job.name}", show.plan_rows(stages))
+    if cache_bytes is not None:
+        click.echo(f"Teacher cache: about {show.size(cache_bytes)}")
+
+
+@command("run quickstart")
+@click.argument("recipe")
+@click.option("--fail-on-refusal", is_flag=True, help=f"Exit {EXIT_REFUSED} if the gate refuses.")
+@as_json
+def run(recipe: str, *, fail_on_refusal: bool, as_json: bool) -> None:
+    """Distil a recipe's student, register and gate it.
+
+    Runs only the stages that are out of date; with nothing to do, ends in seconds. The student is
+    promoted to champion if every rule of the gate passes. A refusal is a normal ending: the
+    champion stays, exit code 0.
+    """
+    from flows.job import find_settled, read_job
+
+    job = read_job(recipe)
+    settled = find_settled(job)
+    if settled is None:
+        from flows.start import run_flow
+
+        signal.signal(signal.SIGTERM, _terminate)
+        outcome = run_flow(job)
+    else:
+        from flows.start import push
+
+        push(job)
+        outcome = settled
+    if as_json:
+        _print_json({"idle": settled is not None, **job.summarise(outcome)})
+    else:
+        _print_outcome(job, outcome, idle=settled is not None)
+    if fail_on_refusal and not outcome.promoted:
+        sys.exit(EXIT_REFUSED)
+
+
+@command("status")
+@as_json
+def status(*, as_json: bool) -> None:
+    """Show recipes, their stages and champions."""
+    from flows import show
+    from flows.status import read_status
+
+    found = read_status(find_root())
+    if as_json:
+        _print_json(found)
+        return
+    show.print_rows("Recipes", show.status_rows(found["recipes"]))
+    if found["registry_fault"] is not None:
+        show.print_line(f"Models unknown: {found['registry_fault']}", "yellow")
+
+
+@command("promote models:/triage/3 --reason 'reviewed with the triage team'")
+@click.argument("model")
+@reason
+@as_json
+def promote(model: str, reason: str, *, as_json: bool) -> None:
+    """Put a version through its gate by hand.
+
+    It becomes champion if every rule passes. Exit code 3 if the gate refuses.
+    """
+    from flows.promotion import promote as promote_version
+
+    version, decision = promote_version(find_root(), model, reason)
+    if as_json:
+        _print_json({"model": version.uri, "decision": decision.as_dict()})
+    else:
+        _print_decision(version.uri, decision.as_dict())
+    if decision.verdict != "promote":
+        sys.exit(EXIT_REFUSED)
+
+
+@command("rollback triage --reason 'mislabels invoices since Tuesday'")
+@click.argument("model")
+@reason
+@as_json
+def rollback(model: str, reason: str, *, as_json: bool) -> None:
+    """Make the previous champion champion again.
+
+    MODEL is a name, or models:/NAME@champion.
+    """
+    from flows.promotion import roll_back
+
+    version = roll_back(find_root(), model, reason)
+    if as_json:
+        _print_json({"champion": version.uri})
+    else:
+        click.echo(f"{version.uri} is champion again")
+
+
+@command("lineage models:/triage@champion")
+@click.argument("model")
+@as_json
+def lineage(model: str, *, as_json: bool) -> None:
+    """Show what a model was made from.
+
+    Commit, data, teacher, cache, run and decision, and whether each can still be found.
+    """
+    from flows import show
+    from tasks.registry import open_registry
+
+    found = open_registry(find_root()).lineage(model)
+    if as_json:
+        _print_json(found)
+    else:
+        show.print_rows(model, show.value_rows(found))
+
+
+@command("doctor")
+@as_json
+def doctor(*, as_json: bool) -> None:
+    """Look for what would stop a run here.
+
+    Says what mends each fault. Exit code 1 if there is one.
+    """
+    from flows import show
+    from flows.doctor import examine
+
+    try:
+        root: Path | None = find_root()
+    except KDError:
+        root = None
+    findings = [finding.as_dict() for finding in examine(root)]
+    if as_json:
+        _print_json({"findings": findings})
+    else:
+        show.print_findings(findings)
+    if any(finding["status"] == "fail" for finding in findings):
+        sys.exit(1)
+
+
+@command("ui --mlflow-port 5001")
+@click.option("--prefect-port", default=4200, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--mlflow-port", default=5000, show_default=True, type=click.IntRange(1, 65535))
+def ui(prefect_port: int, mlflow_port: int) -> None:
+    """Serve the Prefect and MLflow pages.
+
+    On 127.0.0.1, until Ctrl-C.
+    """
+    from flows.ui import serve
+
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        serve(find_root(), prefect_port=prefect_port, mlflow_port=mlflow_port, say=click.echo)
+    except KeyboardInterrupt:
+        click.echo("Stopped.")
+
+
+def _terminate(_: int, __: FrameType | None) -> None:
+    """SIGTERM unwinds the stack, so that what was started is stopped."""
+    sys.exit(EXIT_TERMINATED)
+
+
+def _print_outcome(job: Job, outcome: Outcome, *, idle: bool) -> None:
+    from flows import show
+
+    show.print_rows(f"{job.name}: teacher and student", show.result_rows(job.read_metrics()))
+    show.print_rows("Stages run", show.seconds_rows(outcome.stage_seconds))
+    _print_decision(outcome.version, outcome.decision)
+    show.print_line(f"Report: {job.report}")
+    if idle:
+        show.print_line("Everything is up to date: nothing to do.")
+
+
+def _print_decision(version: str, decision: Mapping[str, Any]) -> None:
+    from flows import show
+
+    promoted = decision["verdict"] == "promote"
+    show.print_rows(f"Gate of {version}", show.decision_rows(decision))
+    ending = "champion" if promoted else "REFUSED. The champion stays as it is"
+    show.print_line(f"{version}: {ending}.", "bold green" if promoted else "bold red")
+
+
+def _print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
+    click.echo(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False))

@@ -1,0 +1,192 @@
+"""The flow: one student, from its recipe to the gate.
+
+DVC says which stages are out of date and why; each of those is one Prefect task here. Stages run
+one at a time in the main thread, so that whatever ends the flow reaches the one that runs. No
+result is stored: what is up to date is DVC's to say.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from prefect import Task, flow, get_run_logger, runtime, task
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.states import Completed, Failed
+
+from flows.job import Job, Outcome, describe, read_job
+from flows.progress import Reporter
+from flows.show import decision_line, result_rows, seconds
+from tasks import versioning
+from tasks.kd.errors import KDError
+from tasks.kd.gate import Decision
+from tasks.registry import Version, open_registry
+from tasks.versioning import PlannedStage
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+RETRY_DELAYS_S = (5.0, 20.0, 60.0)
+
+
+@flow(name="distill", flow_run_name="{recipe}", persist_result=False)
+def distill(recipe: str, root: Path | None = None) -> State[Any]:
+    """Bring a recipe's student up to date, register it, and promote it if the gate lets it.
+
+    Ends Completed as `Promoted` or `Refused`, with an `Outcome` as its data; or Failed, with the
+    named error's own message and the error as its data.
+    """
+    try:
+        job = read_job(recipe, root)
+        pull(job)
+        stage_seconds = run_stages(job)
+        version, decision = judge(job)
+        push(job)
+    except KDError as error:
+        return Failed(message=str(error), data=error)
+    outcome = Outcome(job.name, version.uri, decision.as_dict(), stage_seconds)
+    message = f"{version.uri}: {decision_line(outcome.decision)}"
+    return Completed(name=outcome.ending, message=message, data=outcome)
+
+
+def run_stages(job: Job) -> dict[str, float]:
+    """Reproduce each stage that is out of date; returns the seconds that each took."""
+    logger = get_run_logger()
+    done: dict[str, State[float]] = {}
+    for stage in versioning.plan(job.root, job.name):
+        if not stage.reasons:
+            logger.info("%s is up to date", stage.target)
+            continue
+        upstream = [done[name] for name in stage.upstream if name in done]
+        named = run_stage.with_options(name=stage.name, task_run_name=stage.target)
+        done[stage.name] = named(stage, job.root, wait_for=upstream, return_state=True)
+        done[stage.name].result()
+    return {name: state.result() for name, state in done.items()}
+
+
+def judge(job: Job) -> tuple[Version, Decision]:
+    """Track the artifacts, register the student as candidate, put it through the gate."""
+    run_id = track(job)
+    version = register(job, run_id)
+    decision = gate(job, version)
+    publish(job, decision)
+    if decision.verdict == "promote":
+        promote(job, version, decision)
+    return version, decision
+
+
+# --- tasks ----------------------------------------------------------------------------------------
+
+
+def is_transient(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
+    """Another try may help; Prefect asks this after each failure."""
+    return isinstance(state.data, KDError) and state.data.transient
+
+
+def step(body: Callable[P, R]) -> Task[P, R]:
+    """A task that is tried again after a transient fault, and whose result is stored nowhere."""
+    retried = task(
+        task_run_name=body.__name__,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        retries=len(RETRY_DELAYS_S),
+        retry_delay_seconds=list(RETRY_DELAYS_S),
+        retry_condition_fn=is_transient,
+    )
+    return retried(body)
+
+
+@step
+def run_stage(stage: PlannedStage, root: Path) -> float:
+    """One stage, as a supervised dvc process; returns the seconds that it took."""
+    logger = get_run_logger()
+    logger.info("runs, because: %s", "; ".join(stage.reasons))
+    reporter = Reporter(logger, ProgressBar(stage.target).show)
+    start = time.monotonic()
+    try:
+        versioning.reproduce(root, stage, on_line=reporter.line, on_progress=reporter.progress)
+    finally:
+        reporter.clear()
+    took = time.monotonic() - start
+    logger.info("took %s", seconds(took))
+    return took
+
+
+@step
+def pull(job: Job) -> None:
+    """Fetch what DVC tracks and this copy lacks, if a remote is configured."""
+    _transfer(versioning.pull, job, "pulled what was missing here")
+
+
+@step
+def push(job: Job) -> None:
+    """Send the artifacts to the remote, if one is configured."""
+    _transfer(versioning.push, job, "pushed to the remote")
+
+
+@step
+def track(job: Job) -> str:
+    """Write the MLflow run from the artifacts; returns its id."""
+    run_id = str(runtime.flow_run.id) if runtime.flow_run.id else None
+    return open_registry(job.root).track(describe(job, run_id))
+
+
+@step
+def register(job: Job, run_id: str) -> Version:
+    """Make the student a version of its model, and the candidate."""
+    version = open_registry(job.root).register(describe(job), run_id)
+    get_run_logger().info("%s is registered", version.uri)
+    return version
+
+
+@step
+def gate(job: Job, version: Version) -> Decision:
+    """Decide on the candidate."""
+    decision = open_registry(job.root).gate(describe(job), version)
+    get_run_logger().info("%s", decision_line(decision.as_dict()))
+    return decision
+
+
+@step
+def promote(job: Job, version: Version, decision: Decision) -> None:
+    """Make the candidate champion."""
+    open_registry(job.root).promote(version, decision, f"recipe {job.name} passed its gate")
+
+
+@step
+def publish(job: Job, decision: Decision) -> None:
+    """Leave the result table and the decision as Prefect artifacts."""
+    key = job.name.replace("_", "-")
+    create_table_artifact(result_rows(job.read_metrics()), key=f"result-{key}")
+    create_markdown_artifact(decision.as_markdown(), key=f"decision-{key}")
+
+
+class ProgressBar:
+    """A stage's progress as a Prefect artifact, made when there is something to show."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self._artifact: Any = None
+
+    def show(self, percent: float) -> None:
+        """Set the bar."""
+        if self._artifact is None:
+            key = "progress-" + self._target.replace("_", "-").replace("@", "-")
+            self._artifact = create_progress_artifact(percent, key=key, description=self._target)
+        else:
+            update_progress_artifact(self._artifact, percent)
+
+
+def _transfer(move: Callable[..., bool], job: Job, done: str) -> None:
+    reporter = Reporter(get_run_logger(), lambda _: None)
+    if move(job.root, job.name, on_line=reporter.line, on_progress=reporter.progress):
+        get_run_logger().info("%s", done)

@@ -1,0 +1,131 @@
+"""One recipe's work, as the flow and the command line see it; imports no engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.root import find_root
+from tasks.kd.errors import ParamsError
+
+if TYPE_CHECKING:
+    from tasks.kd.params import Recipe
+    from tasks.registry import Produced
+
+
+@dataclass(frozen=True)
+class Job:
+    """A valid recipe in its repository."""
+
+    root: Path
+    name: str
+    recipe: Recipe
+
+    @property
+    def artifacts(self) -> Path:
+        """The folder that holds one folder per stage."""
+        return self.root / "artifacts" / self.name
+
+    @property
+    def report(self) -> Path:
+        """The page for people."""
+        return self.artifacts / "evaluate_student" / "report.html"
+
+    def read_metrics(self) -> dict[str, Any]:
+        """Teacher against student, as `evaluate_student` measured them."""
+        from tasks.kd.digests import read_json
+
+        metrics: dict[str, Any] = read_json(self.artifacts / "evaluate_student" / "metrics.json")
+        return metrics
+
+    def summarise(self, outcome: Outcome) -> dict[str, Any]:
+        """An outcome with the figures behind it, as JSON."""
+        return {**asdict(outcome), "metrics": self.read_metrics(), "report": str(self.report)}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: the version, the decision on it, and what each stage that ran took (s)."""
+
+    recipe: str
+    version: str
+    decision: Mapping[str, Any]
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def promoted(self) -> bool:
+        """True if the gate let the candidate through."""
+        return bool(self.decision["verdict"] == "promote")
+
+    @property
+    def ending(self) -> str:
+        """Name of the flow's state."""
+        return "Promoted" if self.promoted else "Refused"
+
+
+def read_job(recipe: str, root: Path | None = None) -> Job:
+    """The recipe of that name or path, validated in full, before anything is done.
+
+    Raises ParamsError with every fault and its line, also if params/recipes.yaml does not list
+    the recipe, or lists other files than its sources read.
+    """
+    from tasks.kd.recipes import check_inputs, find_recipe, load_recipe
+
+    root = root or find_root()
+    path = find_recipe(recipe, root).resolve()
+    if path.parent != (root / "params").resolve():
+        raise ParamsError(
+            "this recipe has no stages in dvc.yaml",
+            where=path,
+            expected=f"a file in {root / 'params'}",
+            mend=f"stillhouse new <name> --from {recipe}",
+        )
+    loaded = load_recipe(path)
+    check_inputs(root, path.stem, loaded)
+    return Job(root, path.stem, loaded)
+
+
+def describe(job: Job, flow_run_id: str | None = None) -> Produced:
+    """The artifacts with their lineage, as the registry takes them."""
+    from tasks.registry import Lineage, Produced
+    from tasks.versioning import git_state, out_hashes
+
+    commit, dirty = git_state(job.root)
+    lineage = Lineage(commit, dirty, out_hashes(job.root, job.name), flow_run_id)
+    return Produced(job.name, job.recipe, job.root, job.artifacts, lineage)
+
+
+def find_settled(job: Job) -> Outcome | None:
+    """The outcome that stands, if nothing is left to do.
+
+    That is: every stage is up to date, and the registry holds a decision on these very artifacts,
+    which has been carried out.
+    """
+    from tasks.registry import open_registry
+    from tasks.versioning import plan
+
+    if any(stage.reasons for stage in plan(job.root, job.name)):
+        return None
+    registry = open_registry(job.root)
+    version = registry.find(describe(job))
+    decision = registry.decided(version, job.recipe.gate) if version is not None else None
+    if version is None or decision is None:
+        return None
+    outcome = Outcome(job.name, version.uri, decision.as_dict())
+    return None if outcome.promoted and "champion" not in version.aliases else outcome
+
+
+def estimate_cache(job: Job) -> int | None:
+    """Bytes that the teacher cache takes, at most; None before the data is prepared."""
+    from tasks.kd.digests import read_json
+
+    path = job.artifacts / "prepare_data" / "data_card.json"
+    if not path.is_file():
+        return None
+    card, params = read_json(path), job.recipe.cache_teacher
+    hidden = sum(stream.startswith("hidden.") for stream in params.streams)
+    width = job.recipe.train_teacher.hidden_size * (4 if params.codec == "float32" else 2)
+    train = card["splits"]["train"]
+    return int(train["tokens"] * (4 + hidden * width) + train["examples"] * 4 * len(card["labels"]))

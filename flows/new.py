@@ -1,0 +1,204 @@
+"""`stillhouse new`: a complete recipe, copied from one that exists with its comments kept."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.kd.errors import ParamsError
+
+FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What of the copied recipe is replaced; None leaves it as it is there."""
+
+    train: str | None = None
+    test: str | None = None
+    teacher: str | None = None
+    text_column: str | None = None
+    label_column: str | None = None
+
+
+def create_recipe(root: Path, name: str, *, base: Path, sources: Sources) -> Path:
+    """Write params/<name>.yaml and its entry of params/recipes.yaml; returns the former's path.
+
+    Raises ParamsError for a name that can't be used or is taken, and for sources that don't fit.
+    Nothing is written unless the result is valid.
+    """
+    from tasks.kd.digests import write_bytes
+    from tasks.kd.recipes import RECIPES_FILE, load_recipe
+
+    path = root / "params" / f"{name}.yaml"
+    _check_name(root, name, path)
+    load_recipe(base)
+    document, dump = _open_yaml(base)
+    _rename(document, name, base.stem)
+    _replace_sources(document, sources)
+    _fit_teacher(document, root)
+    text = dump(document)
+    listing = _check_and_list(root, name, text)
+    write_bytes(path, text)
+    write_bytes(root / RECIPES_FILE, listing)
+    return path
+
+
+def _check_name(root: Path, name: str, path: Path) -> None:
+    from tasks.kd.params import RECIPE_NAME
+    from tasks.kd.recipes import list_recipes
+
+    if not re.match(RECIPE_NAME, name) or name in ("recipes", "presets"):
+        raise ParamsError(
+            f"a recipe can't be named {name!r}",
+            expected="lower-case letters, digits, - and _, at most 32, a letter or digit first",
+        )
+    if path.exists() or name in list_recipes(root):
+        raise ParamsError(
+            "there is such a recipe already", where=path, mend=f"stillhouse check {name}"
+        )
+
+
+def _open_yaml(path: Path) -> tuple[Any, Any]:
+    """A document with its comments, and the function that writes it in the same layout."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.representer import RoundTripRepresenter
+    from ruamel.yaml.util import load_yaml_guess_indent
+
+    class Representer(RoundTripRepresenter):
+        """Writes null as people do."""
+
+    Representer.add_representer(
+        type(None), lambda self, _: self.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
+    text = path.read_text(encoding="utf-8")
+    document, indent, offset = load_yaml_guess_indent(text)
+    yaml = YAML(typ="rt")
+    yaml.Representer = Representer
+    yaml.width = 4096
+    yaml.preserve_quotes = True
+    yaml.indent(mapping=2, sequence=indent or 2, offset=offset or 0)
+
+    def dump(changed: Any) -> bytes:
+        stream = io.BytesIO()
+        yaml.dump(changed, stream)
+        return stream.getvalue()
+
+    return document, dump
+
+
+def _rename(document: Any, name: str, base: str) -> None:
+    document.yaml_set_start_comment(
+        f"Copied from {base}: say here what it is for.\nparams/README.md explains every field."
+    )
+    document["description"] = f"{name}, copied from {base}"
+    document["register"]["experiment"] = name
+    document["register"]["model"] = name
+
+
+def _replace_sources(document: Any, sources: Sources) -> None:
+    if (sources.train is None) != (sources.test is None):
+        raise ParamsError("a recipe needs both splits", expected="--train and --test together")
+    if sources.train is not None and sources.test is not None:
+        kind = _format_of(sources.train)
+        if _format_of(sources.test) != kind:
+            raise ParamsError("both splits must have one format", found=f"{sources.test}")
+        table = {"kind": "path", "train": sources.train, "test": sources.test}
+        layout = {"kind": kind, "skip_lines": 0}
+        _replace(document["fetch_sources"], "data", {**table, "format": layout})
+    if sources.teacher is not None:
+        folder = {"kind": "path", "folder": sources.teacher}
+        _replace(document["fetch_sources"], "teacher", folder)
+    for field in ("text_column", "label_column"):
+        if (column := getattr(sources, field)) is not None:
+            document["prepare_data"][field] = column
+
+
+def _replace(section: Any, key: str, value: dict[str, Any]) -> None:
+    """Put a mapping in another's place, with the blank line or comment that follows it."""
+    from ruamel.yaml.comments import CommentedMap
+
+    old, new = section[key], CommentedMap(value)
+    if (following := old.ca.items.get(list(old)[-1])) is not None:
+        new.ca.items[list(new)[-1]] = following
+    section[key] = new
+
+
+def _format_of(path: str) -> str:
+    suffix = Path(path).suffix.lower()
+    if suffix not in FORMATS:
+        raise ParamsError(
+            f"can't tell the format of {path!r}",
+            expected=f"a name that ends in {', '.join(FORMATS)}",
+        )
+    return FORMATS[suffix]
+
+
+def _fit_teacher(document: Any, root: Path) -> None:
+    """Shape the student after a teacher whose config.json is at hand: same width, half as deep."""
+    from tasks.kd.digests import read_json
+
+    teacher = document["fetch_sources"]["teacher"]
+    config = root / str(teacher.get("folder", "")) / "config.json"
+    if teacher["kind"] != "path" or not config.is_file():
+        return
+    found = read_json(config)
+    teacher, student = document["train_teacher"], document["train_student"]["student"]
+    _take(found, "num_hidden_layers", teacher, "layers")
+    for section in (teacher, student):
+        _take(found, "hidden_size", section, "hidden_size")
+    _take(found, "num_attention_heads", student, "attention_heads")
+    _take(found, "intermediate_size", student, "intermediate_size")
+    student["layers"] = max(1, int(teacher["layers"]) // 2)
+    _fit_streams(document)
+
+
+def _take(found: dict[str, Any], key: str, section: Any, field: str) -> None:
+    if isinstance(found.get(key), int):
+        section[field] = found[key]
+
+
+def _fit_streams(document: Any) -> None:
+    """Keep what the levels read of a teacher of that depth."""
+    from ruamel.yaml.comments import CommentedSeq
+
+    from tasks.kd.params import TrainStudent, streams_needed
+
+    wanted = TrainStudent.model_validate_json(json.dumps(document["train_student"]))
+    streams = CommentedSeq(streams_needed(wanted, int(document["train_teacher"]["layers"])))
+    streams.fa.set_flow_style()
+    document["cache_teacher"]["streams"] = streams
+
+
+def _check_and_list(root: Path, name: str, text: bytes) -> bytes:
+    """The new params/recipes.yaml, once the recipe and its entry there have been found valid."""
+    from tasks.kd.recipes import RECIPES_FILE, check_inputs, inputs_of, load_recipe
+
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Path(folder)
+        (trial / "params").mkdir()
+        path = trial / "params" / f"{name}.yaml"
+        path.write_bytes(text)
+        recipe = load_recipe(path)
+        document, dump = _open_yaml(root / RECIPES_FILE)
+        document["recipes"][name] = _flow_mapping(inputs_of(recipe))
+        listing: bytes = dump(document)
+        (trial / RECIPES_FILE).write_bytes(listing)
+        try:
+            check_inputs(trial, name, recipe)
+        except ParamsError as error:
+            raise ParamsError(str(error).replace(str(trial), str(root))) from None
+    return listing
+
+
+def _flow_mapping(entry: dict[str, str]) -> Any:
+    from ruamel.yaml.comments import CommentedMap
+
+    mapping = CommentedMap(entry)
+    mapping.fa.set_flow_style()
+    return mapping

@@ -1,0 +1,33 @@
+"""Moving the champion by hand: through the gate, or back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flows.job import describe, read_job
+from tasks.kd.errors import RegistryError
+from tasks.kd.gate import Decision
+from tasks.registry import Version, open_registry
+
+
+def promote(root: Path, uri: str, reason: str) -> tuple[Version, Decision]:
+    """Put a version through the gate of its recipe as that stands now; promote it if it passes.
+
+    Raises RegistryError for a version that can't be judged from what is here.
+    """
+    registry = open_registry(root)
+    version = registry.resolve(uri)
+    recipe = version.tags.get("recipe")
+    if recipe is None:
+        raise RegistryError("the version names no recipe, so it has no gate", where=version.uri)
+    decision = registry.gate(describe(read_job(recipe, root)), version)
+    if decision.verdict == "promote":
+        version = registry.promote(version, decision, reason)
+    return version, decision
+
+
+def roll_back(root: Path, model: str, reason: str) -> Version:
+    """Make the previous champion of a model, given by name or URI, champion again."""
+    registry = open_registry(root)
+    name = registry.resolve(model).model if model.startswith("models:/") else model
+    return registry.rollback(name, reason)

@@ -1,0 +1,171 @@
+"""What a person reads on the terminal: tables of results, plans, states and findings.
+
+The tables are made of plain rows, which the flow's Prefect artifacts use as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from tasks.versioning import PlannedStage
+
+_STATUS_STYLE = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+
+
+def result_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Rows measure / teacher / student of an evaluation's metrics.json."""
+    models = metrics["teacher"], metrics["student"]
+    return [
+        _row("accuracy", *(_interval(model["accuracy"]) for model in models)),
+        _row("macro F1", *(_interval(model["macro_f1"]) for model in models)),
+        _row("retention", "", _interval(metrics["retention"])),
+        _row("agreement", "", _interval(metrics["agreement"])),
+        _row("size", *(size(model["size_bytes"]) for model in models)),
+        _row("parameters", *(f"{model['parameters']:,}" for model in models)),
+        _row("layers", *(str(model["layers"]) for model in models)),
+        _row("latency p50", *(f"{model['latency_ms']['p50']:.1f} ms" for model in models)),
+        _row("latency p95", *(f"{model['latency_ms']['p95']:.1f} ms" for model in models)),
+    ]
+
+
+def decision_line(decision: Mapping[str, Any]) -> str:
+    """The verdict, and for a refusal each rule that was not met, with its numbers."""
+    refused = [rule for rule in decision["rules"] if not rule["passed"]]
+    if decision["verdict"] == "promote":
+        return "every rule of the gate passed"
+    return "refused by the gate: " + "; ".join(
+        f"{rule['name']}, {rule['explanation']}" for rule in refused
+    )
+
+
+def plan_rows(stages: Iterable[PlannedStage]) -> list[dict[str, str]]:
+    """Rows stage / why it runs."""
+    return [
+        {"stage": stage.name, "why": "\n".join(stage.reasons) or "up to date"} for stage in stages
+    ]
+
+
+def status_rows(recipes: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Rows recipe / stages / model / champion / candidate."""
+    return [
+        {
+            "recipe": f"{recipe['recipe']}\n{recipe['description']}",
+            "stages": recipe["fault"] or _name_stale(recipe["stages"]),
+            "model": recipe["model"] or "",
+            "champion": _name_version(recipe["champion"]),
+            "candidate": _name_version(recipe["candidate"]),
+        }
+        for recipe in recipes
+    ]
+
+
+def seconds_rows(taken: Mapping[str, float]) -> list[dict[str, str]]:
+    """Rows stage / time of the stages that ran."""
+    return [{"stage": name, "time": seconds(value)} for name, value in taken.items()]
+
+
+def value_rows(value: Mapping[str, Any], key: str = "") -> list[dict[str, str]]:
+    """Rows what / value of a nested JSON object, one per leaf."""
+    rows = []
+    for name, part in value.items():
+        path = f"{key}.{name}" if key else name
+        if isinstance(part, dict) and part:
+            rows += value_rows(part, path)
+        else:
+            rows.append({"what": path, "value": "" if part is None else str(part)})
+    return rows
+
+
+def decision_rows(decision: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Rows rule / verdict / explanation of a decision."""
+    return [
+        {
+            "rule": str(rule["name"]),
+            "verdict": "passed" if rule["passed"] else "refused",
+            "explanation": str(rule["explanation"]),
+        }
+        for rule in decision["rules"]
+    ]
+
+
+def print_rows(title: str, rows: Sequence[Mapping[str, str]]) -> None:
+    """One table; the first row's keys are its header."""
+    if rows:
+        _console().print(_table(title, rows))
+
+
+def print_line(text: str, style: str | None = None) -> None:
+    """One line of plain text; nothing in it is taken for markup."""
+    _console().print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_findings(findings: Iterable[Mapping[str, str]]) -> None:
+    """The doctor's findings, one a line, each fault with its mend below it."""
+    from rich.text import Text
+
+    console = _console()
+    for finding in findings:
+        line = Text(f"{finding['status']:>4}  ", style=_STATUS_STYLE[finding["status"]])
+        console.print(line.append(f"{finding['name']}: {finding['seen']}", style="default"))
+        if finding["status"] != "ok":
+            console.print(Text(f"      mend: {finding['mend']}"))
+
+
+def seconds(value: float) -> str:
+    """A duration as people say it: `4.2 s`, `3 min 05 s`."""
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest:02d} s"
+
+
+def size(value: float) -> str:
+    """A number of bytes as people say it."""
+    unit = "bytes"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+
+
+def _name_stale(stages: Iterable[Mapping[str, Any]]) -> str:
+    stale = [stage["stage"] for stage in stages if stage["reasons"]]
+    return "out of date: " + ", ".join(stale) if stale else "up to date"
+
+
+def _name_version(version: Mapping[str, Any] | None) -> str:
+    return "" if version is None else f"{version['version']} ({version['registered_at']})"
+
+
+def _row(measure: str, teacher: str, student: str) -> dict[str, str]:
+    return {"measure": measure, "teacher": teacher, "student": student}
+
+
+def _interval(measured: Mapping[str, float]) -> str:
+    value, low, high = (100 * measured[key] for key in ("value", "low", "high"))
+    return f"{value:.2f} % [{low:.2f}, {high:.2f}]"
+
+
+def _table(title: str, rows: Sequence[Mapping[str, str]]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for key in rows[0]:
+        table.add_column(key, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(value) for value in row.values()))
+    return table
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()

@@ -1,0 +1,46 @@
+"""`stillhouse status`: every recipe with its stages, every model with its champion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tasks.kd.errors import KDError
+
+
+def read_status(root: Path) -> dict[str, Any]:
+    """`recipes`: per recipe its stages with reasons and its model's versions, or its fault.
+
+    `registry_fault` says why models are unknown, where MLflow can't be asked.
+    """
+    from tasks.kd.recipes import list_recipes
+    from tasks.registry import open_registry
+
+    registry, fault = open_registry(root), None
+    recipes = [_read_recipe(root, name) for name in list_recipes(root)]
+    try:
+        for recipe in recipes:
+            if recipe["model"] is not None:
+                found = registry.status(recipe["model"])
+                recipe.update({alias: found[alias] for alias in ("champion", "candidate")})
+    except KDError as error:
+        fault = str(error)
+    return {"recipes": recipes, "registry": registry.store.shown_uri, "registry_fault": fault}
+
+
+def _read_recipe(root: Path, name: str) -> dict[str, Any]:
+    from flows.job import read_job
+    from tasks.versioning import plan
+
+    entry: dict[str, Any] = {"recipe": name, "description": "", "fault": None, "stages": []}
+    entry |= {"model": None, "champion": None, "candidate": None}
+    try:
+        job = read_job(name, root)
+        entry["description"] = job.recipe.description
+        entry["model"] = job.recipe.register_.model
+        entry["stages"] = [
+            {"stage": stage.name, "reasons": list(stage.reasons)} for stage in plan(root, name)
+        ]
+    except KDError as error:
+        entry["fault"] = str(error)
+    return entry

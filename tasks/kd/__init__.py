@@ -1,0 +1,1 @@
+"""The library: multi-level knowledge distillation. Works with Prefect, MLflow and DVC uninstalled."""

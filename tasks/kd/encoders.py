@@ -1,0 +1,126 @@
+"""Where encoders keep what the levels need, and loading them safely.
+
+Supported families keep `embeddings` and a list of layers under their base model. Others are
+refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from tasks.kd.digests import sha256_file
+from tasks.kd.errors import DataError
+
+FAMILIES = ("bert", "roberta", "xlm-roberta")
+WEIGHTS = "model.safetensors"
+
+
+def load_config(folder: Path) -> Any:
+    """A model folder's configuration. Raises DataError if there is none or of no known family."""
+    if not (folder / "config.json").is_file():
+        raise DataError("not a model folder: config.json is missing", where=folder)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if config.model_type not in FAMILIES:
+        raise DataError(
+            "this family of encoders is not supported",
+            where=folder / "config.json",
+            expected=f"model_type {' or '.join(FAMILIES)}",
+            found=config.model_type,
+        )
+    return config
+
+
+def load_classifier(folder: Path) -> torch.nn.Module:
+    """A sequence classifier from a local folder: safetensors only, float32, eval mode."""
+    load_config(folder)
+    require_weights(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        dtype=torch.float32,
+    )
+    return _module(model).eval()
+
+
+def new_classifier(folder: Path, labels: list[str]) -> torch.nn.Module:
+    """An encoder from a local folder with a new head of that many labels; float32, eval mode."""
+    load_config(folder)
+    require_weights(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,
+        id2label=dict(enumerate(labels)),
+        label2id={label: i for i, label in enumerate(labels)},
+        num_labels=len(labels),
+    )
+    return _module(model).eval()
+
+
+def require_weights(folder: Path) -> None:
+    """Raise DataError unless the folder holds safetensors weights (pickles are never loaded)."""
+    if not any(folder.glob("*.safetensors")):
+        raise DataError(
+            "no safetensors weights", where=folder, expected=WEIGHTS, found="other formats or none"
+        )
+
+
+def weights_sha256(folder: Path) -> str:
+    """Digest of a saved model's weight bytes."""
+    return sha256_file(folder / WEIGHTS)
+
+
+def embeddings_of(model: torch.nn.Module) -> torch.nn.Module:
+    """The module whose output is hidden layer 0."""
+    return _module(_base(model).embeddings)
+
+
+def layers_of(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The modules whose outputs are hidden layers 1 to L."""
+    return list(_base(model).encoder.layer)
+
+
+@contextmanager
+def capture_hidden(
+    model: torch.nn.Module, layers: tuple[int, ...]
+) -> Iterator[dict[int, torch.Tensor]]:
+    """While open, each forward pass of the model leaves its hidden states [B, T, D] here.
+
+    Hooks on the wanted modules only: it works under every attention kernel and keeps no other
+    layer alive.
+    """
+    states: dict[int, torch.Tensor] = {}
+    modules = [embeddings_of(model), *layers_of(model)]
+
+    def keep(layer: int) -> Any:
+        def hook(_module: Any, _inputs: Any, output: Any) -> None:
+            states[layer] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    handles = [modules[layer].register_forward_hook(keep(layer)) for layer in layers]
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _base(model: torch.nn.Module) -> Any:
+    return model.base_model
+
+
+def _module(value: Any) -> torch.nn.Module:
+    assert isinstance(value, torch.nn.Module)
+    return value

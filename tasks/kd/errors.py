@@ -1,0 +1,135 @@
+"""Every error that stillhouse raises on purpose.
+
+    KDError
+    ├── ParamsError            a recipe that cannot be run                    exit 2
+    ├── DataError              a source or its content is not as declared     exit 2
+    ├── ShapeError             tensors or models that do not fit together     exit 2
+    ├── CacheError             the teacher cache
+    │   ├── CacheFormatError       not a cache that this version reads
+    │   ├── CacheCorruptError      bytes that differ from their checksum
+    │   ├── CacheStaleError        made from another teacher, data or setting
+    │   ├── CacheIncompleteError   a shard or stream is not there
+    │   └── CacheQuotaError        would not fit the quota or the disk        exit 2
+    ├── NonFiniteLossError     NaN or infinity where a number must be
+    ├── ExportError            the exported student differs from the trained one
+    ├── RegistryError          MLflow refused or contradicts itself
+    ├── StageError             a stage's process ended without saying why
+    └── TransientError         worth another try: network, lock, busy server
+
+A message reads `what is wrong: where. Expected X, found Y. Run: the command that mends it.`
+"""
+
+from __future__ import annotations
+
+
+class KDError(Exception):
+    """Root of the tree; `exit_code` is what a program ends with: 2 a user's fault, 1 not."""
+
+    exit_code = 1
+    transient = False
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: object = None,
+        expected: object = None,
+        found: object = None,
+        advice: str | None = None,
+        mend: str | None = None,
+    ) -> None:
+        message = what.rstrip(".")
+        if where is not None:
+            message += f": {where}"
+        message += "."
+        details = [
+            f"{label} {value}"
+            for label, value in (("expected", expected), ("found", found))
+            if value is not None
+        ]
+        if details:
+            sentence = ", ".join(details)
+            message += f" {sentence[0].upper()}{sentence[1:]}."
+        if advice is not None:
+            message += f" {advice}"
+        if mend is not None:
+            message += f" Run: {mend}"
+        super().__init__(message)
+
+
+class ParamsError(KDError):
+    """A recipe that cannot be run; lists all that is wrong with it."""
+
+    exit_code = 2
+
+
+class DataError(KDError):
+    """A source, or what is in it, is not as the recipe says."""
+
+    exit_code = 2
+
+
+class ShapeError(KDError):
+    """Tensors or models that do not fit together."""
+
+    exit_code = 2
+
+
+class CacheError(KDError):
+    """The teacher cache can't be used as it is."""
+
+
+class CacheFormatError(CacheError):
+    """Not a cache, or one of a version that this program does not read."""
+
+
+class CacheCorruptError(CacheError):
+    """Bytes on disk differ from what the manifest says of them."""
+
+
+class CacheStaleError(CacheError):
+    """The cache was made from another teacher, other data or other settings."""
+
+
+class CacheIncompleteError(CacheError):
+    """A shard, a record or a stream is not there."""
+
+
+class CacheQuotaError(CacheError):
+    """The cache would not fit the recipe's quota or the free disk."""
+
+    exit_code = 2
+
+
+class NonFiniteLossError(KDError):
+    """NaN or infinity where a number must be."""
+
+
+class ExportError(KDError):
+    """The exported student does not do what the trained one does."""
+
+
+class RegistryError(KDError):
+    """MLflow refused, or what it holds contradicts the artifacts."""
+
+
+class StageError(KDError):
+    """A stage's process ended without an error that it could name."""
+
+
+class TransientError(KDError):
+    """A fault that another try may not meet: network, lock, busy server."""
+
+    transient = True
+
+
+def from_record(record: dict[str, object]) -> KDError:
+    """The error that a stage left in its `error.json` (`{type, message}`), as that error again."""
+    kinds = {kind.__name__: kind for kind in _tree(KDError)}
+    error = kinds.get(str(record.get("type")), StageError)("")
+    error.args = (str(record.get("message")),)
+    return error
+
+
+def _tree(root: type[KDError]) -> list[type[KDError]]:
+    return [root, *(kind for child in root.__subclasses__() for kind in _tree(child))]

@@ -1,0 +1,305 @@
+"""Teacher against student on the same examples: figures with bootstrap intervals, similarity.
+
+NumPy only. N examples, C classes, R resamples, D width; logits are float [N, C], labels int [N].
+
+Every figure here (accuracy, macro-F1, calibration, agreement, retention) is a function of sums
+over examples. So a resample is a row of counts, how often each example was drawn, and all figures
+of all resamples come from one matrix product; teacher and student see the same draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tasks.kd.errors import DataError, ShapeError
+
+Floats = npt.NDArray[np.float64]
+Classes = npt.NDArray[np.int64]
+
+BINS = 15
+_DRAWS = 2**22  # resampled counts held at once
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured value, over how many examples, and its bootstrap interval."""
+
+    value: float
+    n: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Bin:
+    """A confidence bin of a reliability diagram; means are 0 where it is empty."""
+
+    low: float
+    high: float
+    examples: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A model's answers: classes [N] and the confidence (highest softmax score) of each [N]."""
+
+    classes: Classes
+    confidence: Floats
+
+
+@dataclass(frozen=True)
+class Answers:
+    """True classes [N], and what both models answered to the same examples.
+
+    Raises ShapeError if the parts differ in length or are empty.
+    """
+
+    labels: Classes
+    teacher: Outcome
+    student: Outcome
+
+    def __post_init__(self) -> None:
+        found = [len(part) for part in (self.labels, self.teacher.classes, self.student.classes)]
+        if len(set(found)) != 1 or found[0] == 0:
+            raise ShapeError(
+                "labels, teacher and student must have the same examples",
+                expected="equal numbers, at least one",
+                found=found,
+            )
+
+
+def read_outcome(logits: npt.NDArray[Any], classes: int) -> Outcome:
+    """Classes and confidences from logits [N, C].
+
+    Raises ShapeError unless C is `classes`, DataError on NaN or infinity.
+    """
+    if logits.ndim != 2 or logits.shape[1] != classes:
+        raise ShapeError(
+            "a model has another number of labels than the data",
+            expected=f"logits of {classes} classes",
+            found=f"shape {logits.shape}",
+        )
+    if not np.isfinite(logits).all():
+        raise DataError(
+            "a model answers with NaN or infinite logits",
+            expected="finite logits",
+            found=f"{int((~np.isfinite(logits)).any(axis=1).sum())} examples without",
+        )
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    scores = np.exp(shifted) / np.exp(shifted).sum(axis=1, keepdims=True)
+    return Outcome(scores.argmax(axis=1).astype(np.int64), scores.max(axis=1))
+
+
+# --- figures of one sample -----------------------------------------------------------------------
+
+
+def count_confusion(labels: Classes, classes: Classes, count: int) -> Classes:
+    """Confusion matrix [C, C]: rows are true classes, columns are answers."""
+    cells = np.bincount(labels * count + classes, minlength=count * count)
+    return cells.reshape(count, count).astype(np.int64)
+
+
+def score_classes(confusion: Classes) -> dict[str, Floats]:
+    """Precision, recall and F1 per class [C]; 0 where a class was never answered or never true."""
+    right = np.diag(confusion).astype(np.float64)
+    answered, support = confusion.sum(axis=0), confusion.sum(axis=1)
+    return {
+        "precision": _divide(right, answered),
+        "recall": _divide(right, support),
+        "f1": _divide(2 * right, answered + support),
+    }
+
+
+def compare_classes(answers: Answers, names: Sequence[str]) -> list[dict[str, Any]]:
+    """One row per class, in the labels' order: support, and each model's precision, recall, F1."""
+    scores = {
+        who: score_classes(count_confusion(answers.labels, outcome.classes, len(names)))
+        for who, outcome in (("teacher", answers.teacher), ("student", answers.student))
+    }
+    support = np.bincount(answers.labels, minlength=len(names))
+    return [
+        {"label": name, "support": int(support[row])}
+        | {
+            f"{who}_{figure}": float(values[row])
+            for who, figures in scores.items()
+            for figure, values in figures.items()
+        }
+        for row, name in enumerate(names)
+    ]
+
+
+def count_right(answers: Answers) -> dict[str, int]:
+    """How many examples both models get right, only one of them, neither."""
+    teacher = answers.teacher.classes == answers.labels
+    student = answers.student.classes == answers.labels
+    return {
+        "both": int((teacher & student).sum()),
+        "teacher_only": int((teacher & ~student).sum()),
+        "student_only": int((~teacher & student).sum()),
+        "neither": int((~teacher & ~student).sum()),
+    }
+
+
+def bin_confidence(labels: Classes, outcome: Outcome) -> list[Bin]:
+    """Accuracy by confidence, in 15 bins of equal width over (0, 1]."""
+    chosen = _bin_of(outcome.confidence)
+    examples = np.bincount(chosen, minlength=BINS)
+    confidence = _divide(np.bincount(chosen, outcome.confidence, BINS), examples)
+    accuracy = _divide(np.bincount(chosen, labels == outcome.classes, BINS), examples)
+    return [
+        Bin(b / BINS, (b + 1) / BINS, int(examples[b]), float(confidence[b]), float(accuracy[b]))
+        for b in range(BINS)
+    ]
+
+
+# --- figures with intervals ----------------------------------------------------------------------
+
+
+def compare_outcomes(
+    answers: Answers, *, resamples: int, confidence: float, seed: int
+) -> dict[str, Any]:
+    """All paired figures with percentile bootstrap intervals (Efron 1979).
+
+    `teacher` and `student` {accuracy, macro_f1, ece}, `retention`, `agreement`, each a Figure as
+    a dict. Macro-F1 is the mean over the classes that are true or answered in the sample, as
+    scikit-learn's `f1_score(average="macro")` has it; ECE is Guo et al. 2017, eq. 3, with 15 bins
+    of equal width. Raises DataError if the teacher gets nothing right (nothing can be retained).
+    """
+    examples = len(answers.labels)
+    if not (answers.labels == answers.teacher.classes).any():
+        raise DataError("the teacher gets no test example right", found="accuracy 0")
+    features = _features(answers)
+    measured = _figures(features.sum(axis=0, keepdims=True), examples)
+    drawn = _figures(_resample(features, resamples, seed), examples)
+    tails = 50 * (1 - confidence), 50 * (1 + confidence)
+    figures: dict[str, Any] = {"teacher": {}, "student": {}}
+    for name, values in drawn.items():
+        low, high = np.nanpercentile(values, tails)
+        figure = Figure(float(measured[name][0]), examples, float(low), float(high))
+        who, _, own = name.rpartition(".")
+        (figures[who] if who else figures)[own] = asdict(figure)
+    return figures
+
+
+def _features(answers: Answers) -> Floats:
+    """What is summed over examples [N, 1 + 5C + 2 * BINS]; `_figures` reads it in this order."""
+    labels, pair = answers.labels, (answers.teacher, answers.student)
+    count = 1 + int(max(labels.max(), *(outcome.classes.max() for outcome in pair)))
+    agree = answers.teacher.classes == answers.student.classes
+    columns = [agree[:, None].astype(np.float64), _one_hot(labels, count)]
+    for outcome in pair:
+        right = (labels == outcome.classes).astype(np.float64)
+        answered = _one_hot(outcome.classes, count)
+        gap = outcome.confidence - right
+        columns += [answered, answered * right[:, None]]
+        columns += [_one_hot(_bin_of(outcome.confidence), BINS) * gap[:, None]]
+    return np.concatenate(columns, axis=1)
+
+
+def _figures(sums: Floats, examples: int) -> dict[str, Floats]:
+    """Every figure [R] from sums of features [R, F]."""
+    count = (sums.shape[1] - 1 - 2 * BINS) // 5
+    widths = [1, count, count, count, BINS, count, count]  # and BINS more
+    agree, support, *rest = np.split(sums, np.cumsum(widths), axis=1)
+    figures = {"agreement": agree[:, 0] / examples}
+    for who, (answered, right, gaps) in {"teacher": rest[:3], "student": rest[3:]}.items():
+        present = (answered + support) > 0
+        f1 = _divide(2 * right, answered + support)
+        figures[f"{who}.accuracy"] = right.sum(axis=1) / examples
+        figures[f"{who}.macro_f1"] = f1.sum(axis=1) / present.sum(axis=1)
+        figures[f"{who}.ece"] = np.abs(gaps).sum(axis=1) / examples
+    teacher, student = figures["teacher.accuracy"], figures["student.accuracy"]
+    figures["retention"] = np.where(teacher > 0, _divide(student, teacher), np.nan)
+    return figures
+
+
+def _resample(features: Floats, resamples: int, seed: int) -> Floats:
+    """Sums of features over N draws with replacement [R, F], some resamples at a time."""
+    random = np.random.default_rng(seed)
+    examples = len(features)
+    at_once = max(1, _DRAWS // examples)
+    sums = []
+    for start in range(0, resamples, at_once):
+        rows = min(at_once, resamples - start)
+        drawn = random.integers(0, examples, size=(rows, examples))
+        drawn += np.arange(rows)[:, None] * examples
+        counts = np.bincount(drawn.ravel(), minlength=rows * examples)
+        sums.append(counts.reshape(rows, examples).astype(np.float64) @ features)
+    return np.concatenate(sums)
+
+
+def _bin_of(confidence: Floats) -> Classes:
+    """Bin of each confidence; bins are closed above, as in Guo et al."""
+    bins: Classes = np.clip(np.ceil(confidence * BINS) - 1, 0, BINS - 1).astype(np.int64)
+    return bins
+
+
+def _one_hot(values: Classes, count: int) -> Floats:
+    columns: Floats = (values[:, None] == np.arange(count)).astype(np.float64)
+    return columns
+
+
+def _divide(above: npt.NDArray[Any], below: npt.NDArray[Any]) -> Floats:
+    """Quotient in float64, 0 where the divisor is 0."""
+    result = np.zeros(np.broadcast(above, below).shape)
+    np.divide(above, below, out=result, where=np.asarray(below) != 0)
+    return result
+
+
+# --- similarity ----------------------------------------------------------------------------------
+
+
+def linear_cka(first_ND: npt.NDArray[Any], second_ND: npt.NDArray[Any]) -> float:
+    """Linear centred kernel alignment of two sets of states of the same N tokens; 0 to 1.
+
+    With X and Y centred over tokens: ||Yᵀ X||² / (||Xᵀ X|| ||Yᵀ Y||), Frobenius norms
+    (Kornblith et al. 2019, arXiv 1905.00414, section 3: HSIC with linear kernels). Unchanged by
+    rotation and by isotropic scaling of either side, and the widths may differ. States that do
+    not vary at all have similarity 0. Raises ShapeError if the numbers of tokens differ.
+    """
+    return cka_matrix([first_ND], [second_ND])[0][0]
+
+
+def cka_matrix(rows: list[npt.NDArray[Any]], columns: list[npt.NDArray[Any]]) -> list[list[float]]:
+    """Linear CKA of every layer in `rows` with every layer in `columns`, each [tokens, D]."""
+    if len({len(states) for states in (*rows, *columns)}) != 1:
+        raise ShapeError(
+            "layers must have states of the same tokens",
+            expected="equal numbers of tokens",
+            found=sorted({len(states) for states in (*rows, *columns)}),
+        )
+    centred_rows = [_centre(states) for states in rows]
+    centred_columns = [_centre(states) for states in columns]
+    own_rows = [_cross(states, states) for states in centred_rows]
+    own_columns = [_cross(states, states) for states in centred_columns]
+    return [
+        [
+            _ratio(_cross(x, y), float(np.sqrt(own_x * own_y)))
+            for y, own_y in zip(centred_columns, own_columns, strict=True)
+        ]
+        for x, own_x in zip(centred_rows, own_rows, strict=True)
+    ]
+
+
+def _centre(states: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Minus its mean over tokens, which is taken in float64; scaled to a mean square of 1."""
+    centred = states - states.mean(axis=0, dtype=np.float64)
+    size = float(np.sqrt(np.mean(centred**2, dtype=np.float64)))
+    scaled: npt.NDArray[Any] = (centred / size if size > 0 else centred).astype(states.dtype)
+    return scaled
+
+
+def _cross(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> float:
+    """||firstᵀ second||², the square of the Frobenius norm."""
+    return float(np.sum((first.T @ second).astype(np.float64) ** 2))
+
+
+def _ratio(above: float, below: float) -> float:
+    return above / below if below > 0 else 0.0

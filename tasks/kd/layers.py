@@ -1,0 +1,66 @@
+"""Layer maps: which teacher layer a student layer is matched with. Integers in, integers out.
+
+Layers are counted from 1; 0 is the embedding output, which both models have.
+"""
+
+from __future__ import annotations
+
+Pairs = tuple[tuple[int, int], ...]
+
+
+def pairs(layer_map: str | Pairs, student_layers: int, teacher_layers: int) -> Pairs:
+    """The (student layer, teacher layer) pairs of a recipe's `layer_map`.
+
+    Raises ValueError, naming the pair, for layers that are not there.
+    """
+    if layer_map == "uniform":
+        return uniform(student_layers, teacher_layers)
+    if layer_map == "last":
+        return ((student_layers, teacher_layers),)
+    if isinstance(layer_map, str):
+        raise ValueError(f"unknown layer map {layer_map!r}")
+    for student, teacher in layer_map:
+        if not (0 <= student <= student_layers and 0 <= teacher <= teacher_layers):
+            raise ValueError(
+                f"layer map pair [{student}, {teacher}] is out of range: the student has layers "
+                f"0 to {student_layers}, the teacher 0 to {teacher_layers}"
+            )
+    return tuple((student, teacher) for student, teacher in layer_map)
+
+
+def uniform(student_layers: int, teacher_layers: int) -> Pairs:
+    """TinyBERT's map (arXiv:1909.10351, section 3.1), 0 to 0 and then evenly up to last to last.
+
+    Differs from the authors' code, which needs depths that divide: i maps to i·L_T/L_S rounded
+    half up. A student deeper than its teacher is refused, as two of its layers would share one.
+    """
+    if not 0 < student_layers <= teacher_layers:
+        raise ValueError(
+            f"a student of {student_layers} layers can't be mapped onto {teacher_layers}"
+        )
+    return tuple(
+        (i, (2 * i * teacher_layers + student_layers) // (2 * student_layers))
+        for i in range(student_layers + 1)
+    )
+
+
+def chosen(choice: str | tuple[int, ...], student_layers: int, teacher_layers: int) -> list[int]:
+    """The teacher layers, 1-based, that a student's layers are copied from."""
+    if student_layers > teacher_layers:
+        raise ValueError(
+            f"{student_layers} layers can't be taken from a teacher of {teacher_layers}"
+        )
+    if choice == "uniform":
+        return [teacher for _, teacher in uniform(student_layers, teacher_layers)[1:]]
+    if choice == "first":
+        return list(range(1, student_layers + 1))
+    if choice == "last":
+        return list(range(teacher_layers - student_layers + 1, teacher_layers + 1))
+    if isinstance(choice, str):
+        raise ValueError(f"unknown choice of layers {choice!r}")
+    if len(choice) != student_layers or not all(1 <= i <= teacher_layers for i in choice):
+        raise ValueError(
+            f"initial layers {list(choice)} must be {student_layers} numbers "
+            f"from 1 to {teacher_layers}"
+        )
+    return list(choice)

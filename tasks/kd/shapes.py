@@ -1,0 +1,18 @@
+"""Shape legend, and the check that names what does not fit.
+
+B examples, T tokens, D width, C classes, L layers. A name such as `student_BTD` says its axes.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from tasks.kd.errors import ShapeError
+
+
+def require_shape(name: str, tensor: torch.Tensor, expected: tuple[int, ...]) -> None:
+    """Raise ShapeError unless the tensor has exactly that shape."""
+    if tuple(tensor.shape) != expected:
+        raise ShapeError(
+            f"{name} has the wrong shape", expected=expected, found=tuple(tensor.shape)
+        )

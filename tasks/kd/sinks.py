@@ -1,0 +1,70 @@
+"""Where a training's figures go while it runs: a file, a progress bar. The loop knows neither."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+Record = dict[str, Any]
+
+
+class Sink(Protocol):
+    """Takes a record per step and per dev evaluation."""
+
+    def write(self, record: Record) -> None:
+        """Take one record; `split` is train or dev."""
+
+    def close(self) -> None:
+        """No more will come."""
+        ...
+
+
+class JsonLines:
+    """Appends records to a `.jsonl` file, flushed one by one."""
+
+    def __init__(self, path: Path, *, resume_at: int) -> None:
+        """Records of steps after `resume_at`, left by a killed run, are dropped."""
+        kept = [line for line in _lines(path) if json.loads(line)["step"] <= resume_at]
+        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, record: Record) -> None:
+        """One line."""
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class Bar:
+    """Shows records on a progress bar that counts steps."""
+
+    def __init__(self, bar: Any) -> None:
+        self._bar, self._accuracy = bar, ""
+
+    def write(self, record: Record) -> None:
+        """Loss, speed and the last dev accuracy."""
+        if record["split"] == "dev":
+            self._accuracy = f" dev {100 * record['accuracy']:.1f} %"
+            return
+        self._bar.set_postfix_str(
+            f"{record['phase']} epoch {record['epoch']:.1f} loss {record['loss']:.4f} "
+            f"{record['examples_per_s']:.0f} ex/s{self._accuracy}",
+            refresh=False,
+        )
+        self._bar.update(1)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.close()
+
+
+def _lines(path: Path) -> list[str]:
+    """Whole lines of a file; a last one that was cut short is left out."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return text[: text.rfind("\n") + 1].splitlines()

@@ -1,0 +1,178 @@
+"""The student as an MLflow model folder: made, digested, and loaded only after it was verified."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.kd.digests import sha256_file, sha256_json
+from tasks.kd.errors import RegistryError
+from tasks.registry.produced import Produced
+from tasks.registry.store import Store
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
+    from mlflow.pyfunc import PyFuncModel
+
+_SERVED_STUDENT = Path(__file__).resolve().parent.parent / "served_student.py"
+_REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pandas", "tokenizers")
+_META = "registered_model_meta"  # what MLflow adds to a model that it downloads by name
+_SUFFIXES = {".json", ".md", ".onnx", ".py", ".txt", ".yaml"}
+_EXAMPLE = "An example of a text to classify."
+# A text near the border between two labels may fall on either side in another batch.
+_PARITY_EXAMPLES, _PARITY_SLIPS = 64, 1
+
+
+def pack(produced: Produced, logged: LoggedModel, folder: Path) -> None:
+    """Write the model folder: one code file, network, tokenizer, settings. No pickle."""
+    import mlflow.pyfunc
+    import pandas as pd
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+
+    signature = ModelSignature(
+        inputs=Schema([ColSpec("string", "text")]),
+        outputs=Schema([ColSpec("string", "label"), ColSpec("double", "score")]),
+        params=ParamSchema([ParamSpec("all_scores", "boolean", False)]),
+    )
+    mlflow.pyfunc.save_model(
+        path=str(folder),
+        python_model=str(_SERVED_STUDENT),
+        artifacts={
+            "network": str(produced.served_file),
+            "tokenizer": str(produced.path("export_student", "tokenizer.json")),
+            "student": str(produced.path("export_student", "student.json")),
+        },
+        signature=signature,
+        input_example=pd.DataFrame({"text": [_EXAMPLE]}),
+        pip_requirements=[f"{name}=={installed_version(name)}" for name in _REQUIREMENTS],
+        mlflow_model=Model(
+            artifact_path=logged.artifact_location,
+            run_id=logged.source_run_id,
+            model_id=logged.model_id,
+            model_uuid=logged.model_id,
+        ),
+    )
+
+
+def digest_model(folder: Path) -> dict[str, str]:
+    """Tags that fix a model folder's content.
+
+    `content.sha256` leaves out `MLmodel`, which names the run, so that a copy in another registry
+    has the same one; `mlmodel.sha256` is of that file.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    content = [
+        [path.relative_to(folder).as_posix(), sha256_file(path)]
+        for path in files
+        if path.name not in {"MLmodel", _META}
+    ]
+    return {
+        "content.sha256": sha256_json(content),
+        "mlmodel.sha256": sha256_file(folder / "MLmodel"),
+    }
+
+
+def fetch_verified(store: Store, uri: str, digests: Mapping[str, str], folder: Path) -> Path:
+    """Download a model and compare it with its digests, before any of its code is run.
+
+    `uri` is `models:/<name>/<version>` or `models:/<id of a logged model>`.
+    """
+    from mlflow.artifacts import download_artifacts
+
+    name, _, version = uri.removeprefix("models:/").partition("/")
+    # MLflow looks `models:/` up in the process's own default store whatever it is told (3.17), so
+    # the place of the files is asked for first.
+    if version:
+        place = store.client.get_model_version_download_uri(name, version)
+    else:
+        place = store.client.get_logged_model(name).artifact_location
+    target = Path(
+        download_artifacts(artifact_uri=place, dst_path=str(folder), tracking_uri=store.uri)
+    )
+    if not (target / "MLmodel").is_file():
+        raise RegistryError("The model's files are gone", where=f"{uri}, {place}")
+    strange = [
+        path.relative_to(target).as_posix()
+        for path in sorted(target.rglob("*"))
+        if path.is_file() and path.suffix not in _SUFFIXES and path.name not in {"MLmodel", _META}
+    ]
+    if strange:
+        raise RegistryError(
+            "The model holds files of a kind that is never loaded",
+            where=uri,
+            expected=", ".join(sorted(_SUFFIXES)),
+            found=", ".join(strange),
+        )
+    for name, found in digest_model(target).items():
+        if digests.get(name) != found:
+            raise RegistryError(
+                f"The model's files are not the ones that were registered ({name} differs)",
+                where=uri,
+                expected=digests.get(name, "a tag with the digest"),
+                found=found,
+                advice="It was not loaded.",
+            )
+    return target
+
+
+def load(folder: Path) -> PyFuncModel:
+    """Load a verified model folder as anyone would."""
+    import mlflow.pyfunc
+
+    try:
+        model: PyFuncModel = mlflow.pyfunc.load_model(str(folder), suppress_warnings=True)
+    except (ImportError, ValueError, RuntimeError) as error:
+        raise RegistryError(f"The model can't be loaded ({error})", where=folder) from error
+    return model
+
+
+def read_labels(folder: Path) -> list[str]:
+    """The labels that a model folder's student knows."""
+    path = folder / "artifacts" / "student.json"
+    labels: list[str] = json.loads(path.read_text(encoding="utf-8"))["labels"]
+    return labels
+
+
+def predict_labels(model: PyFuncModel, texts: list[str]) -> list[str]:
+    """The label of each text."""
+    import pandas as pd
+
+    answer: Any = model.predict(pd.DataFrame({"text": pd.Series(texts, dtype=object)}))
+    return [str(label) for label in answer["label"]]
+
+
+def smoke_test(folder: Path) -> None:
+    """Load a verified model folder and let it answer once."""
+    labels = predict_labels(load(folder), [_EXAMPLE])
+    if len(labels) != 1 or labels[0] not in read_labels(folder):
+        raise RegistryError("The model does not answer as it should", where=folder, found=labels)
+
+
+def check_parity(produced: Produced, folder: Path) -> None:
+    """Let the packed model answer test texts again: it must say what was evaluated."""
+    from tasks.kd.data import read_split
+
+    split = read_split(produced.path("prepare_data", "test.arrow"))
+    texts = dict(zip(split.example_ids, split.texts, strict=True))
+    candidate = produced.candidate
+    rows = list(zip(candidate.example_ids, candidate.student, strict=True))[:_PARITY_EXAMPLES]
+    unknown = [example for example, _ in rows if example not in texts]
+    if unknown:
+        raise RegistryError(
+            "Predictions are of examples that the test split lacks",
+            where=produced.artifacts / "evaluate_student" / "predictions.csv",
+            found=", ".join(unknown[:3]),
+        )
+    answers = predict_labels(load(folder), [texts[example] for example, _ in rows])
+    slips = sum(said != answer for (_, said), answer in zip(rows, answers, strict=True))
+    if slips > _PARITY_SLIPS:
+        raise RegistryError(
+            "The packed student does not say what was evaluated",
+            where=produced.artifacts / "export_student",
+            expected=f"the predictions of evaluate_student on {len(rows)} test examples",
+            found=f"{slips} others",
+        )

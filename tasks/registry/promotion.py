@@ -1,0 +1,296 @@
+"""The gate on real artifacts, and the alias `champion`: promote, roll back.
+
+MLflow moves an alias for whoever asks last and keeps no history. So the history is in tags of the
+versions (`promoted_at`, `promoted_reason`, `previous_version`, `rolled_back_at`, …), and a
+promotion is refused if the champion is not the one that the decision was made against.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tasks.kd.digests import sha256_file, sha256_json, write_bytes, write_json
+from tasks.kd.errors import KDError, RegistryError
+from tasks.kd.gate import Champion, Decision, Rule, decide
+from tasks.kd.params import Gate
+from tasks.registry import packing
+from tasks.registry.produced import Produced, read_predictions
+from tasks.registry.store import Store
+from tasks.registry.versions import (
+    CHAMPION,
+    PREDICTIONS_TAG,
+    PREVIOUS,
+    Version,
+    find_alias,
+    read_version,
+)
+
+RECORD_TAG = "gate.decision"
+
+
+# --- the gate ------------------------------------------------------------------------------------
+
+
+def recall(store: Store, version: Version, gate: Gate) -> Decision | None:
+    """The decision that stands: nothing that it rests on has changed since.
+
+    A former champion's is always a refusal: it was replaced or rolled back, and only a person
+    brings it back.
+    """
+    version = read_version(store, version.model, version.version)
+    champion = find_alias(store, version.model, CHAMPION)
+    is_champion = champion is not None and champion.version == version.version
+    if "promoted_at" in version.tags and not is_champion:
+        return _refuse_former_champion(version, champion)
+    record = version.tags.get(RECORD_TAG)
+    if record is None or version.tags.get("gate.params") != _digest(gate):
+        return None
+    decision = Decision.from_dict(json.loads(record))
+    if is_champion or decision.against == (champion.uri if champion else None):
+        return decision
+    return None
+
+
+def gate(store: Store, produced: Produced, version: Version) -> Decision:
+    """The standing decision, or a new one, recorded with the run and on the version."""
+    limits = produced.recipe.gate
+    standing = recall(store, version, limits)
+    if standing is not None:
+        return standing
+    if version.tags.get("stillhouse.fingerprint") != produced.fingerprint:
+        raise RegistryError(
+            "The version was not registered from these artifacts",
+            where=version.uri,
+            expected=produced.fingerprint[:12],
+            found=str(version.tags.get("stillhouse.fingerprint"))[:12],
+            mend=f"stillhouse run {produced.name}",
+        )
+    champion = find_alias(store, version.model, CHAMPION)
+    if champion is not None and champion.version == version.version:
+        same = "this version is the champion itself"
+        decision = decide(produced.candidate, None, limits, no_champion=same)
+    else:
+        scored = _score_champion(store, produced, champion) if champion else None
+        decision = decide(produced.candidate, scored, limits)
+    _record(store, version, decision, limits)
+    return decision
+
+
+def _score_champion(store: Store, produced: Produced, champion: Version) -> Champion:
+    """What the champion says of the candidate's test examples: as stored, or asked again now."""
+    from tasks.kd.data import read_split
+
+    fingerprint = produced.metrics["evaluation_fingerprint"]
+    if champion.tags.get("evaluation.fingerprint") == fingerprint:
+        stored = _read_stored(store, produced, champion)
+        if stored is not None:
+            return Champion(champion.uri, stored)
+    with tempfile.TemporaryDirectory(prefix="stillhouse-") as name:
+        folder = packing.fetch_verified(store, champion.uri, champion.tags, Path(name))
+        known, wanted = packing.read_labels(folder), produced.metrics["labels"]
+        if set(known) != set(wanted):
+            return Champion(
+                champion.uri,
+                {},
+                unfit=f"it knows the labels {', '.join(sorted(known))}, the candidate "
+                f"{', '.join(sorted(wanted))}; a person has to decide "
+                "(stillhouse promote --override)",
+            )
+        split = read_split(produced.path("prepare_data", "test.arrow"))
+        answers = packing.predict_labels(packing.load(folder), list(split.texts))
+    return Champion(champion.uri, dict(zip(split.example_ids, answers, strict=True)))
+
+
+def _read_stored(store: Store, produced: Produced, champion: Version) -> dict[str, str] | None:
+    """The champion's stored predictions, if still there, whole, and of the same examples."""
+    from mlflow.exceptions import MlflowException
+
+    candidate = produced.candidate
+    with tempfile.TemporaryDirectory(prefix="stillhouse-") as name:
+        try:
+            path = store.client.download_artifacts(
+                champion.run_id, "evaluate_student/predictions.csv", name
+            )
+        except (MlflowException, OSError):  # a deleted run; its model can still be asked
+            return None
+        if sha256_file(Path(path)) != champion.tags.get(PREDICTIONS_TAG):
+            return None
+        rows = read_predictions(Path(path))
+    labels = {example: label for example, label, _, _ in rows}
+    if labels != dict(zip(candidate.example_ids, candidate.labels, strict=True)):
+        return None
+    return {example: student for example, _, _, student in rows}
+
+
+def _refuse_former_champion(version: Version, champion: Version | None) -> Decision:
+    tags = version.tags
+    if "rolled_back_at" in tags:
+        end = f"was rolled back on {tags['rolled_back_at']} ({tags.get('rolled_back_reason')})"
+    else:
+        end = f"was replaced by {champion.uri if champion else 'nothing'}"
+    why = (
+        f"{version.uri} was champion from {tags['promoted_at']} and {end}. It is not brought back "
+        f"by itself. Run: stillhouse promote {version.uri} --override --reason '...'"
+    )
+    rule = Rule("former champion", False, None, None, why, "worse")
+    return Decision("refuse", (rule,), champion.uri if champion else None)
+
+
+def _record(store: Store, version: Version, decision: Decision, limits: Gate) -> None:
+    """Write the decision to the run, then to the version; the tag that is read comes last."""
+    record = {
+        **decision.as_dict(),
+        "candidate": {"model": version.model, "version": version.version},
+        "champion": decision.against and {"version": int(decision.against.rsplit("/", 1)[1])},
+        "gate_params": limits.model_dump(mode="json"),
+    }
+    with tempfile.TemporaryDirectory(prefix="stillhouse-") as name:
+        write_json(Path(name) / "decision.json", record)
+        write_bytes(Path(name) / "decision.md", decision.as_markdown().encode())
+        store.client.log_artifacts(version.run_id, name, "gate")
+    _tag(
+        store,
+        version,
+        {
+            "gate.verdict": decision.verdict,
+            "gate.champion": decision.against or "none",
+            "gate.params": _digest(limits),
+            RECORD_TAG: json.dumps(decision.as_dict(), sort_keys=True),
+        },
+    )
+
+
+# --- the champion --------------------------------------------------------------------------------
+
+
+def promote(
+    store: Store, version: Version, decision: Decision | None, reason: str, *, override: bool
+) -> Version:
+    """Make a version champion, if the decision says so or a person overrides it."""
+    version = read_version(store, version.model, version.version)
+    champion = find_alias(store, version.model, CHAMPION)
+    if champion is not None and champion.version == version.version:
+        if "promoted_at" not in version.tags:  # a crash came between the alias and its tags
+            _tag_promotion(store, version, find_alias(store, version.model, PREVIOUS), reason)
+        return read_version(store, version.model, version.version)
+    if not override:
+        _check_decision(version, decision, champion)
+    elif not reason.strip():
+        raise RegistryError("An override needs a reason", where=version.uri)
+    _check_serves(store, version)
+    if champion is not None:
+        store.client.set_registered_model_alias(version.model, PREVIOUS, str(champion.version))
+    _move(store, version)
+    _tag_promotion(store, version, champion, reason, override=override)
+    return read_version(store, version.model, version.version)
+
+
+def _check_decision(version: Version, decision: Decision | None, champion: Version | None) -> None:
+    by_hand = f"stillhouse promote {version.uri} --override --reason '...'"
+    if "promoted_at" in version.tags:
+        raise RegistryError(
+            "The version was champion before and is not brought back by itself",
+            where=version.uri,
+            mend=by_hand,
+        )
+    if decision is None and RECORD_TAG in version.tags:
+        decision = Decision.from_dict(json.loads(version.tags[RECORD_TAG]))
+    if decision is None or decision.verdict != "promote":
+        rules = ", ".join(rule.name for rule in decision.refused_by) if decision else ""
+        raise RegistryError(
+            f"The gate refused the version ({rules})" if decision else "No gate has judged it",
+            where=version.uri,
+            mend=by_hand,
+        )
+    present = champion.uri if champion else None
+    if decision.against != present:
+        raise RegistryError(
+            "The champion is not the one that the decision was made against",
+            where=version.uri,
+            expected=decision.against or "no champion",
+            found=present or "no champion",
+            advice="Run the recipe again to judge it against the present one.",
+            mend=f"stillhouse run {version.tags.get('recipe', '<recipe>')}",
+        )
+
+
+def rollback(store: Store, model: str, reason: str) -> Version:
+    """Make the previous champion champion again; its own predecessor is the previous one then."""
+    champion = find_alias(store, model, CHAMPION)
+    previous = find_alias(store, model, PREVIOUS)
+    if champion is None or previous is None or champion.version == previous.version:
+        raise RegistryError(
+            "There is no previous champion to go back to",
+            where=f"models:/{model}@{CHAMPION}",
+            found=champion.uri if champion else "no champion",
+        )
+    _check_serves(store, previous)
+    now = _now()
+    _tag(store, champion, {"rolled_back_at": now, "rolled_back_reason": reason})
+    _move(store, previous)
+    earlier = previous.tags.get("previous_version", "none")
+    if earlier == "none":
+        store.client.delete_registered_model_alias(model, PREVIOUS)
+    else:
+        store.client.set_registered_model_alias(model, PREVIOUS, earlier)
+    _tag(store, previous, {"restored_at": now, "restored_reason": reason})
+    return read_version(store, model, previous.version)
+
+
+def _check_serves(store: Store, version: Version) -> None:
+    """Load the version and let it answer, before anything points to it."""
+    with tempfile.TemporaryDirectory(prefix="stillhouse-") as name:
+        try:
+            folder = packing.fetch_verified(store, version.uri, version.tags, Path(name))
+            packing.smoke_test(folder)
+        except KDError as error:
+            raise RegistryError(
+                f"{version.uri} does not serve, so the champion stays as it is. {error}"
+            ) from error
+
+
+def _move(store: Store, version: Version) -> None:
+    """Point the alias `champion` at a version and read it back."""
+    store.client.set_registered_model_alias(version.model, CHAMPION, str(version.version))
+    found = find_alias(store, version.model, CHAMPION)
+    if found is None or found.version != version.version:
+        raise RegistryError(
+            "Another program moved the champion at the same moment",
+            where=f"models:/{version.model}@{CHAMPION}",
+            expected=version.uri,
+            found=found.uri if found else "no champion",
+        )
+
+
+def _tag_promotion(
+    store: Store, version: Version, champion: Version | None, reason: str, override: bool = False
+) -> None:
+    for name in ("rolled_back_at", "rolled_back_reason"):
+        if name in version.tags:
+            store.client.delete_model_version_tag(version.model, str(version.version), name)
+    _tag(
+        store,
+        version,
+        {
+            "previous_version": str(champion.version) if champion else "none",
+            "promoted_reason": reason,
+            "promoted_override": str(override).lower(),
+            "promoted_at": _now(),
+        },
+    )
+
+
+def _tag(store: Store, version: Version, tags: dict[str, str]) -> None:
+    for name, value in tags.items():
+        store.client.set_model_version_tag(version.model, str(version.version), name, value)
+
+
+def _digest(limits: Gate) -> str:
+    return sha256_json(limits.model_dump(mode="json"))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,143 @@
+"""Lineage: what a version was made from and what of it can still be found; a model's status."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tasks.kd.errors import RegistryError
+from tasks.registry.produced import STAGES
+from tasks.registry.promotion import RECORD_TAG
+from tasks.registry.store import Store
+from tasks.registry.versions import CANDIDATE, CHAMPION, PREVIOUS, Version, find_alias, find_model
+
+_PROMOTION_TAGS = (
+    "promoted_at",
+    "promoted_reason",
+    "promoted_override",
+    "previous_version",
+    "rolled_back_at",
+    "rolled_back_reason",
+    "restored_at",
+    "restored_reason",
+)
+
+
+def trace(store: Store, version: Version) -> dict[str, Any]:
+    """Version -> run -> commit, DVC hashes, teacher, cache, recipe, decision.
+
+    Each `found` is true or false as looked up now, in this checkout and this MLflow.
+    """
+    tags = version.tags
+    record = tags.get(RECORD_TAG)
+    commit = tags.get("git.commit", "none")
+    cache = tags.get("cache.fingerprint", "")
+    return {
+        **_summarise(version),
+        "aliases": list(version.aliases),
+        "recipe": tags.get("recipe"),
+        "run": {"id": version.run_id, **_look_up_run(store, version.run_id)},
+        "git": {
+            "commit": commit,
+            "dirty": tags.get("git.dirty") == "true",
+            "found": _has_commit(store.root, commit),
+        },
+        "dvc": _compare_lock(store.root, tags),
+        "teacher": {"sha256": tags.get("teacher.sha256")},
+        "student": {"sha256": tags.get("student.sha256")},
+        "cache": {"fingerprint": cache, "found": _has_cache(store.root, cache)},
+        "evaluation": {"fingerprint": tags.get("evaluation.fingerprint")},
+        "content": {"sha256": tags.get("content.sha256")},
+        "gate": json.loads(record) if record else None,
+        "promotion": {name: tags[name] for name in _PROMOTION_TAGS if name in tags},
+        "prefect": {"flow_run_id": tags.get("prefect.flow_run_id")},
+    }
+
+
+def describe(store: Store, model: str) -> dict[str, Any]:
+    """The model's three aliased versions, each or none, and how many versions there are."""
+    known = find_model(store, model) is not None
+    count = len(store.client.search_model_versions(f"name = '{model}'")) if known else 0
+    status: dict[str, Any] = {"model": model, "registry": store.shown_uri, "versions": count}
+    for alias in (CHAMPION, PREVIOUS, CANDIDATE):
+        version = find_alias(store, model, alias) if known else None
+        status[alias] = None if version is None else _summarise(version)
+    return status
+
+
+def _summarise(version: Version) -> dict[str, Any]:
+    made = datetime.fromtimestamp(version.created_ms / 1000, UTC)
+    return {
+        "model": version.model,
+        "version": version.version,
+        "uri": version.uri,
+        "registered_at": made.isoformat(timespec="seconds"),
+        "verdict": version.tags.get("gate.verdict"),
+        "promoted_at": version.tags.get("promoted_at"),
+        "reason": version.tags.get("promoted_reason"),
+    }
+
+
+def _look_up_run(store: Store, run_id: str) -> dict[str, Any]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = store.client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return {"found": False, "status": None}
+    found = run.info.lifecycle_stage == "active"
+    return {"found": found, "status": run.info.status, "experiment_id": run.info.experiment_id}
+
+
+def _has_commit(root: Path, commit: str) -> bool:
+    if commit == "none":
+        return False
+    command = ["git", "-C", str(root), "cat-file", "-e", f"{commit}^{{commit}}"]
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError as error:
+        raise RegistryError("git can't be run", where="git", found=error.strerror) from error
+
+
+def _compare_lock(root: Path, tags: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Each stage's registered md5, and whether `dvc.lock` holds the same one now."""
+    now = _read_lock(root, tags.get("recipe", ""))
+    return {
+        stage: {
+            "md5": tags.get(f"dvc.{stage}"),
+            "found": stage in now and now[stage] == tags.get(f"dvc.{stage}"),
+        }
+        for stage in STAGES
+    }
+
+
+def _read_lock(root: Path, recipe: str) -> dict[str, str]:
+    from ruamel.yaml import YAML
+
+    path = root / "dvc.lock"
+    if not path.exists():
+        return {}
+    stages = YAML(typ="safe").load(path.read_text(encoding="utf-8")).get("stages", {})
+    hashes = {}
+    for stage in STAGES:
+        outs = stages.get(f"{stage}@{recipe}", {}).get("outs", [])
+        found = {out["path"]: out["md5"] for out in outs}
+        if found:
+            only = next(iter(found.values()))
+            hashes[stage] = only if len(found) == 1 else json.dumps(found, sort_keys=True)
+    return hashes
+
+
+def _has_cache(root: Path, fingerprint: str) -> bool | None:
+    """Whether the shards are here; None where the store is not a local folder."""
+    place = os.environ.get("STILLHOUSE_STORE", str(root / ".store"))
+    if "://" in place:
+        return None
+    return bool(fingerprint) and (Path(place) / fingerprint).is_dir()

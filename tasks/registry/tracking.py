@@ -1,0 +1,198 @@
+"""The run: parameters, metrics with history per level, inputs, artifacts and tags, from files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tasks.kd.errors import DataError
+from tasks.registry.produced import Produced
+from tasks.registry.store import Store
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
+
+# What of the artifacts goes with the run, in folders named after the stages.
+_FILES = (
+    ("prepare_data", "data_card.json"),
+    ("train_teacher", "report.json"),
+    ("cache_teacher", "manifest.json"),
+    ("train_student", "report.json"),
+    ("export_student", "student.json"),
+    ("export_student", "report.json"),
+    ("export_student", "model_card.md"),
+    ("evaluate_student", "metrics.json"),
+    ("evaluate_student", "predictions.csv"),
+    ("evaluate_student", "report.html"),
+)
+_PARAM_CHARACTERS = 6000  # MLflow's limit
+_BATCH = {"params": 100, "metrics": 500}
+_SKIPPED = {"step", "epoch", "phase", "split", "levels"}
+
+Item = TypeVar("Item")
+
+
+def track(store: Store, produced: Produced) -> str:
+    """Write the run, or return the id of the finished one with the same fingerprint.
+
+    A run that was begun and not finished is marked as failed, deleted, and written anew.
+    """
+    experiment = store.ensure_experiment(produced.recipe.register_.experiment)
+    for run in store.client.search_runs(
+        [experiment], f"tags.`stillhouse.fingerprint` = '{produced.fingerprint}'"
+    ):
+        if run.info.status == "FINISHED":
+            return str(run.info.run_id)
+        store.client.set_terminated(run.info.run_id, "FAILED")
+        store.client.delete_run(run.info.run_id)
+    run = store.client.create_run(experiment, run_name=produced.name, tags=produced.tags)
+    run_id = str(run.info.run_id)
+    try:
+        _write(store, produced, run_id)
+    except BaseException:
+        with contextlib.suppress(Exception):  # the first fault is the one to tell
+            store.client.set_terminated(run_id, "FAILED")
+        raise
+    store.client.set_terminated(run_id, "FINISHED")  # the last act: what makes the run count
+    return run_id
+
+
+def _write(store: Store, produced: Produced, run_id: str) -> None:
+    from mlflow.entities import Param
+
+    client = store.client
+    params = [Param(key, value) for key, value in flatten_recipe(produced).items()]
+    for chunk in _chunks(params, _BATCH["params"]):
+        client.log_batch(run_id, params=chunk)
+    for metrics in _chunks(list(_collect_metrics(produced)), _BATCH["metrics"]):
+        client.log_batch(run_id, metrics=metrics)
+    _log_inputs(store, produced, run_id)
+    for stage, name in _FILES:
+        client.log_artifact(run_id, str(produced.path(stage, name)), stage)
+    plots = produced.artifacts / "evaluate_student" / "plots"
+    if plots.is_dir():
+        client.log_artifacts(run_id, str(plots), "evaluate_student/plots")
+    client.log_artifact(run_id, str(produced.recipe_file), "recipe")
+
+
+# --- parameters ----------------------------------------------------------------------------------
+
+
+def flatten_recipe(produced: Produced) -> dict[str, str]:
+    """The recipe as dotted names and texts, as MLflow takes them.
+
+    `train_student.phases.0.levels.1.weight`: lists of sections by position, other lists as JSON. A
+    text beyond MLflow's limit is cut and says where the whole one is.
+    """
+    whole = f"… (cut; whole in recipe/{produced.recipe_file.name})"
+    recipe = produced.recipe.model_dump(mode="json", by_alias=True)
+    return {
+        key: text if len(text) <= _PARAM_CHARACTERS else text[: _PARAM_CHARACTERS - 100] + whole
+        for key, text in _flatten(recipe, "")
+    }
+
+
+def _flatten(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    prefix = f"{key}." if key else ""
+    if isinstance(value, dict) and value:
+        for name, part in value.items():
+            yield from _flatten(part, f"{prefix}{name}")
+    elif isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
+        for place, part in enumerate(value):
+            yield from _flatten(part, f"{prefix}{place}")
+    else:
+        yield key, value if isinstance(value, str) else json.dumps(value)
+
+
+# --- metrics -------------------------------------------------------------------------------------
+
+
+def _collect_metrics(produced: Produced) -> Iterator[Metric]:
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    for role in ("teacher", "student"):
+        for step, name, value in read_history(produced, role):
+            yield Metric(name, value, now, step)
+    for name, value in flatten_results(produced.metrics):
+        yield Metric(name, value, now, 0)
+
+
+def read_history(produced: Produced, role: str) -> Iterator[tuple[int, str, float]]:
+    """(step, name, value) of a training: `student.train.prediction.kl.raw`, `….dev.accuracy`."""
+    path = produced.artifacts / f"train_{role}" / "metrics.jsonl"
+    if not path.exists():  # a teacher that was given, not trained
+        return
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            step, prefix = int(record["step"]), f"{role}.{record['split']}"
+            values = {key: value for key, value in record.items() if key not in _SKIPPED}
+            for level, parts in record.get("levels", {}).items():
+                values |= {f"{level}.{part}": value for part, value in parts.items()}
+        except (ValueError, KeyError, AttributeError) as error:
+            raise DataError("A line of metrics can't be read", where=f"{path}:{number}") from error
+        for name, value in sorted(values.items()):
+            if _is_number(value):
+                yield step, f"{prefix}.{name}", float(value)
+
+
+def flatten_results(metrics: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """The numbers of `metrics.json`: `test.student.accuracy`, `.low`, `.high`, `test.retention`."""
+    for part in ("teacher", "student", "student_torch", "retention", "agreement"):
+        yield from _flatten_numbers(metrics.get(part), f"test.{part}")
+    yield "test.examples", float(metrics["examples"])
+
+
+def _flatten_numbers(value: Any, key: str) -> Iterator[tuple[str, float]]:
+    if isinstance(value, dict):
+        for name, part in value.items():
+            # {value, n, low, high}: the value has the plain name; n is test.examples
+            if name != "n":
+                yield from _flatten_numbers(part, key if name == "value" else f"{key}.{name}")
+    elif _is_number(value):
+        yield key, float(value)
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value)
+
+
+# --- data ----------------------------------------------------------------------------------------
+
+
+def _log_inputs(store: Store, produced: Produced, run_id: str) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    card = produced.read("prepare_data", "data_card.json")
+    source = produced.recipe.fetch_sources.data
+    inputs = []
+    for split, context, digest in (
+        ("train", "training", card["encoded_sha256"]),
+        ("test", "testing", card["test_sha256"]),
+    ):
+        data = Dataset(
+            name=f"{produced.name}.{split}",
+            digest=digest[:32],  # MLflow takes 36 characters at most
+            source_type=source.kind,
+            source=source.model_dump_json(),
+            profile=json.dumps(card["splits"][split]),
+        )
+        tags = [
+            InputTag("mlflow.data.context", context),
+            InputTag("sha256", digest),
+            InputTag("dvc.prepare_data", produced.tags["dvc.prepare_data"]),
+        ]
+        inputs.append(DatasetInput(data, tags))
+    store.client.log_inputs(run_id, inputs)
+
+
+def _chunks(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])

@@ -1,0 +1,167 @@
+"""The programs that dvc.yaml runs, and what they share: `run_stage` and `Stage`.
+
+A stage reads its own section of the recipe and the outs of earlier stages, works in
+`.work/<stage>-<recipe>-<fingerprint>/` (so that a killed run finds its own work again) and moves
+`out/` from there into place as its last act. It ends with 0, or with the error's exit code and
+a record for the flow in `.work/errors/`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tasks.kd.digests import replace_folder, sha256_folder, sha256_json, write_json
+from tasks.kd.errors import DataError, KDError
+from tasks.kd.params import Compute
+from tasks.kd.recipes import load_recipe
+
+INPUTS: dict[str, tuple[str, ...]] = {
+    "fetch_sources": (),
+    "prepare_data": ("fetch_sources",),
+    "train_teacher": ("fetch_sources", "prepare_data"),
+    "cache_teacher": ("prepare_data", "train_teacher"),
+    "train_student": ("prepare_data", "train_teacher", "cache_teacher"),
+    "export_student": ("prepare_data", "train_teacher", "train_student"),
+    "evaluate_student": (
+        "prepare_data",
+        "train_teacher",
+        "cache_teacher",
+        "train_student",
+        "export_student",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage program is given: its section, its folders, and a way to be watched."""
+
+    name: str
+    recipe: str
+    params: Any
+    compute: Compute
+    root: Path
+    work: Path
+
+    @property
+    def target(self) -> str:
+        """Its name for DVC."""
+        return f"{self.name}@{self.recipe}"
+
+    @property
+    def out(self) -> Path:
+        """Where the stage's only out will stand."""
+        return self.root / "artifacts" / self.recipe / self.name
+
+    @property
+    def draft(self) -> Path:
+        """Where the stage writes its out; moved into place when it is done."""
+        return self.work / "out"
+
+    def input(self, stage: str) -> Path:
+        """The out of an earlier stage. Raises DataError, with what mends it, if it is not there."""
+        if stage not in INPUTS[self.name]:
+            raise AssertionError(f"{self.name} does not declare {stage} as an input")
+        folder = self.root / "artifacts" / self.recipe / stage
+        if not folder.is_dir():
+            raise DataError(
+                f"{self.name} needs what {stage} makes",
+                where=folder,
+                expected="a folder",
+                found="nothing",
+                mend=f"dvc repro {stage}@{self.recipe}",
+            )
+        return folder
+
+    def log(self, message: str) -> None:
+        """One line for whoever watches."""
+        print(f"{self.name}: {message}", file=sys.stderr, flush=True)
+
+    def bar(self, total: int, unit: str, *, done: int = 0) -> Any:
+        """A progress bar with an ETA, on standard error: `.update(n)`, `.set_postfix_str(s)`."""
+        from tqdm import tqdm
+
+        return tqdm(
+            total=total,
+            initial=done,
+            unit=unit,
+            unit_scale=total > 100_000,
+            desc=self.name,
+            mininterval=0.5,
+            dynamic_ncols=True,
+            leave=False,
+        )
+
+
+def run_stage(name: str, main: Callable[[Stage], None]) -> NoReturn:
+    """Run a stage program: the recipe's path is its only argument."""
+    if len(sys.argv) != 2:
+        print(f"usage: python -m tasks.stages.{name} params/<recipe>.yaml", file=sys.stderr)
+        sys.exit(2)
+    _quieten()
+    root, path = Path.cwd(), Path(sys.argv[1])
+    record = root / ".work" / "errors" / f"{path.stem}.{name}.json"
+    try:
+        _run(name, main, root, path)
+    except KDError as error:
+        _leave(record, type(error).__name__, str(error), error.transient)
+        print(f"{name}: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        message = f"{name}: the system refused: {error.strerror or error} ({error.filename or ''})"
+        _leave(record, "StageError", message, False)
+        print(message, file=sys.stderr, flush=True)
+        sys.exit(1)
+    record.unlink(missing_ok=True)
+    sys.exit(0)
+
+
+def _run(name: str, main: Callable[[Stage], None], root: Path, path: Path) -> None:
+    recipe = load_recipe(path)
+    params = getattr(recipe, name)
+    inputs = [root / "artifacts" / path.stem / stage for stage in INPUTS[name]]
+    fingerprint = sha256_json(
+        [
+            params.model_dump(mode="json"),
+            [sha256_folder(folder) for folder in inputs if folder.is_dir()],
+        ]
+    )[:16]
+    work = root / ".work" / f"{name}-{path.stem}-{fingerprint}"
+    work.mkdir(parents=True, exist_ok=True)
+    stage = Stage(name, path.stem, params, recipe.compute, root, work)
+    _set_threads(recipe.compute.threads)
+    shutil.rmtree(stage.draft, ignore_errors=True)
+    stage.draft.mkdir()
+    started = time.monotonic()
+    main(stage)
+    replace_folder(stage.draft, stage.out)
+    shutil.rmtree(work)
+    stage.log(f"done in {time.monotonic() - started:.1f} s")
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+def _quieten() -> None:
+    """No telemetry, no advice from libraries between our own lines."""
+    os.environ.update(
+        HF_HUB_DISABLE_TELEMETRY="1",
+        HF_HUB_DISABLE_PROGRESS_BARS="1",
+        TRANSFORMERS_VERBOSITY="error",
+        TOKENIZERS_PARALLELISM="false",
+        DO_NOT_TRACK="true",
+    )
+
+
+def _leave(record: Path, kind: str, message: str, transient: bool) -> None:
+    record.parent.mkdir(parents=True, exist_ok=True)
+    write_json(record, {"type": kind, "message": message, "transient": transient})

@@ -1,0 +1,299 @@
+"""Teacher against student on the test split: figures, predictions, report."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from tasks.kd.data import Split, read_data_card, read_split
+from tasks.kd.digests import read_json, sha256_file, write_json
+from tasks.kd.encoders import layers_of, load_classifier
+from tasks.kd.evaluation import (
+    Answers,
+    bin_confidence,
+    cka_matrix,
+    compare_classes,
+    compare_outcomes,
+    count_confusion,
+    count_right,
+    read_outcome,
+)
+from tasks.kd.export import require_parity, write_onnx
+from tasks.kd.inference import (
+    TextClassifier,
+    encode,
+    hidden_states,
+    predict_onnx,
+    predict_torch,
+    read_tokenizer,
+    require_same_tokens,
+    time_in_pairs,
+)
+from tasks.kd.report import Contents, Mistake, count, interval, percent, write_report
+from tasks.stages import Stage, run_stage
+
+_MISTAKES = 8
+_TEACHER_PARITY = 1e-2  # its ONNX file is only timed; this is to notice a broken one
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """What is compared, and on what."""
+
+    test: Split
+    labels: list[str]
+    teacher: Any
+    student: Any
+    served: Path
+    tokenizer: Path
+    max_length_tokens: int
+    pad_token_id: int
+
+
+def main(stage: Stage) -> None:
+    """Evaluate, write metrics.json, predictions.csv and the report, and print the result."""
+    subjects = _load(stage)
+    answers, student_torch = _answer(stage, subjects)
+    metrics = _measure(stage, subjects, answers) | {"student_torch": {"accuracy": student_torch}}
+    write_json(stage.draft / "metrics.json", metrics)
+    _write_predictions(stage.draft / "predictions.csv", subjects, answers)
+    write_report(_contents(stage, metrics, subjects, answers), stage.draft)
+    _show(metrics, stage.params.confidence)
+    stage.log(f"report: {(stage.out / 'report.html').relative_to(stage.root)}")
+
+
+def _measure(stage: Stage, subjects: Subjects, answers: Answers) -> dict[str, Any]:
+    """Everything in metrics.json that follows from the answers, and what they cost."""
+    params = stage.params
+    figures = compare_outcomes(
+        answers,
+        resamples=params.bootstrap_resamples,
+        confidence=params.confidence,
+        seed=params.seed,
+    )
+    stage.log(f"timing {min(params.latency_examples, len(subjects.test))} texts one by one")
+    for who, cost in _measure_cost(stage, subjects).items():
+        figures[who] |= cost
+    data_card = read_data_card(stage.input("prepare_data"))
+    return figures | {
+        "recipe": stage.recipe,
+        "evaluation_fingerprint": data_card["test_sha256"],
+        "labels": subjects.labels,
+        "examples": len(subjects.test),
+        "served_file": subjects.served.name,
+        "right": count_right(answers),
+        "per_class": compare_classes(answers, subjects.labels),
+        "confusion": {
+            who: count_confusion(answers.labels, outcome.classes, len(subjects.labels)).tolist()
+            for who, outcome in (("teacher", answers.teacher), ("student", answers.student))
+        },
+        "similarity": _measure_similarity(stage, subjects),
+    }
+
+
+def _load(stage: Stage) -> Subjects:
+    """Models and test split; the exported tokenizer must give the prepared token ids."""
+    prepared, exported = stage.input("prepare_data"), stage.input("export_student")
+    test = read_split(prepared / "test.arrow")
+    contract = read_json(exported / "student.json")
+    tokenizer = exported / "tokenizer.json"
+    ids = encode(read_tokenizer(tokenizer, contract["max_length_tokens"]), test.texts)
+    require_same_tokens(ids, test.input_ids, where=tokenizer)
+    return Subjects(
+        test=test,
+        labels=list(contract["labels"]),
+        teacher=load_classifier(stage.input("train_teacher") / "model"),
+        student=load_classifier(stage.input("train_student") / "model"),
+        served=exported / contract["serve"],
+        tokenizer=tokenizer,
+        max_length_tokens=contract["max_length_tokens"],
+        pad_token_id=contract["pad_token_id"],
+    )
+
+
+def _answer(stage: Stage, subjects: Subjects) -> tuple[Answers, float]:
+    """Both models' answers, and the accuracy of the student in torch.
+
+    The student answers as it is served: an int8 file one text at a time.
+    """
+    ids, pad = subjects.test.input_ids, subjects.pad_token_id
+    with stage.bar(3 * len(ids), "text") as bar:
+        teacher = predict_torch(subjects.teacher, ids, pad_token_id=pad, report=bar.update)
+        trained = predict_torch(subjects.student, ids, pad_token_id=pad, report=bar.update)
+        served = predict_onnx(
+            subjects.served,
+            ids,
+            pad_token_id=pad,
+            alone="int8" in subjects.served.name,
+            threads=stage.compute.threads or 0,
+            report=bar.update,
+        )
+    classes = len(subjects.labels)
+    outcomes = read_outcome(teacher, classes), read_outcome(served, classes)
+    answers = Answers(subjects.test.labels, *outcomes)
+    right = read_outcome(trained, classes).classes == subjects.test.labels
+    return answers, float(np.mean(right))
+
+
+def _measure_cost(stage: Stage, subjects: Subjects) -> dict[str, dict[str, Any]]:
+    """Latency, size, parameters and layers of both; the teacher is exported for it, for now."""
+    folder = stage.work / "teacher"
+    folder.mkdir(exist_ok=True)
+    teacher = folder / "model.onnx"
+    write_onnx(subjects.teacher, teacher, one_file=False)
+    rows = _choose(subjects.test, stage.params.latency_examples, stage.params.seed)
+    chosen = subjects.test.take(rows)
+    require_parity(
+        subjects.teacher,
+        teacher,
+        chosen.input_ids[:16],
+        pad_token_id=subjects.pad_token_id,
+        limit=_TEACHER_PARITY,
+    )
+    tokens = subjects.tokenizer, subjects.max_length_tokens
+    pair = TextClassifier(teacher, *tokens), TextClassifier(subjects.served, *tokens)
+    times = time_in_pairs(pair, chosen.texts)
+    sizes = sum(path.stat().st_size for path in folder.iterdir()), subjects.served.stat().st_size
+    models = subjects.teacher, subjects.student
+    return {
+        who: {
+            "latency_ms": {
+                "p50": float(np.percentile(own, 50)),
+                "p95": float(np.percentile(own, 95)),
+                "mean": float(np.mean(own)),
+            },
+            "size_bytes": size,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "layers": len(layers_of(model)),
+        }
+        for who, own, size, model in zip(("teacher", "student"), times, sizes, models, strict=True)
+    }
+
+
+def _measure_similarity(stage: Stage, subjects: Subjects) -> dict[str, Any]:
+    """Linear CKA of every student layer with every teacher layer, embeddings (0) included."""
+    rows = _choose(subjects.test, stage.params.similarity_examples, stage.params.seed + 1)
+    ids = subjects.test.take(rows).input_ids
+    states = [
+        hidden_states(model, ids, len(layers_of(model)), pad_token_id=subjects.pad_token_id)
+        for model in (subjects.student, subjects.teacher)
+    ]
+    return {
+        "layers_student": list(range(len(states[0]))),
+        "layers_teacher": list(range(len(states[1]))),
+        "cka": cka_matrix(*states),
+    }
+
+
+def _choose(test: Split, examples: int, seed: int) -> Any:
+    """Rows of a seeded choice of test texts, all of them if there are no more."""
+    random = np.random.default_rng(seed)
+    return np.sort(random.choice(len(test), min(examples, len(test)), replace=False))
+
+
+def _write_predictions(path: Path, subjects: Subjects, answers: Answers) -> None:
+    names = subjects.labels
+    columns = answers.labels, answers.teacher.classes, answers.student.classes
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["example_id", "label", "teacher", "student"])
+        for example_id, *classes in zip(subjects.test.example_ids, *columns, strict=True):
+            writer.writerow([example_id, *(names[c] for c in classes)])
+
+
+def _contents(
+    stage: Stage, metrics: dict[str, Any], subjects: Subjects, answers: Answers
+) -> Contents:
+    return Contents(
+        metrics=metrics,
+        confidence=stage.params.confidence,
+        teacher_bins=bin_confidence(answers.labels, answers.teacher),
+        student_bins=bin_confidence(answers.labels, answers.student),
+        teacher_history=_read_history(stage.input("train_teacher") / "metrics.jsonl"),
+        student_history=_read_history(stage.input("train_student") / "metrics.jsonl"),
+        mistakes=_find_mistakes(subjects, answers),
+        lineage=_trace_lineage(stage, metrics, subjects),
+    )
+
+
+def _find_mistakes(subjects: Subjects, answers: Answers) -> list[Mistake]:
+    """Texts that only the teacher gets right, the student's surest mistakes first."""
+    labels, teacher, student = answers.labels, answers.teacher, answers.student
+    lost = np.flatnonzero((teacher.classes == labels) & (student.classes != labels))
+    surest = lost[np.argsort(-student.confidence[lost], kind="stable")][:_MISTAKES]
+    return [
+        Mistake(
+            text=subjects.test.texts[row],
+            label=subjects.labels[labels[row]],
+            answer=subjects.labels[student.classes[row]],
+            student_score=float(student.confidence[row]),
+            teacher_score=float(teacher.confidence[row]),
+        )
+        for row in surest
+    ]
+
+
+def _trace_lineage(
+    stage: Stage, metrics: Mapping[str, Any], subjects: Subjects
+) -> list[tuple[str, str]]:
+    """What the student was made from. The git commit is not here: it is the MLflow run's."""
+    data_card = read_data_card(stage.input("prepare_data"))
+    manifest = read_json(stage.input("cache_teacher") / "manifest.json")
+    return [
+        ("Recipe", stage.recipe),
+        ("Prepared data", data_card["encoded_sha256"]),
+        ("Test split (evaluation fingerprint)", metrics["evaluation_fingerprint"]),
+        ("Tokenizer", data_card["tokenizer_sha256"]),
+        ("Teacher", read_json(stage.input("train_teacher") / "report.json")["teacher_sha256"]),
+        ("Teacher cache (fingerprint)", manifest["fingerprint"]),
+        (
+            "Trained student",
+            read_json(stage.input("train_student") / "report.json")["student_sha256"],
+        ),
+        (f"Served file ({subjects.served.name})", sha256_file(subjects.served)),
+    ]
+
+
+def _read_history(path: Path) -> list[dict[str, Any]]:
+    """A training's metrics.jsonl; a teacher that was given has none."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _show(metrics: dict[str, Any], confidence: float) -> None:
+    """The result as a table on the terminal."""
+    table = Table(
+        title=f"{metrics['recipe']}: {metrics['examples']} test texts", title_justify="left"
+    )
+    table.add_column("")
+    for name in ("teacher", "student"):
+        table.add_column(name, justify="right")
+    teacher, student = metrics["teacher"], metrics["student"]
+    for key, name in (("accuracy", "accuracy"), ("macro_f1", "macro-F1"), ("ece", "ECE")):
+        table.add_row(name, *(f"{percent(m[key]['value'])}" for m in (teacher, student)))
+    for key in ("p50", "p95"):
+        table.add_row(
+            f"latency {key}", *(f"{m['latency_ms'][key]:.2f} ms" for m in (teacher, student))
+        )
+    table.add_row("size", *(f"{m['size_bytes'] / 1e6:.1f} MB" for m in (teacher, student)))
+    table.add_row("parameters", *(count(m["parameters"]) for m in (teacher, student)))
+    retention = metrics["retention"]
+    table.caption = (
+        f"retention {percent(retention['value'])} "
+        f"({percent(confidence, 0)} interval {interval(retention)}), "
+        f"agreement {percent(metrics['agreement']['value'])}"
+    )
+    Console(stderr=True).print(table)
+
+
+if __name__ == "__main__":
+    run_stage("evaluate_student", main)

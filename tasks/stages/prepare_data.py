@@ -1,0 +1,161 @@
+"""From raw tables to token ids, labels, stable example ids and splits, with a data card."""
+
+from __future__ import annotations
+
+from collections import Counter
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+
+from tasks.kd.data import Split, write_split
+from tasks.kd.digests import read_json, sha256_folder, sha256_json, write_json
+from tasks.kd.errors import DataError
+from tasks.kd.params import PrepareData
+from tasks.kd.tables import Rows, drop_repeats, read_rows, stratified
+from tasks.stages import Stage, run_stage
+
+
+def main(stage: Stage) -> None:
+    """Write the splits, tokenizer/ and data_card.json."""
+    params: PrepareData = stage.params
+    sources = stage.input("fetch_sources")
+    test = _read(sources, "test", params)
+    train, dropped = drop_repeats(
+        _read(sources, "train", params), test, on_overlap=params.on_overlap
+    )
+    train, dev = _divide(train, params)
+    labels = _labels(train, sources / "teacher" / "config.json")
+    _check_labels(labels, {"dev": dev, "test": test})
+    tokenizer, pad_id = _save_tokenizer(sources / "teacher", stage.draft / "tokenizer", params)
+    splits = {}
+    for name, rows in (("train", train), ("dev", dev), ("test", test)):
+        splits[name] = _encode(rows, labels, tokenizer)
+        write_split(stage.draft / f"{name}.arrow", splits[name])
+    write_json(
+        stage.draft / "data_card.json",
+        {
+            "labels": labels,
+            "pad_token_id": pad_id,
+            "max_length_tokens": params.max_length_tokens,
+            "splits": {name: _describe(split, labels) for name, split in splits.items()},
+            "dropped": dropped,
+            "tokenizer_sha256": sha256_folder(stage.draft / "tokenizer"),
+            "encoded_sha256": _digest(splits["train"].input_ids),
+            "test_sha256": sha256_json(
+                [splits["test"].example_ids, splits["test"].labels.tolist(), labels]
+            ),
+        },
+    )
+    left_out = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
+    sizes = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
+    stage.log(f"{sizes}; {len(labels)} labels" + (f"; left out: {left_out}" if left_out else ""))
+
+
+def _read(sources: Path, split: str, params: PrepareData) -> Rows:
+    found = next(iter((sources / "data").glob(f"{split}.*")))
+    skip = read_json(sources / "sources.json")["data"].get("format", {}).get("skip_lines", 0)
+    return read_rows(found, text=params.text_column, label=params.label_column, skip_lines=skip)
+
+
+def _divide(train: Rows, params: PrepareData) -> tuple[Rows, Rows]:
+    """The training and the dev split. Raises DataError if one would be empty."""
+    if params.train_examples is not None and params.train_examples < len(train):
+        chosen, _ = stratified(train.labels, params.train_examples, seed=params.seed)
+        train = train.keep(chosen.tolist())
+    count = round(params.dev_fraction * len(train))
+    dev_rows, train_rows = stratified(train.labels, count, seed=params.seed + 1)
+    if not (len(dev_rows) and len(train_rows)):
+        raise DataError(
+            "too few training examples for a dev split",
+            where="prepare_data.dev_fraction",
+            expected="at least one example in each split",
+            found=f"{len(train)} examples, {len(dev_rows)} of them for dev",
+        )
+    return train.keep(train_rows.tolist()), train.keep(dev_rows.tolist())
+
+
+def _labels(train: Rows, config: Path) -> list[str]:
+    """Label names in order of id: the tuned teacher's own order where it has these labels."""
+    names = sorted(set(train.labels))
+    if len(names) < 2:
+        raise DataError("the training split has a single label", found=names)
+    known = read_json(config).get("id2label") or {}
+    ordered = [known[key] for key in sorted(known, key=int)]
+    return ordered if sorted(ordered) == names else names
+
+
+def _check_labels(labels: list[str], splits: dict[str, Rows]) -> None:
+    for name, rows in splits.items():
+        unknown = Counter(label for label in rows.labels if label not in set(labels))
+        if unknown:
+            label, count = unknown.most_common(1)[0]
+            raise DataError(
+                f"the {name} split has a label that the training split lacks",
+                where=f"label {label!r}, {count} examples",
+                expected=f"one of {', '.join(labels)[:200]}",
+            )
+
+
+def _save_tokenizer(folder: Path, out: Path, params: PrepareData) -> tuple[Tokenizer, int]:
+    """The teacher's tokenizer with the recipe's truncation and no padding; and its pad id."""
+    try:
+        loaded: Any = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise DataError("no tokenizer with the teacher", where=folder, found=error) from error
+    loaded.save_pretrained(out)
+    if loaded.pad_token_id is None or not (out / "tokenizer.json").is_file():
+        raise DataError("the teacher needs a fast tokenizer with a padding token", where=folder)
+    tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(params.max_length_tokens)
+    tokenizer.save(str(out / "tokenizer.json"))
+    return tokenizer, int(loaded.pad_token_id)
+
+
+def _encode(rows: Rows, labels: list[str], tokenizer: Tokenizer) -> Split:
+    encoded = tokenizer.encode_batch(rows.texts)
+    number = {label: i for i, label in enumerate(labels)}
+    return Split(
+        _example_ids(rows.texts),
+        rows.texts,
+        np.asarray([number[label] for label in rows.labels], dtype=np.int64),
+        [np.asarray(encoding.ids, dtype=np.int32) for encoding in encoded],
+    )
+
+
+def _example_ids(texts: list[str]) -> list[str]:
+    """A permanent key per row: its text's digest, numbered where a text is repeated."""
+    seen: Counter[str] = Counter()
+    ids = []
+    for text in texts:
+        key = sha256(text.encode()).hexdigest()[:16]
+        seen[key] += 1
+        ids.append(key if seen[key] == 1 else f"{key}-{seen[key]}")
+    return ids
+
+
+def _digest(input_ids: list[Any]) -> str:
+    digest = sha256()
+    for key in sorted(ids.astype("<i4").tobytes() for ids in input_ids):
+        digest.update(len(key).to_bytes(8, "little") + key)
+    return digest.hexdigest()
+
+
+def _describe(split: Split, labels: list[str]) -> dict[str, Any]:
+    counts = np.bincount(split.labels, minlength=len(labels))
+    return {
+        "examples": len(split),
+        "tokens": int(split.lengths.sum()),
+        "longest_tokens": int(split.lengths.max()),
+        "label_counts": dict(zip(labels, counts.tolist(), strict=True)),
+    }
+
+
+if __name__ == "__main__":
+    run_stage("prepare_data", main)

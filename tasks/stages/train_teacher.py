@@ -1,0 +1,128 @@
+"""Fine-tune the teacher, or check and freeze one that is given."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tasks.kd.data import read_data_card, read_split
+from tasks.kd.digests import write_json
+from tasks.kd.encoders import load_classifier, load_config, new_classifier, weights_sha256
+from tasks.kd.errors import DataError
+from tasks.kd.launch import run_processes
+from tasks.kd.objective import Objective
+from tasks.kd.params import LabelsLevel, Phase, TrainTeacher
+from tasks.kd.sinks import Bar, JsonLines, Sink
+from tasks.kd.students import count_parameters
+from tasks.kd.targets import NoTargets
+from tasks.kd.training import Habits, Parts, evaluate, steps_per_epoch, train
+from tasks.stages import Stage, run_stage
+
+
+def main(stage: Stage) -> None:
+    """Write model/, report.json and metrics.jsonl."""
+    base, data = stage.input("fetch_sources") / "teacher", stage.input("prepare_data")
+    check_shape(base, stage.params)
+    (stage.draft / "metrics.jsonl").touch()
+    if stage.params.mode == "given":
+        _freeze(stage, base, data)
+    else:
+        run_processes(fine_tune, stage, processes=stage.compute.processes)
+    shutil.copytree(data / "tokenizer", stage.draft / "model", dirs_exist_ok=True)
+
+
+def check_shape(base: Path, params: TrainTeacher) -> None:
+    """Raise DataError unless the model is as deep and wide as the recipe says."""
+    config = load_config(base)
+    found = (config.num_hidden_layers, config.hidden_size)
+    if found != (params.layers, params.hidden_size):
+        raise DataError(
+            "the teacher is not as the recipe says",
+            where="train_teacher.layers and .hidden_size",
+            expected=f"{params.layers} layers, width {params.hidden_size}",
+            found=f"{found[0]} layers, width {found[1]}",
+        )
+
+
+def fine_tune(stage: Stage) -> None:
+    """Train on labels; runs in every process."""
+    params: TrainTeacher = stage.params
+    data = stage.input("prepare_data")
+    card = read_data_card(data)
+    torch.manual_seed(params.optimizer.seed)
+    teacher = new_classifier(stage.input("fetch_sources") / "teacher", card["labels"])
+    phase = Phase(
+        name="fine_tune",
+        epochs=params.epochs,
+        learning_rate=params.learning_rate,
+        levels=(LabelsLevel(level="prediction", loss="labels", weight=1.0),),
+    )
+    parts = Parts(
+        Objective(teacher, (phase,)),
+        NoTargets(),
+        read_split(data / "train.arrow"),
+        read_split(data / "dev.arrow"),
+        card["pad_token_id"],
+    )
+    steps = params.epochs * steps_per_epoch(params.optimizer, len(parts.train))
+    report = train(params.optimizer, parts, habits(stage, steps))
+    if torch.distributed.is_initialized() and torch.distributed.get_rank():
+        return
+    save(stage, teacher, {"mode": params.mode, **vars(report)})
+    stage.log(
+        f"dev accuracy {100 * report.dev_accuracy:.2f} % after epoch {report.best_epoch}, "
+        f"{report.seconds:.0f} s"
+    )
+
+
+def habits(stage: Stage, steps: int) -> Habits:
+    """Where a training keeps its checkpoints and tells its figures."""
+
+    def sinks(step: int) -> list[Sink]:
+        lines = JsonLines(stage.work / "metrics.jsonl", resume_at=step)
+        if step:
+            stage.log(f"resumes at step {step} of {steps}")
+        return [lines, Bar(stage.bar(steps, "step", done=step))]
+
+    return Habits(stage.work, stage.compute.checkpoint_every_s, sinks)
+
+
+def save(stage: Stage, model: Any, report: dict[str, Any]) -> None:
+    """Write a trained model with its metrics and report."""
+    model.save_pretrained(stage.draft / "model")
+    if (stage.work / "metrics.jsonl").exists():
+        shutil.copyfile(stage.work / "metrics.jsonl", stage.draft / "metrics.jsonl")
+    report |= {
+        "parameters": count_parameters(model),
+        f"{stage.name.removeprefix('train_')}_sha256": weights_sha256(stage.draft / "model"),
+    }
+    write_json(stage.draft / "report.json", report)
+
+
+def _freeze(stage: Stage, base: Path, data: Path) -> None:
+    """Check a tuned teacher's labels and measure it; its weights stay as they are."""
+    started = time.monotonic()
+    card = read_data_card(data)
+    config = load_config(base)
+    labels = [config.id2label[i] for i in sorted(config.id2label)]
+    if labels != card["labels"]:
+        raise DataError(
+            "the teacher's labels are not those of the data",
+            where=base / "config.json",
+            expected=f"{len(card['labels'])} labels: {', '.join(card['labels'])}"[:300],
+            found=f"{len(labels)} labels: {', '.join(labels)}"[:300],
+        )
+    teacher = load_classifier(base)
+    dev = read_split(data / "dev.arrow")
+    accuracy, _ = evaluate(teacher, dev, pad_id=card["pad_token_id"], max_tokens=8192)
+    figures = {"steps": 0, "seconds": time.monotonic() - started, "best_epoch": 0}
+    save(stage, teacher, {"mode": "given", "dev_accuracy": accuracy, **figures})
+    stage.log(f"given; dev accuracy {100 * accuracy:.2f} %")
+
+
+if __name__ == "__main__":
+    run_stage("train_teacher", main)

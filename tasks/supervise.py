@@ -1,0 +1,309 @@
+"""Run a command so that its whole process tree ends when we do, however we end.
+
+    run()  ->  shim: this file as a program, in a session of its own  ->  the command and its own
+
+On Linux the shim is the *reaper* of everything below it: a process whose parent has died becomes
+the shim's child, even one that made its own session, so no descendant can leave its sight. When
+the process that called `run` dies, also of SIGKILL, the kernel wakes the shim, which kills them
+all. Elsewhere the shim sees within half a second that its parent has gone and ends the command's
+process group; a descendant that made its own session outlives that.
+
+A request to stop (SIGTERM to the shim) goes to every descendant as SIGTERM; what still lives
+after the grace period is killed. A second request kills at once.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import ctypes
+import math
+import os
+import platform
+import re
+import select
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+GRACE_S = 10.0
+_POLL_S = 0.5  # a lost parent is noticed within this even without the kernel's word
+_LINGER_S = 1.0  # what the command leaves behind may end by itself for so long
+_MARGIN_S = 5.0  # the shim's own time, on top of the grace period
+_MAX_LINE = 1 << 16
+_LINUX = platform.system() == "Linux"
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+
+# --- in the process that asks -------------------------------------------------------------------
+
+
+def run(
+    argv: Sequence[str],
+    cwd: Path,
+    *,
+    env: Mapping[str, str],
+    on_line: Callable[[str], None],
+    on_progress: Callable[[str], None],
+    grace_s: float = GRACE_S,
+) -> int:
+    """Run a command to its end and return its exit code: 128 + n if signal n ended it.
+
+    Standard output and error arrive merged, in order, as UTF-8 text: `on_line` gets each line that
+    ends in a newline, `on_progress` each text that a carriage return lets the next one overwrite.
+    Whatever is raised meanwhile (KeyboardInterrupt, a cancellation, a fault of a callback) first
+    ends the whole tree: SIGTERM, `grace_s` seconds, SIGKILL.
+    """
+    options = ["--parent", str(os.getpid()), "--grace", str(grace_s), "--"]
+    shim = subprocess.Popen(
+        [sys.executable, "-I", "-S", str(Path(__file__).resolve()), *options, *argv],
+        cwd=cwd,
+        env=dict(env),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        splitter = Splitter(on_line, on_progress)
+        _pump(shim, splitter.feed, math.inf)
+        splitter.close()
+    except BaseException:
+        _stop(shim, grace_s)
+        raise
+    finally:
+        _end_group(shim)
+    return shim.returncode if shim.returncode >= 0 else 128 - shim.returncode
+
+
+class Splitter:
+    """Cuts a byte stream into lines (newline) and progress (carriage return)."""
+
+    def __init__(self, on_line: Callable[[str], None], on_progress: Callable[[str], None]) -> None:
+        self._on_line, self._on_progress = on_line, on_progress
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._rest = ""
+        self._overwrites = False
+        self._shown = ""
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next bytes, call back for all that is complete in them."""
+        text = self._rest + self._decoder.decode(chunk)
+        # A carriage return at the very end may be the first half of a line's "\r\n".
+        pieces = re.split(r"(\r\n|\n|\r(?!\Z))", text)
+        self._rest = pieces.pop()
+        for piece, end in zip(pieces[::2], pieces[1::2], strict=True):
+            if end == "\r":
+                self._progress(piece)
+            else:
+                self._line(piece)
+        if self._overwrites or self._rest.endswith("\r"):
+            self._progress(self._rest.rstrip("\r"))
+        if len(self._rest) > _MAX_LINE:
+            self._line(self._rest)
+            self._rest = ""
+
+    def close(self) -> None:
+        """The stream has ended: what is left is a line, unless it is progress, already shown."""
+        rest = self._rest + self._decoder.decode(b"", final=True)
+        if rest.strip() and not rest.endswith("\r"):
+            self._line(rest)
+        self._rest = ""
+
+    def _line(self, text: str) -> None:
+        self._overwrites, self._shown = False, ""
+        self._on_line(text)
+
+    def _progress(self, text: str) -> None:
+        self._overwrites = True
+        if text.strip() and text != self._shown:
+            self._shown = text
+            self._on_progress(text)
+
+
+def _pump(shim: subprocess.Popen[bytes], feed: Callable[[bytes], None], deadline: float) -> None:
+    """Hand over output until the shim has ended and its pipe is empty, or the deadline is past."""
+    if shim.stdout is None or shim.stdout.closed:
+        return
+    with selectors.DefaultSelector() as selector:
+        selector.register(shim.stdout, selectors.EVENT_READ)
+        # Short waits: a cancellation is raised in this thread only between two instructions.
+        while time.monotonic() < deadline:
+            if selector.select(_POLL_S / 2):
+                chunk = os.read(shim.stdout.fileno(), 1 << 16)
+                if not chunk:
+                    break
+                feed(chunk)
+            elif shim.poll() is not None:
+                return  # killed itself, while one of its own still holds the pipe
+    while shim.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def _stop(shim: subprocess.Popen[bytes], grace_s: float) -> None:
+    try:
+        shim.terminate()
+        _pump(shim, _discard, time.monotonic() + grace_s + _MARGIN_S)
+    finally:
+        if shim.poll() is None:
+            shim.terminate()
+            _pump(shim, _discard, time.monotonic() + _MARGIN_S)
+
+
+def _discard(_: bytes) -> None:
+    """Output of a command that is being stopped: read, so that it never waits for a reader."""
+
+
+def _end_group(shim: subprocess.Popen[bytes]) -> None:
+    """The last resort, for when the shim was killed: the command shares its process group."""
+    if shim.poll() is None or shim.returncode < 0:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(shim.pid, signal.SIGKILL)
+    shim.wait()
+    if shim.stdout is not None:
+        shim.stdout.close()
+
+
+# --- the shim -----------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str]) -> int:
+    """`python -m tasks.supervise [--parent PID] [--grace SECONDS] -- command...`."""
+    if "--" not in argv or argv[-1] == "--":
+        sys.stderr.write("usage: python -m tasks.supervise [--grace SECONDS] -- command...\n")
+        return 2
+    cut = list(argv).index("--")
+    options = dict(zip(argv[:cut:2], argv[1:cut:2], strict=False))
+    parent = int(options.get("--parent", os.getppid()))
+    code = _watch(list(argv[cut + 1 :]), parent, float(options.get("--grace", GRACE_S)))
+    return code if code >= 0 else 128 - code
+
+
+def _watch(command: list[str], parent: int, grace_s: float) -> int:
+    requests, wake = _listen()
+    _become_reaper()
+    if os.getppid() != parent:
+        return -signal.SIGKILL  # it died before we could ask to be told
+    try:
+        child = _start(command)
+    except OSError as error:
+        sys.stderr.write(f"{command[0]}: {error.strerror}\n")
+        return 127
+    deadline = math.inf
+    code, alone = _reap(child, None)
+    while not alone:
+        now = time.monotonic()
+        if deadline == math.inf and requests:
+            # Not shortened when the command itself goes first: dvc does, at once, while the
+            # stage below it writes a checkpoint.
+            deadline = now + grace_s
+            _signal_all(child, signal.SIGTERM)
+        elif deadline == math.inf and code is not None:
+            deadline = now + _LINGER_S
+        if os.getppid() != parent or len(requests) > 1 or now >= deadline:
+            code = _kill_all(child, code)
+            break
+        _sleep(wake, min(_POLL_S, deadline - now))
+        code, alone = _reap(child, code)
+    return -signal.SIGKILL if code is None else code
+
+
+def _listen() -> tuple[list[int], int]:
+    """Requests to stop collect in the list; the descriptor becomes readable at any signal."""
+    requests: list[int] = []
+    wake, alarm = os.pipe()
+    os.set_blocking(wake, False)
+    os.set_blocking(alarm, False)
+    signal.set_wakeup_fd(alarm, warn_on_full_buffer=False)
+
+    def request(number: int, _: FrameType | None) -> None:
+        requests.append(number)
+
+    def notice(_: int, __: FrameType | None) -> None: ...
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, request)
+    for number in (signal.SIGCHLD, signal.SIGUSR1):
+        signal.signal(number, notice)
+    return requests, wake
+
+
+def _become_reaper() -> None:
+    if _LINUX:
+        prctl = ctypes.CDLL(None, use_errno=True).prctl
+        # SIGUSR1 only wakes us, to look whether the parent is still there: the kernel sends it
+        # when the *thread* that started us ends, which is not yet the end of its process.
+        for option, value in ((_PR_SET_PDEATHSIG, signal.SIGUSR1), (_PR_SET_CHILD_SUBREAPER, 1)):
+            if prctl(option, int(value), 0, 0, 0) != 0:
+                raise OSError(ctypes.get_errno(), "prctl")
+
+
+def _start(command: list[str]) -> int:
+    # Python ignores these two; the command must find them as it would in a shell.
+    defaults = [signal.SIGPIPE, signal.SIGXFSZ]
+    if _LINUX:
+        return os.posix_spawnp(command[0], command, os.environ, setsigdef=defaults)
+    return os.posix_spawnp(command[0], command, os.environ, setsigdef=defaults, setpgroup=0)
+
+
+def _reap(child: int, code: int | None) -> tuple[int | None, bool]:
+    """Collect whoever has ended: (the command's exit code if known, whether nobody is left)."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return code, True
+        if pid == 0:
+            return code, False
+        if pid == child:
+            code = os.waitstatus_to_exitcode(status)
+
+
+def _kill_all(child: int, code: int | None) -> int | None:
+    """SIGKILL until nobody is left: a killed parent's children come to us, and are next."""
+    deadline = time.monotonic() + _MARGIN_S
+    alone = False
+    while not alone and time.monotonic() < deadline:
+        _signal_all(child, signal.SIGKILL)
+        time.sleep(0.005)
+        code, alone = _reap(child, code)
+    return code
+
+
+def _signal_all(child: int, number: signal.Signals) -> None:
+    if _LINUX:
+        for pid in _descendants():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, number)
+    else:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child, number)
+
+
+def _descendants() -> list[int]:
+    """Every process below this one, parents before children."""
+    children: dict[int, list[int]] = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            # `pid (name) state ppid ...`, where the name may hold blanks and brackets
+            fields = (process / "stat").read_bytes().rpartition(b")")[2].split()
+            children.setdefault(int(fields[1]), []).append(int(process.name))
+    found = [os.getpid()]
+    for pid in found:
+        found.extend(children.get(pid, ()))
+    return found[1:]
+
+
+def _sleep(wake: int, seconds: float) -> None:
+    select.select([wake], [], [], max(0.0, seconds))
+    with contextlib.suppress(BlockingIOError):
+        while os.read(wake, 1024):
+            pass
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

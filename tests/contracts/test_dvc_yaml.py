@@ -1,0 +1,256 @@
+"""dvc.yaml: the stem law, each stage's edges, and deps that are what the stage truly imports.
+
+`python tests/contracts/test_dvc_yaml.py` writes the code a stage depends on into dvc.yaml anew.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import functools
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ["${item.train}", "${item.test}", "${item.teacher}"]
+
+
+# --- what a stage imports -----------------------------------------------------------------------
+
+
+def find_closure(root: Path, stage: str) -> list[str]:
+    """All files of tasks/ that `python -m tasks.stages.<stage>` may read: code and templates.
+
+    Imports inside functions count, those for the type checker only do not. A file that is no
+    Python (nor a page for people, .md) belongs to the modules that say its name in a string.
+    """
+    data = {
+        path.name: path
+        for path in (root / "tasks").rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc", ".md", ".typed")
+    }
+    found: set[Path] = set()
+    todo = find_modules(root, f"tasks.stages.{stage}")
+    while todo:
+        path = todo.pop()
+        if path in found:
+            continue
+        found.add(path)
+        imports, strings = read_module(path.read_text(encoding="utf-8"))
+        for name in imports:
+            todo += find_modules(root, name)
+        found |= {data[name] for name in strings & set(data)}
+    return sorted(path.relative_to(root).as_posix() for path in found)
+
+
+@functools.cache
+def read_module(source: str) -> tuple[frozenset[str], frozenset[str]]:
+    """What a module imports when it runs, as dotted names, and the strings that it holds."""
+    nodes = list(walk_running(ast.parse(source)))
+    imports = {name for node in nodes for name in imported_names(node)}
+    strings = {node.value for node in nodes if isinstance(node, ast.Constant)}
+    return frozenset(imports), frozenset(s for s in strings if isinstance(s, str))
+
+
+def find_modules(root: Path, name: str) -> list[Path]:
+    """The files that importing a dotted name runs: each package's __init__, then the module."""
+    files: list[Path] = []
+    parts = name.split(".") if name.startswith("tasks.") or name == "tasks" else []
+    for depth in range(1, len(parts) + 1):
+        base = root.joinpath(*parts[:depth])
+        files += [p for p in (base / "__init__.py", base.with_suffix(".py")) if p.is_file()]
+    return files
+
+
+def imported_names(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    return []
+
+
+def walk_running(node: ast.AST) -> Iterator[ast.AST]:
+    """Every node but those of `if TYPE_CHECKING:`."""
+    yield node
+    only_types = isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+    children = (
+        node.orelse if isinstance(node, ast.If) and only_types else ast.iter_child_nodes(node)
+    )
+    for child in children:
+        yield from walk_running(child)
+
+
+def refresh(text: str, root: Path) -> str:
+    """dvc.yaml with the `- tasks/...` lines of each stage's deps as they should be."""
+    lines: list[str] = []
+    stage = ""
+    for line in text.splitlines():
+        heading = re.fullmatch(r"  (\w+):", line)
+        stage = heading[1] if heading else stage
+        if line == "      params:":
+            lines += [f"        - {path}" for path in find_closure(root, stage)]
+        if not line.startswith("        - tasks/"):
+            lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+# --- what must hold -----------------------------------------------------------------------------
+
+
+def read_stages(root: Path) -> dict[str, Any]:
+    stages: dict[str, Any] = YAML(typ="safe").load(root / "dvc.yaml")["stages"]
+    return stages
+
+
+def find_faults(stages: dict[str, Any], root: Path) -> list[str]:
+    """What is wrong with the stages of a dvc.yaml, one line each."""
+    from tasks.stages import INPUTS
+
+    faults: list[str] = []
+    for name, stage in stages.items():
+        body = stage["do"]
+        inputs = [f"artifacts/${{key}}/{source}" for source in INPUTS.get(name, ())]
+        code = find_closure(root, name)
+        wanted: dict[str, Any] = {
+            "cmd": f"python -m tasks.stages.{name} params/${{key}}.yaml",
+            "deps": [*(inputs or SOURCES), *code],
+            "params": [{"params/${key}.yaml": [name]}],
+            "outs": [f"artifacts/${{key}}/{name}"],
+        }
+        if stage.get("foreach") != "${recipes}" or set(stage) != {"foreach", "do"}:
+            faults.append(f"{name}: one stage per recipe, `foreach: ${{recipes}}`")
+        faults += [f"{name}: unknown key {key}" for key in body if key not in wanted]
+        for dep in body["deps"]:
+            if dep not in wanted["deps"]:
+                faults.append(f"{name}: does not depend on {dep}")
+        for dep in wanted["deps"]:
+            if body["deps"].count(dep) != 1:
+                faults.append(f"{name}: must list {dep} once")
+        for key in ("cmd", "params", "outs"):
+            if body.get(key) != wanted[key]:
+                faults.append(f"{name}: {key} must be {wanted[key]}")
+    return faults
+
+
+def test_stages_are_modules_are_sections_in_one_order() -> None:
+    from tasks.kd.params import Recipe
+    from tasks.stages import INPUTS
+
+    stages = list(read_stages(ROOT))
+    modules = {path.stem for path in (ROOT / "tasks" / "stages").glob("[!_]*.py")}
+    assert set(stages) == modules
+    assert list(INPUTS) == stages
+    assert [name for name in Recipe.model_fields if name in modules] == stages
+    assert "description" not in stages
+
+
+def test_dvc_yaml_says_what_each_stage_reads_and_imports() -> None:
+    faults = find_faults(read_stages(ROOT), ROOT)
+    assert not faults, "\n".join([*faults, "Run: python tests/contracts/test_dvc_yaml.py"])
+
+
+def test_dvc_yaml_is_as_the_program_writes_it() -> None:
+    text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
+    assert refresh(text, ROOT) == text
+
+
+def test_every_template_is_a_dependency_of_some_stage() -> None:
+    deps = {dep for stage in read_stages(ROOT).values() for dep in stage["do"]["deps"]}
+    templates = (ROOT / "tasks" / "kd" / "templates").glob("*")
+    missing = [path.name for path in templates if path.relative_to(ROOT).as_posix() not in deps]
+    assert not missing
+
+
+def test_git_does_not_ignore_dvc_lock_for_then_dvc_refuses_to_run(tmp_path: Path) -> None:
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    for name in ("dvc.lock", "data/mails.csv.dvc"):
+        ignored = subprocess.run(["git", "check-ignore", name], cwd=tmp_path, check=False)
+        assert ignored.returncode == 1, name
+
+
+@pytest.mark.filterwarnings("ignore:_NoneStep.value will soon:DeprecationWarning")
+def test_dvc_reads_it_as_one_chain_per_recipe(tmp_path: Path) -> None:
+    from tasks.stages import INPUTS
+    from tasks.versioning import plan
+
+    for name in ("dvc.yaml", ".dvcignore", ".dvc/config", "params/recipes.yaml", "params/remote"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    planned = plan(tmp_path, "quickstart")
+    assert {stage.name: stage.upstream for stage in planned} == INPUTS
+    assert [stage.name for stage in planned] == list(INPUTS)
+
+
+# --- the guard fires ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "fault"),
+    [
+        (("train_student", "do", "deps"), [], "train_student: must list tasks/kd/training.py once"),
+        (("train_student", "do", "deps"), ["x.py"], "train_student: does not depend on x.py"),
+        (("fetch_sources", "do", "deps"), [], "fetch_sources: must list ${item.train} once"),
+        (("prepare_data", "do", "outs"), ["data"], "prepare_data: outs must be"),
+        (("prepare_data", "do", "params"), [], "prepare_data: params must be"),
+        (("prepare_data", "do", "cmd"), "sh x", "prepare_data: cmd must be"),
+        (("prepare_data", "do", "always_changed"), True, "unknown key always_changed"),
+        (("prepare_data", "foreach"), ["quickstart"], "prepare_data: one stage per recipe"),
+    ],
+)
+def test_a_dvc_yaml_that_breaks_the_law_is_caught(
+    path: tuple[str, ...], value: object, fault: str
+) -> None:
+    stages = copy.deepcopy(read_stages(ROOT))
+    place = stages
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    assert any(fault in line for line in find_faults(stages, ROOT))
+
+
+def test_the_closure_follows_every_way_to_import(tmp_path: Path) -> None:
+    files = {
+        "tasks/__init__.py": "",
+        "tasks/stages/__init__.py": "import tasks.base",
+        "tasks/stages/work.py": (
+            "from __future__ import annotations\n"
+            "from typing import TYPE_CHECKING\n"
+            "from tasks.kd import direct\n"
+            "if TYPE_CHECKING:\n    from tasks.kd import types_only\n"
+            "def later():\n    from tasks.kd.deep.inner import thing\n"
+        ),
+        "tasks/stages/other.py": "",
+        "tasks/base.py": "",
+        "tasks/kd/__init__.py": "",
+        "tasks/kd/direct.py": "PAGE = 'page.html.j2'",
+        "tasks/kd/templates/page.html.j2": "",
+        "tasks/kd/templates/unused.j2": "",
+        "tasks/kd/types_only.py": "",
+        "tasks/kd/deep/__init__.py": "",
+        "tasks/kd/deep/inner.py": "import os, tasks.kd.direct",
+        "tasks/kd/deep/FORMAT.md": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    left_out = ("other.py", "types_only.py", "unused.j2", "FORMAT.md")
+    assert find_closure(tmp_path, "work") == sorted(n for n in files if not n.endswith(left_out))
+
+
+if __name__ == "__main__":
+    file = ROOT / "dvc.yaml"
+    before = file.read_text(encoding="utf-8")
+    after = refresh(before, ROOT)
+    file.write_text(after, encoding="utf-8")
+    sys.stdout.write("dvc.yaml is up to date\n" if after == before else "dvc.yaml rewritten\n")

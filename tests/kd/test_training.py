@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tasks.kd.cache.writer import write_cache
+from tasks.kd.errors import NonFiniteLossError
+from tasks.kd.optimizers import learning_rate, new_optimizer
+from tasks.kd.params import Phase
+from tasks.kd.training import Parts, evaluate, predict, steps_per_epoch, train
+from tests.kd.cache.conftest import make_job, make_params, open_written
+from tests.kd.training_setup import (
+    HIDDEN,
+    LABELS,
+    PHASES,
+    make_habits,
+    make_parts,
+    make_settings,
+    weights_of,
+    without_dropout,
+)
+
+
+def first_gradients(work: Path, parts: Parts, **settings: int) -> dict[str, torch.Tensor]:
+    """Gradients of the first update, as they reach the optimizer."""
+    found: dict[str, torch.Tensor] = {}
+
+    class Stop(Exception):
+        pass
+
+    def look(*_: object) -> None:
+        for name, parameter in parts.objective.named_parameters():
+            if parameter.grad is not None:
+                found[name] = parameter.grad.clone()
+        raise Stop
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(torch.optim.AdamW, "step", look)
+        train(make_settings(**settings), without_dropout(parts), make_habits(work))
+    return found
+
+
+def records_of(work: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def one_phase() -> tuple[Phase, ...]:
+    return (PHASES[1].model_copy(update={"epochs": 1}),)
+
+
+def test_micro_batches_do_not_change_the_gradients(
+    tmp_path: Path, one_phase: tuple[Phase, ...]
+) -> None:
+    whole = first_gradients(tmp_path / "a", make_parts(one_phase), micro_batch_tokens=10_000)
+    pieces = first_gradients(tmp_path / "b", make_parts(one_phase), micro_batch_tokens=20)
+    assert set(whole) == set(pieces)
+    for name, gradient in whole.items():
+        torch.testing.assert_close(pieces[name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_training_from_the_cache_is_training_from_the_teacher(
+    tmp_path: Path, one_phase: tuple[Phase, ...]
+) -> None:
+    live = make_parts(one_phase)
+    job = make_job(live.train, make_params(codec="float32"))
+    manifest = write_cache(job, tmp_path / "store", on_tokens=lambda _: None)
+    cached = replace(make_parts(one_phase), targets=open_written(job, manifest, tmp_path / "store"))
+    expected = first_gradients(tmp_path / "a", live)
+    for name, gradient in first_gradients(tmp_path / "b", cached).items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-3)
+
+
+def test_it_learns_what_can_be_learned(tmp_path: Path) -> None:
+    phase = Phase(name="labels", epochs=14, learning_rate=4e-3, levels=(LABELS,))
+    parts = make_parts((phase,), examples=160)
+    report = train(make_settings(), parts, make_habits(tmp_path))
+    assert report.dev_accuracy > 0.9
+    accuracy, _ = evaluate(parts.objective.student, parts.dev, pad_id=0, max_tokens=500)
+    assert accuracy == report.dev_accuracy
+
+
+def test_a_hidden_phase_brings_the_hidden_states_nearer(tmp_path: Path) -> None:
+    phase = Phase(name="hidden", epochs=6, learning_rate=4e-3, levels=(HIDDEN,))
+    train(make_settings(), make_parts((phase,)), make_habits(tmp_path))
+    errors = [r["levels"]["hidden.mse"]["raw"] for r in records_of(tmp_path) if "levels" in r]  # type: ignore[index]
+    assert errors[-1] < 0.8 * errors[0]
+
+
+def test_records_say_phase_step_and_each_level_raw_and_weighted(tmp_path: Path) -> None:
+    report = train(make_settings(), make_parts(), make_habits(tmp_path))
+    records = records_of(tmp_path)
+    steps = [r for r in records if r["split"] == "train"]
+    assert [r["step"] for r in steps] == list(range(1, report.steps + 1))
+    assert report.steps == 3 * steps_per_epoch(make_settings(), 44) == 18
+    assert [r["phase"] for r in steps] == ["hidden"] * 6 + ["prediction"] * 12
+    last = steps[-1]["levels"]
+    assert isinstance(last, dict)
+    assert set(last) == {"prediction.labels", "prediction.kl", "hidden.mse"}
+    assert last["prediction.kl"]["weighted"] == 0.5 * last["prediction.kl"]["raw"]
+    total = sum(level["weighted"] for level in last.values())
+    assert steps[-1]["loss"] == pytest.approx(total)
+    assert [r["epoch"] for r in records if r["split"] == "dev"] == [1.0, 1.0, 2.0]
+
+
+def test_a_run_that_was_stopped_ends_bit_identical(tmp_path: Path) -> None:
+    whole = make_parts()
+    train(make_settings(), whole, make_habits(tmp_path / "whole"))
+    expected = weights_of(whole.objective)
+    for stop_at in (1, 6, 8, 17):
+        work = tmp_path / f"stopped-{stop_at}"
+        stopped = make_parts()
+
+        class Interrupted(Exception):
+            pass
+
+        def refuse(step: int, stop_at: int = stop_at) -> None:
+            if step == stop_at:
+                raise Interrupted
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+            from tasks.kd import training
+
+            seed = training.seed_step
+            patch.setattr(
+                training, "seed_step", lambda s, step, rank: (refuse(step), seed(s, step, rank))
+            )
+            train(make_settings(), stopped, make_habits(work, checkpoint_every_s=0))
+        resumed = make_parts()
+        report = train(make_settings(), resumed, make_habits(work))
+        for name, value in weights_of(resumed.objective).items():
+            assert torch.equal(value, expected[name]), (stop_at, name)
+        assert report.steps == 18
+        steps = [r["step"] for r in records_of(work) if r["split"] == "train"]
+        assert steps == list(range(1, 19))
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    whole = make_parts()
+    train(make_settings(), whole, make_habits(tmp_path / "whole"))
+    work = tmp_path / "work"
+    train(make_settings(), make_parts(), make_habits(work))
+    (checkpoint,) = work.glob("checkpoint-*")
+    path = checkpoint / "objective.safetensors"
+    broken = bytearray(path.read_bytes())
+    broken[-1] ^= 1
+    path.write_bytes(bytes(broken))
+    again = make_parts()
+    train(make_settings(), again, make_habits(work))
+    for name, value in weights_of(again.objective).items():
+        assert torch.equal(value, weights_of(whole.objective)[name])
+
+
+def test_a_loss_that_is_not_finite_refuses_the_update(tmp_path: Path) -> None:
+    parts = make_parts()
+    before = weights_of(parts.objective)
+
+    class Poisoned:
+        def fetch(self, input_ids: object) -> dict[str, torch.Tensor]:
+            streams = parts.targets.fetch(input_ids)  # type: ignore[arg-type]
+            return {name: value * float("nan") for name, value in streams.items()}
+
+    with pytest.raises(NonFiniteLossError, match=r"examples 1-\d+.*hidden\.mse nan"):
+        train(make_settings(), replace(parts, targets=Poisoned()), make_habits(tmp_path))
+    for name, value in weights_of(parts.objective).items():
+        assert torch.equal(value, before[name])
+
+
+def test_predictions_come_in_the_split_s_order() -> None:
+    parts = make_parts()
+    student = parts.objective.student
+    together = predict(student, parts.dev, pad_id=0, max_tokens=60)
+    alone = [
+        predict(student, parts.dev.take(np.asarray([i])), pad_id=0, max_tokens=60)
+        for i in range(len(parts.dev))
+    ]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
+
+
+def test_biases_and_norms_are_not_decayed() -> None:
+    objective = make_parts().objective
+    optimizer = new_optimizer(objective, make_settings(weight_decay=0.1), 1e-3)
+    decayed, plain = optimizer.param_groups
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+    assert all(parameter.dim() == 1 for parameter in plain["params"])
+    assert all(parameter.dim() > 1 for parameter in decayed["params"])
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_the_learning_rate_warms_up_and_comes_down(schedule: str) -> None:
+    settings = make_settings(schedule=schedule)
+    rates = [learning_rate(settings, 1.0, step, 100) for step in range(100)]
+    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert max(rates) == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert (rates[-1] == 1.0) == (schedule == "constant")

@@ -1,0 +1,52 @@
+"""The stage leaves all that serving needs, and refuses a student of other labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tasks.kd.digests import read_json, write_json
+from tasks.kd.errors import ExportError
+from tasks.kd.params import Compute, ExportStudent
+from tasks.stages import Stage
+from tasks.stages.export_student import main
+from tests.tiny import LABELS, tiny_artifacts
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    """The stage over tiny artifacts."""
+    tiny_artifacts(tmp_path / "artifacts" / "tiny")
+    params = ExportStudent(
+        serve="int8", max_logit_difference=1e-4, min_int8_agreement=0.5, parity_examples=30
+    )
+    compute = Compute(processes=1, threads=1, checkpoint_every_s=60.0)
+    stage = Stage("export_student", "tiny", params, compute, tmp_path, tmp_path / ".work")
+    stage.draft.mkdir(parents=True)
+    return stage
+
+
+def test_the_stage_writes_what_is_served(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    main(stage)
+    assert {path.name for path in stage.draft.iterdir()} == {
+        "model.onnx",
+        "model.int8.onnx",
+        "tokenizer.json",
+        "student.json",
+        "model_card.md",
+        "report.json",
+    }
+    contract = read_json(stage.draft / "student.json")
+    assert contract["serve"] == "model.int8.onnx"
+    assert contract["labels"] == LABELS
+    assert "one text at a time" in (stage.draft / "model_card.md").read_text(encoding="utf-8")
+    assert "model.int8.onnx: 0.0 MB (served)" in capsys.readouterr().err
+
+
+def test_a_student_of_other_labels_is_refused(stage: Stage) -> None:
+    card = stage.root / "artifacts" / "tiny" / "prepare_data" / "data_card.json"
+    write_json(card, read_json(card) | {"labels": [*LABELS[1:], LABELS[0]]})
+    with pytest.raises(ExportError, match="other labels"):
+        main(stage)
+    assert list(stage.draft.iterdir()) == []
