@@ -68,7 +68,7 @@ def command(example: str) -> Callable[[F], click.Command]:
     return main.command(epilog=f"Example:  stillhouse {example}", no_args_is_help=False)
 
 
-@command("new triage --train data/train.csv --test data/test.csv --text-column body")
+@command("new triage --train data/train.csv --test data/test.csv")
 @click.argument("name")
 @click.option("--from", "base", default="quickstart", show_default=True, help="Recipe to copy.")
 @click.option("--train", help="Training file (csv, tsv, jsonl, parquet), from the root.")
@@ -176,7 +176,7 @@ def status(*, as_json: bool) -> None:
         show.print_line(f"Models unknown: {found['registry_fault']}", "yellow")
 
 
-@command("promote models:/triage/3 --reason 'reviewed with the triage team'")
+@command("promote models:/triage/3 --reason 'reviewed by the team'")
 @click.argument("model")
 @reason
 @as_json
@@ -196,7 +196,7 @@ def promote(model: str, reason: str, *, as_json: bool) -> None:
         sys.exit(EXIT_REFUSED)
 
 
-@command("rollback triage --reason 'mislabels invoices since Tuesday'")
+@command("rollback triage --reason 'it mislabels invoices'")
 @click.argument("model")
 @reason
 @as_json

@@ -87,9 +87,14 @@ def judge(job: Job) -> tuple[Version, Decision]:
 # --- tasks ----------------------------------------------------------------------------------------
 
 
-def is_transient(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
-    """Another try may help; Prefect asks this after each failure."""
-    return isinstance(state.data, KDError) and state.data.transient
+def is_transient(_: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Another try may help, and is due; Prefect asks this after each failure.
+
+    It is due for as long as there is a delay for it. Were Prefect to count, it would print a
+    traceback after the last try.
+    """
+    transient = isinstance(state.data, KDError) and state.data.transient
+    return transient and run.run_count <= len(RETRY_DELAYS_S)
 
 
 def step(body: Callable[P, R]) -> Task[P, R]:
@@ -98,7 +103,7 @@ def step(body: Callable[P, R]) -> Task[P, R]:
         task_run_name=body.__name__,
         cache_policy=NO_CACHE,
         persist_result=False,
-        retries=len(RETRY_DELAYS_S),
+        retries=len(RETRY_DELAYS_S) + 1,
         retry_delay_seconds=list(RETRY_DELAYS_S),
         retry_condition_fn=is_transient,
     )
@@ -136,14 +141,13 @@ def push(job: Job) -> None:
 @step
 def track(job: Job) -> str:
     """Write the MLflow run from the artifacts; returns its id."""
-    run_id = str(runtime.flow_run.id) if runtime.flow_run.id else None
-    return open_registry(job.root).track(describe(job, run_id))
+    return open_registry(job.root).track(describe(job, runtime.flow_run.id))
 
 
 @step
 def register(job: Job, run_id: str) -> Version:
     """Make the student a version of its model, and the candidate."""
-    version = open_registry(job.root).register(describe(job), run_id)
+    version = open_registry(job.root).register(describe(job, runtime.flow_run.id), run_id)
     get_run_logger().info("%s is registered", version.uri)
     return version
 
@@ -151,7 +155,7 @@ def register(job: Job, run_id: str) -> Version:
 @step
 def gate(job: Job, version: Version) -> Decision:
     """Decide on the candidate."""
-    decision = open_registry(job.root).gate(describe(job), version)
+    decision = open_registry(job.root).gate(describe(job, runtime.flow_run.id), version)
     get_run_logger().info("%s", decision_line(decision.as_dict()))
     return decision
 

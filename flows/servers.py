@@ -56,10 +56,11 @@ def start_mlflow(root: Path, port: int, *, database: str) -> Server:
     """The MLflow server over a database (a URI)."""
     store = root / ".mlflow"
     store.mkdir(exist_ok=True)
+    # Not as an argument: anyone on this machine may read those, and it may hold a password.
+    environment = {"MLFLOW_BACKEND_STORE_URI": database}
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port)]
-    command += ["--workers", "1", "--backend-store-uri", database]
-    command += ["--artifacts-destination", (store / "artifacts").as_uri()]
-    return _start("MLflow", command, f"http://{HOST}:{port}/health", root, {})
+    command += ["--workers", "1", "--artifacts-destination", (store / "artifacts").as_uri()]
+    return _start("MLflow", command, f"http://{HOST}:{port}/health", root, environment)
 
 
 def await_servers(servers: Sequence[Server], timeout_s: float = START_TIMEOUT_S) -> None:
@@ -134,6 +135,7 @@ def prefect_api(root: Path, say: Callable[[str], None]) -> Iterator[None]:
                 yield
             finally:
                 _send_what_waits()
+    servers[0].log.unlink(missing_ok=True)
 
 
 def _check_reachable(address: str) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks.kd.errors import KDError
+
+if TYPE_CHECKING:
+    from tasks.registry.store import Store
 
 
 def read_status(root: Path) -> dict[str, Any]:
@@ -18,14 +21,19 @@ def read_status(root: Path) -> dict[str, Any]:
 
     registry, fault = open_registry(root), None
     recipes = [_read_recipe(root, name) for name in list_recipes(root)]
+    named = [recipe for recipe in recipes if recipe["model"] is not None]
     try:
-        for recipe in recipes:
-            if recipe["model"] is not None:
-                found = registry.status(recipe["model"])
-                recipe.update({alias: found[alias] for alias in ("champion", "candidate")})
+        # To ask an MLflow of our own that is not there yet would make it, which takes seconds.
+        for recipe in named if _exists(registry.store) else []:
+            found = registry.status(recipe["model"])
+            recipe.update({alias: found[alias] for alias in ("champion", "candidate")})
     except KDError as error:
         fault = str(error)
     return {"recipes": recipes, "registry": registry.store.shown_uri, "registry_fault": fault}
+
+
+def _exists(store: Store) -> bool:
+    return not store.local or (store.folder / "mlflow.db").exists()
 
 
 def _read_recipe(root: Path, name: str) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""The library: multi-level knowledge distillation. Works with Prefect, MLflow and DVC uninstalled."""
+"""The library: multi-level knowledge distillation; works without Prefect, MLflow and DVC."""

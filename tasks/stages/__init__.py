@@ -147,8 +147,12 @@ def _run(name: str, main: Callable[[Stage], None], root: Path, path: Path) -> No
 
 
 def _set_threads(threads: int | None) -> None:
-    if threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
+    """For this process and those it starts; torch reads the variable only when it is imported."""
+    if threads is None:
+        return
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
 
 
 def _quieten() -> None:
@@ -160,6 +164,10 @@ def _quieten() -> None:
         TOKENIZERS_PARALLELISM="false",
         DO_NOT_TRACK="true",
     )
+    if "transformers" in sys.modules:  # too late for its variables
+        messages = sys.modules["transformers"].logging
+        messages.set_verbosity_error()
+        messages.disable_progress_bar()
 
 
 def _leave(record: Path, kind: str, message: str, transient: bool) -> None:

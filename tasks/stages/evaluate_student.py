@@ -287,12 +287,13 @@ def _show(metrics: dict[str, Any], confidence: float) -> None:
     table.add_row("size", *(f"{m['size_bytes'] / 1e6:.1f} MB" for m in (teacher, student)))
     table.add_row("parameters", *(count(m["parameters"]) for m in (teacher, student)))
     retention = metrics["retention"]
-    table.caption = (
+    console = Console(stderr=True, highlight=False)
+    console.print(table)
+    console.print(
         f"retention {percent(retention['value'])} "
         f"({percent(confidence, 0)} interval {interval(retention)}), "
         f"agreement {percent(metrics['agreement']['value'])}"
     )
-    Console(stderr=True).print(table)
 
 
 if __name__ == "__main__":

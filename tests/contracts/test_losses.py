@@ -42,7 +42,7 @@ def cases() -> dict[str, Case]:
         "kl": Case(
             lambda s, t, _: losses.kl(s, t, temperature=3.0), logits, numbers(4, 6), True, False
         ),
-        "mse": Case(lambda s, t, m: losses.mse(s, t, m), states, numbers(4, 5, 8), True, True),
+        "mse": Case(losses.mse, states, numbers(4, 5, 8), True, True),
         "mse standardised": Case(
             lambda s, t, m: losses.mse(s, t, m, deviation_D=deviation),
             states,

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.flows.conftest import Project
+from tasks.versioning import plan
+from tests.flows.conftest import IGNORED, Project
+
+pytestmark = pytest.mark.filterwarnings(IGNORED)
 
 GONE_WITHIN_S = 15.0
 
@@ -37,27 +40,39 @@ def wait_for_stage(project: Project) -> list[int]:
     return [int(pid) for pid in pids.read_text().split()]
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)],
-)
-def test_a_run_that_is_ended_leaves_no_process(
-    project: Project, number: signal.Signals, code: int
-) -> None:
-    project.fail("prepare_data", "hang")
-    process = project.start("run", "tiny")
+def end(project: Project, number: signal.Signals, **environment: str) -> tuple[int, str, str]:
+    """Start a run, end it by a signal in the middle of a stage, wait until all of it is gone."""
+    project.fail("fetch_sources", "hang")
+    process = project.start("run", "tiny", **environment)
     stage, child = wait_for_stage(project)
     running = list_processes(project.root)
     assert {process.pid, stage, child} <= set(running)
-    assert any("prefect" in command for command in running.values())
+    served_here = any("prefect" in command for command in running.values())
+    assert served_here is not bool(environment)
     process.send_signal(number)
     said, errors = process.communicate(timeout=60)
-    assert process.returncode == code, errors
     deadline = time.monotonic() + GONE_WITHIN_S
     while running := list_processes(project.root):
         assert time.monotonic() < deadline, running
         time.sleep(0.1)
-    assert said == ""
+    assert project.ran() == ["fetch_sources"]
+    assert plan(project.root, "tiny")[0].reasons  # readable, no lock left, and to be run
+    return process.returncode, said, errors
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "name"),
+    [(signal.SIGINT, 130, "an interrupt"), (signal.SIGTERM, 143, "a termination")],
+)
+def test_a_run_that_is_ended_leaves_no_process_and_says_so(
+    project: Project, prefect_url: str, number: signal.Signals, code: int, name: str
+) -> None:
+    returned, said, errors = end(project, number, PREFECT_API_URL=prefect_url)
+    assert (returned, said) == (code, ""), errors
     assert "Traceback" not in errors
-    assert project.ran() == ["fetch_sources", "prepare_data"]
-    assert not (project.root / "artifacts" / "tiny" / "prepare_data").exists()
+    assert f"Execution was aborted by {name} signal" in errors
+
+
+def test_a_run_that_is_killed_takes_its_stage_and_its_own_server_along(project: Project) -> None:
+    returned, said, _ = end(project, signal.SIGKILL)
+    assert (returned, said) == (-signal.SIGKILL, "")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tasks.kd import training
 from tasks.kd.cache.writer import write_cache
 from tasks.kd.errors import NonFiniteLossError
 from tasks.kd.optimizers import learning_rate, new_optimizer
@@ -39,10 +41,28 @@ def first_gradients(work: Path, parts: Parts, **settings: int) -> dict[str, torc
                 found[name] = parameter.grad.clone()
         raise Stop
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+    without_dropout(parts)
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", look)
-        train(make_settings(**settings), without_dropout(parts), make_habits(work))
+        with pytest.raises(Stop):
+            train(make_settings(**settings), parts, make_habits(work))
     return found
+
+
+class Interrupted(Exception):
+    """A training is stopped from outside."""
+
+
+def stopping(stop_at: int) -> Callable[[int, int, int], None]:
+    """`seed_step`, but the run ends where that step begins."""
+    seed_step = training.seed_step
+
+    def seed(seed: int, step: int, rank: int) -> None:
+        if step == stop_at:
+            raise Interrupted
+        seed_step(seed, step, rank)
+
+    return seed
 
 
 def records_of(work: Path) -> list[dict[str, object]]:
@@ -114,23 +134,10 @@ def test_a_run_that_was_stopped_ends_bit_identical(tmp_path: Path) -> None:
     expected = weights_of(whole.objective)
     for stop_at in (1, 6, 8, 17):
         work = tmp_path / f"stopped-{stop_at}"
-        stopped = make_parts()
-
-        class Interrupted(Exception):
-            pass
-
-        def refuse(step: int, stop_at: int = stop_at) -> None:
-            if step == stop_at:
-                raise Interrupted
-
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
-            from tasks.kd import training
-
-            seed = training.seed_step
-            patch.setattr(
-                training, "seed_step", lambda s, step, rank: (refuse(step), seed(s, step, rank))
-            )
-            train(make_settings(), stopped, make_habits(work, checkpoint_every_s=0))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(training, "seed_step", stopping(stop_at))
+            with pytest.raises(Interrupted):
+                train(make_settings(), make_parts(), make_habits(work, checkpoint_every_s=0))
         resumed = make_parts()
         report = train(make_settings(), resumed, make_habits(work))
         for name, value in weights_of(resumed.objective).items():

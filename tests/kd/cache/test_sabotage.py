@@ -45,7 +45,7 @@ def test_the_copy_is_whole_until_it_is_broken(copied: Any) -> None:
 
 def test_a_thousand_flipped_cut_or_lengthened_files_are_all_found(copied: Any) -> None:
     folder = folder_of(copied)
-    names = sorted(path.name for path in folder.glob("*.safetensors")) + [MANIFEST]
+    names = [*sorted(path.name for path in folder.glob("*.safetensors")), MANIFEST]
     chance = random.Random(2026)
     for number in range(1000):
         path = folder / chance.choice(names)
@@ -62,7 +62,7 @@ def test_a_thousand_flipped_cut_or_lengthened_files_are_all_found(copied: Any) -
         if path.name == MANIFEST and _same_json(whole, bytes(broken)):
             path.write_bytes(whole)
             continue
-        with pytest.raises((CacheError)):
+        with pytest.raises(CacheError):
             reopen(copied)
         path.write_bytes(whole)
     reopen(copied)

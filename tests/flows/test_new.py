@@ -1,0 +1,118 @@
+"""`stillhouse new`: the copy is complete, valid, commented, and never over something else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from flows.cli import main
+from tasks.kd.recipes import check_inputs, load_recipe, read_inputs
+
+PATHS = ["--train", "data/a.csv", "--test", "data/b.csv", "--teacher", "data/encoder"]
+
+
+@pytest.fixture
+def repository(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The project's own recipe and list, in a folder of its own."""
+    (tmp_path / "params").mkdir()
+    for name in ("quickstart.yaml", "recipes.yaml"):
+        shutil.copyfile(root / "params" / name, tmp_path / "params" / name)
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def new(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["new", *arguments])
+
+
+def test_a_plain_copy_differs_in_nothing_but_its_name(repository: Path) -> None:
+    assert new("triage").exit_code == 0
+    recipe = load_recipe(repository / "params" / "triage.yaml")
+    check_inputs(repository, "triage", recipe)
+    base = load_recipe(repository / "params" / "quickstart.yaml")
+    unlike = [name for name, value in base if getattr(recipe, name) != value]
+    assert unlike == ["description", "register_"]
+    assert recipe.register_.model == recipe.register_.experiment == "triage"
+    lines = (repository / "params" / "quickstart.yaml").read_text().splitlines()
+    copied = (repository / "params" / "triage.yaml").read_text().splitlines()
+    changed = [line for line in lines if line not in copied]
+    assert all(line.startswith(("#", "description", "  experiment", "  model")) for line in changed)
+
+
+def test_comments_and_other_entries_stay(repository: Path) -> None:
+    path = repository / "params" / "quickstart.yaml"
+    path.write_text(path.read_text().replace("  seed: 7", "  seed: 7  # chosen by hand", 1))
+    before = (repository / "params" / "recipes.yaml").read_text()
+    assert new("triage").exit_code == 0
+    assert "seed: 7  # chosen by hand" in (repository / "params" / "triage.yaml").read_text()
+    assert (repository / "params" / "recipes.yaml").read_text().startswith(before)
+
+
+def test_paths_and_columns_replace_the_sources(repository: Path) -> None:
+    columns = ["--text-column", "body", "--label-column", "team"]
+    assert new("triage", *PATHS, *columns).exit_code == 0
+    recipe = load_recipe(repository / "params" / "triage.yaml")
+    check_inputs(repository, "triage", recipe)
+    assert read_inputs(repository)["triage"] == {
+        "train": "data/a.csv",
+        "test": "data/b.csv",
+        "teacher": "data/encoder",
+    }
+    assert recipe.fetch_sources.data.model_dump()["format"] == {"kind": "csv", "skip_lines": 0}
+    assert (recipe.prepare_data.text_column, recipe.prepare_data.label_column) == ("body", "team")
+
+
+def test_the_student_is_shaped_after_a_teacher_that_is_at_hand(repository: Path) -> None:
+    (repository / "data" / "encoder").mkdir(parents=True)
+    shape = {
+        "num_hidden_layers": 12,
+        "hidden_size": 768,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+    }
+    (repository / "data" / "encoder" / "config.json").write_text(json.dumps(shape))
+    assert new("triage", *PATHS).exit_code == 0
+    recipe = load_recipe(repository / "params" / "triage.yaml")
+    student = recipe.train_student.student
+    assert (recipe.train_teacher.layers, recipe.train_teacher.hidden_size) == (12, 768)
+    assert (student.layers, student.hidden_size, student.intermediate_size) == (6, 768, 3072)
+    assert recipe.cache_teacher.streams[-1] == "hidden.12"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["quickstart"], "there is such a recipe already"),
+        (["recipes"], "can't be named 'recipes'"),
+        (["../evil"], "can't be named '../evil'"),
+        (["Upper"], "can't be named 'Upper'"),
+        (["x", "--from", "nobody"], "no recipe 'nobody'"),
+        (["x", "--train", "a.csv"], "--train and --test together"),
+        (["x", "--train", "a.csv", "--test", "b.tsv"], "both splits must have one format"),
+        (["x", "--train", "a.doc", "--test", "b.doc"], "can't tell the format of 'a.doc'"),
+        (["x", "--train", "../a.csv", "--test", "b.csv"], "not a path inside this repository"),
+        (["x", "--teacher", "a; touch b"], "not a path inside this repository"),
+    ],
+)
+def test_what_can_not_be_is_refused_and_writes_nothing(
+    repository: Path, arguments: list[str], said: str
+) -> None:
+    before = {path.name: path.read_bytes() for path in (repository / "params").iterdir()}
+    result = new(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert said in result.stderr
+    assert {path.name: path.read_bytes() for path in (repository / "params").iterdir()} == before
+
+
+def test_a_base_with_faults_is_named_as_such(repository: Path) -> None:
+    path = repository / "params" / "quickstart.yaml"
+    path.write_text(path.read_text().replace("codec: float16", "codec: float8"))
+    result = new("triage")
+    assert result.exit_code == 2
+    assert f"{path}:" in result.stderr
+    assert "cache_teacher.codec" in result.stderr

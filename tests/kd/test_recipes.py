@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.kd.errors import ParamsError
+from tasks.kd.params import streams_needed
+from tasks.kd.recipes import (
+    check_inputs,
+    find_recipe,
+    inputs_of,
+    list_recipes,
+    load_recipe,
+    read_inputs,
+)
+
+LOCAL = "{kind: path, train: data/a.csv, test: data/b.csv, format: {kind: csv, skip_lines: 0}}"
+
+
+@pytest.fixture
+def text(root: Path) -> str:
+    return (root / "params" / "quickstart.yaml").read_text()
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Any:
+    def write(text: str, name: str = "triage.yaml") -> Path:
+        path = tmp_path / "params" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def faults_of(path: Path) -> str:
+    with pytest.raises(ParamsError) as caught:
+        load_recipe(path)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+def test_the_quickstart_is_a_recipe(root: Path) -> None:
+    recipe = load_recipe(root / "params" / "quickstart.yaml")
+    needed = streams_needed(recipe.train_student, recipe.train_teacher.layers)
+    assert set(needed) <= set(recipe.cache_teacher.streams)
+
+
+def test_every_fault_is_told_with_its_line(text: str, write: Any) -> None:
+    broken = text.replace("  dev_fraction: 0.1", "  dev_fraction: much")
+    broken = broken.replace("  text_column: Text\n", "")
+    broken = broken.replace("  codec: float16", "  codec: float16\n  shards: 7")
+    path = write(broken)
+    lines = broken.splitlines()
+    message = faults_of(path)
+
+    def line(start: str) -> int:
+        return next(i for i, t in enumerate(lines, 1) if t.startswith(start))
+
+    assert f"{path}:{line('  dev_fraction')}: prepare_data.dev_fraction: " in message
+    assert f"{path}:{line('prepare_data')}: prepare_data.text_column: is missing" in message
+    assert f"{path}:{line('  shards')}: cache_teacher.shards: unknown field" in message
+    assert len(message.splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("  seed: 7\n\ntrain_teacher", "  seed: '7'\n\ntrain_teacher", "valid integer"),
+        ("max_length_tokens: 64", "max_length_tokens: 64.5", "integer"),
+        ("temperature: 2.0", "temperature: -1.0", "greater than 0"),
+        ("temperature: 2.0", "temperature: .nan", "finite"),
+        ("loss: kl,", "loss: kll,", "does not match any of the expected tags"),
+        ("kind: teacher_layers", "kind: magic", "does not match any of the expected tags"),
+        ("streams: [logits,", "streams: [logitz,", "pattern"),
+        ("streams: [logits,", "streams: [", "cache_teacher.streams lacks logits"),
+        ("hidden.4, hidden.6]", "hidden.6]", "cache_teacher.streams lacks hidden.4"),
+        ("hidden.4, hidden.6]", "hidden.4, hidden.6, hidden.7]", "the teacher has 6 layers"),
+        ("    layers: 3\n", "    layers: 7\n", "can't be mapped"),
+        ("attention_heads: 12", "attention_heads: 7", "must be a multiple"),
+        ("      layers: uniform\n", "      layers: [1, 2]\n", "names 2 teacher layers"),
+        ("    hidden_size: 384\n", "    hidden_size: 192\n", "only at its width 384"),
+        ("    - name: hidden", "    - name: prediction", "different names"),
+        ("    sha256: 9fc2", "    sha256: 9FC2", "pattern"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(
+    text: str, write: Any, old: str, new: str, said: str
+) -> None:
+    assert old in text
+    assert said in faults_of(write(text.replace(old, new, 1)))
+
+
+def test_widths_that_differ_need_a_projection(text: str, write: Any) -> None:
+    narrow = text.replace("    hidden_size: 384\n", "    hidden_size: 192\n").replace(
+        "      kind: teacher_layers\n      layers: uniform\n", "      kind: random\n"
+    )
+    assert "needs `projection: linear`" in faults_of(write(narrow))
+    load_recipe(write(narrow.replace("projection: none", "projection: linear")))
+
+
+def test_a_field_that_stands_twice_is_refused_with_its_line(text: str, write: Any) -> None:
+    path = write(text.replace("  codec: float16", "  codec: float16\n  codec: float32"))
+    assert f"{path}:" in (message := faults_of(path))
+    assert "codec" in message
+
+
+def test_broken_yaml_is_refused_with_its_line(write: Any) -> None:
+    assert ":2: not valid YAML" in faults_of(write("a: 1\nb: [1, }\n"))
+
+
+def test_a_recipe_s_name_is_checked_before_dvc_sees_it(text: str, write: Any) -> None:
+    assert "can't be named" in faults_of(write(text, "a; touch x.yaml"))
+
+
+def test_recipes_are_found_by_name_and_by_path(root: Path) -> None:
+    path = root / "params" / "quickstart.yaml"
+    assert find_recipe("quickstart", root) == path
+    assert find_recipe(str(path), root) == path
+    with pytest.raises(ParamsError, match=r"no recipe 'nope'.*Expected one of quickstart"):
+        find_recipe("nope", root)
+
+
+def test_the_list_of_recipes_is_that_of_the_sources(root: Path) -> None:
+    for name in list_recipes(root):
+        check_inputs(root, name, load_recipe(root / "params" / f"{name}.yaml"))
+
+
+def test_a_local_source_must_be_listed(text: str, write: Any, root: Path) -> None:
+    start, end = text.index("  data:\n"), text.index("  teacher:\n    kind")
+    recipe = load_recipe(write(text[:start] + f"  data: {LOCAL}\n" + text[end:]))
+    assert inputs_of(recipe) == {
+        "train": "data/a.csv",
+        "test": "data/b.csv",
+        "teacher": "params/remote",
+    }
+    with pytest.raises(ParamsError, match=r"Expected the line `  quickstart: \{train: data/a.csv"):
+        check_inputs(root, "quickstart", recipe)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "'a; touch x': {train: a, test: a, teacher: a}",
+        "'a\\n': {train: a, test: a, teacher: a}",
+        "good: {train: ../a, test: a, teacher: a}",
+        "good: {train: /a, test: a, teacher: a}",
+        "good: {train: $(x), test: a, teacher: a}",
+        "good: {train: a, test: a}",
+        "good: a",
+    ],
+)
+def test_what_must_not_reach_dvc_s_templating_is_refused(entry: str, tmp_path: Path) -> None:
+    (tmp_path / "params").mkdir()
+    (tmp_path / "params" / "recipes.yaml").write_text(f"recipes:\n  {entry}\n")
+    with pytest.raises(ParamsError):
+        read_inputs(tmp_path)

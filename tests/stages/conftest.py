@@ -1,0 +1,163 @@
+"""A small project with local sources, whose stages run as the programs that dvc.yaml calls."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ruamel.yaml import YAML
+from transformers import PreTrainedTokenizerFast
+
+from tests.tiny import WORDS, tiny_model, tiny_tokenizer
+
+STAGES = (
+    "fetch_sources",
+    "prepare_data",
+    "train_teacher",
+    "cache_teacher",
+    "train_student",
+    "export_student",
+    "evaluate_student",
+)
+TOPICS = {"corn": WORDS[:20], "money": WORDS[20:40], "ships": WORDS[40:]}
+CODE = Path(__file__).resolve().parents[2]
+
+
+class Project:
+    """A folder with params/small.yaml, data and a base model."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def run(self, stage: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """The stage as DVC runs it; whatever it did before is deleted, as DVC does."""
+        shutil.rmtree(self.out(stage), ignore_errors=True)
+        return subprocess.run(
+            [sys.executable, "-m", f"tasks.stages.{stage}", "params/small.yaml"],
+            cwd=self.root,
+            env={**os.environ, "PYTHONPATH": str(CODE), **environment},
+            capture_output=True,
+            text=True,
+            timeout=170,
+            check=False,
+        )
+
+    def out(self, stage: str) -> Path:
+        return self.root / "artifacts" / "small" / stage
+
+    def json(self, stage: str, name: str) -> Any:
+        return json.loads((self.out(stage) / name).read_text())
+
+    def error(self, stage: str) -> Any:
+        return json.loads((self.root / f".work/errors/small.{stage}.json").read_text())
+
+    def change(self, change: Callable[[Any], None]) -> None:
+        """Change the recipe in place."""
+        path = self.root / "params" / "small.yaml"
+        yaml = YAML()
+        document = yaml.load(path.read_text())
+        change(document)
+        with path.open("w") as file:
+            yaml.dump(document, file)
+
+    def copy(self, target: Path) -> Project:
+        shutil.copytree(self.root, target)
+        return Project(target)
+
+
+def write_table(path: Path, examples: int, seed: int) -> None:
+    """Texts of words of their topic, most of them; each twice as often as the next."""
+    random = np.random.default_rng(seed)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["body", "topic"])
+        for _ in range(examples):
+            topic = str(random.choice(list(TOPICS), p=[0.5, 0.3, 0.2]))
+            words = random.choice(TOPICS[topic], random.integers(3, 20)).tolist()
+            writer.writerow([" ".join([*words, *random.choice(WORDS, 2)]), topic])
+
+
+def make_recipe(quickstart: Path) -> Any:
+    """The quickstart's recipe, at the size of these sources."""
+    recipe = YAML().load(quickstart.read_text())
+    table = {"kind": "csv", "skip_lines": 0}
+    recipe["fetch_sources"] = {
+        "data": {
+            "kind": "path",
+            "train": "data/train.csv",
+            "test": "data/test.csv",
+            "format": table,
+        },
+        "teacher": {"kind": "path", "folder": "models/base"},
+    }
+    recipe["prepare_data"].update(
+        text_column="body", label_column="topic", max_length_tokens=16, train_examples=150
+    )
+    recipe["train_teacher"].update(layers=4, hidden_size=16, epochs=6, learning_rate=1e-2)
+    recipe["train_teacher"]["optimizer"]["batch_examples"] = 8
+    recipe["cache_teacher"].update(streams=["logits", "hidden.0", "hidden.2", "hidden.4"])
+    student = recipe["train_student"]["student"]
+    student.update(layers=2, hidden_size=16, attention_heads=2, intermediate_size=32)
+    for phase in recipe["train_student"]["phases"]:
+        phase["learning_rate"] = 2e-3
+    recipe["export_student"].update(serve="float32", min_int8_agreement=0.5, parity_examples=10)
+    recipe["evaluate_student"].update(
+        bootstrap_resamples=200, latency_examples=20, similarity_examples=16
+    )
+    recipe["compute"].update(threads=1)
+    return recipe
+
+
+@pytest.fixture(scope="session")
+def project_sources(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The project before anything ran."""
+    root = tmp_path_factory.mktemp("small")
+    for folder in ("params", "data", "models/base"):
+        (root / folder).mkdir(parents=True)
+    write_table(root / "data" / "train.csv", 220, seed=1)
+    write_table(root / "data" / "test.csv", 60, seed=2)
+    base = tiny_model(4)
+    with torch.no_grad():  # weights small enough to be trained, and no dropout: few steps must do
+        for weight in base.parameters():
+            weight.mul_(0.4)
+    base.config.update({"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
+    base.bert.save_pretrained(root / "models" / "base")
+    tokenizer = tiny_tokenizer(root / "models" / "base" / "tokenizer.json")
+    PreTrainedTokenizerFast(
+        tokenizer_file=str(tokenizer), pad_token="[PAD]", unk_token="[UNK]"
+    ).save_pretrained(root / "models" / "base")
+    with (root / "params" / "small.yaml").open("w") as file:
+        YAML().dump(make_recipe(CODE / "params" / "quickstart.yaml"), file)
+    return Project(root)
+
+
+@pytest.fixture(scope="session")
+def finished(project_sources: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The project with every stage done, one program after the other."""
+    project = project_sources.copy(tmp_path_factory.mktemp("finished") / "project")
+    for stage in STAGES:
+        done = project.run(stage)
+        assert done.returncode == 0, done.stderr
+    return project
+
+
+@pytest.fixture
+def broken(finished: Project, tmp_path: Path) -> Project:
+    """A copy of the finished project, to break."""
+    return finished.copy(tmp_path / "project")
+
+
+@pytest.fixture
+def bare(project_sources: Project, tmp_path: Path) -> Project:
+    """A copy of the project before anything ran."""
+    return project_sources.copy(tmp_path / "project")

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tasks.kd.data import read_data_card, read_split
+
+
+def test_it_leaves_splits_that_are_what_the_card_says(finished: Any) -> None:
+    out = finished.out("prepare_data")
+    card = read_data_card(out)
+    assert card["labels"] == ["corn", "money", "ships"]
+    for name, described in card["splits"].items():
+        split = read_split(out / f"{name}.arrow")
+        assert len(split) == described["examples"]
+        assert int(split.lengths.sum()) == described["tokens"]
+        assert int(split.lengths.max()) == described["longest_tokens"] <= 16
+        assert sum(described["label_counts"].values()) == len(split)
+        assert all(described["label_counts"].values())
+    assert card["splits"]["train"]["examples"] + card["splits"]["dev"]["examples"] == 150
+
+
+def test_no_text_is_in_two_splits_and_ids_are_unique(finished: Any) -> None:
+    out = finished.out("prepare_data")
+    splits = {name: read_split(out / f"{name}.arrow") for name in ("train", "dev", "test")}
+    ids = [key for split in splits.values() for key in split.example_ids]
+    assert len(set(ids)) == len(ids)
+    assert not set(splits["train"].texts) & (set(splits["dev"].texts) | set(splits["test"].texts))
+
+
+def test_the_same_recipe_gives_the_same_bytes(broken: Any) -> None:
+    out = broken.out("prepare_data")
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    assert broken.run("prepare_data").returncode == 0
+    assert before == {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("body,topic\nword1 word2,pebbles\n", "label that the training split lacks"),
+        ("body,topic\n", "an empty split"),
+        ("text,topic\nword1,corn\n", "no column 'body'"),
+        ("body,topic\n ,corn\n", "without text or label"),
+    ],
+)
+def test_a_test_split_that_cannot_be_used_is_refused(broken: Any, table: str, said: str) -> None:
+    (broken.out("fetch_sources") / "data" / "test.csv").write_text(table)
+    done = broken.run("prepare_data")
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert broken.error("prepare_data")["type"] == "DataError"
+
+
+def test_too_few_examples_for_a_dev_split_are_refused(broken: Any) -> None:
+    broken.change(lambda recipe: recipe["prepare_data"].update(dev_fraction=0.001))
+    done = broken.run("prepare_data")
+    assert done.returncode == 2
+    assert "too few training examples for a dev split" in done.stderr
+
+
+def test_what_an_earlier_stage_left_must_be_there(bare: Any) -> None:
+    done = bare.run("prepare_data")
+    assert done.returncode == 2
+    assert "Run: dvc repro fetch_sources@small" in done.stderr

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.kd.digests import read_json, write_json
+from tests.stages.conftest import CODE
+
+
+def test_it_leaves_half_the_layers_and_the_whole_story(finished: Any) -> None:
+    report = finished.json("train_student", "report.json")
+    config = finished.json("train_student", "model/config.json")
+    assert config["num_hidden_layers"] == 2
+    assert report["parameters"] < finished.json("train_teacher", "report.json")["parameters"]
+    manifest = finished.json("cache_teacher", "manifest.json")
+    assert report["cache_fingerprint"] == manifest["fingerprint"]
+    lines = (finished.out("train_student") / "metrics.jsonl").read_text().splitlines()
+    levels = [set(json.loads(line).get("levels", {})) for line in lines]
+    assert {"hidden.mse"} in levels
+    assert {"prediction.labels", "prediction.kl", "hidden.mse"} in levels
+
+
+def test_a_cache_of_another_teacher_is_refused_with_what_mends_it(broken: Any) -> None:
+    path = broken.out("train_teacher") / "report.json"
+    write_json(path, {**read_json(path), "teacher_sha256": "0" * 64})
+    done = broken.run("train_student")
+    assert done.returncode == 1
+    assert broken.error("train_student")["type"] == "CacheStaleError"
+    assert 'teacher_sha256: expected "000' in done.stderr
+    assert "Run: dvc repro cache_teacher@small" in done.stderr
+
+
+def test_a_damaged_shard_is_found_before_the_first_step(broken: Any) -> None:
+    shard = next((broken.root / ".store").rglob("shard-*.safetensors"))
+    content = bytearray(shard.read_bytes())
+    content[-3] ^= 1
+    shard.write_bytes(bytes(content))
+    done = broken.run("train_student")
+    assert done.returncode == 1
+    assert broken.error("train_student")["type"] == "CacheCorruptError"
+    assert not broken.out("train_student").exists()
+
+
+def test_two_processes_are_two(broken: Any) -> None:
+    before = broken.json("train_student", "report.json")
+    broken.change(lambda recipe: recipe["compute"].update(processes=2))
+    done = broken.run("train_student")
+    assert done.returncode == 0, done.stderr
+    assert broken.json("train_student", "report.json")["steps"] == before["steps"]
+
+
+@pytest.mark.slow
+def test_a_stage_killed_at_any_moment_goes_on_and_ends_bit_identical(
+    broken: Any, finished: Any
+) -> None:
+    broken.change(lambda recipe: recipe["compute"].update(checkpoint_every_s=0.01))
+    expected = finished.json("train_student", "report.json")["student_sha256"]
+    metrics = Path(finished.out("train_student") / "metrics.jsonl").read_text().splitlines()
+    killed = 0
+    for wanted in (2, 5, 9):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tasks.stages.train_student", "params/small.yaml"],
+            cwd=broken.root,
+            env={**os.environ, "PYTHONPATH": str(CODE)},
+            stderr=subprocess.DEVNULL,
+        )
+        while process.poll() is None and steps_done(broken.root) < wanted:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+    assert killed == 3
+    done = broken.run("train_student")
+    assert done.returncode == 0, done.stderr
+    assert "resumes at step" in done.stderr
+    assert broken.json("train_student", "report.json")["student_sha256"] == expected
+    again = (broken.out("train_student") / "metrics.jsonl").read_text().splitlines()
+    assert len(again) == len(metrics)
+
+
+def steps_done(root: Path) -> int:
+    """Steps that the newest metrics file holds."""
+    files = list((root / ".work").glob("train_student-*/metrics.jsonl"))
+    return sum(len(path.read_text().splitlines()) for path in files)
