@@ -126,11 +126,11 @@ class _Loop:
             state.step += 1
             state.step_in_phase += 1
             state.seconds = before + time.monotonic() - begun
-            epoch = state.step_in_phase / self.per_epoch
-            self._tell(record | {"step": state.step, "epoch": epoch})
-            if epoch == int(epoch):
-                self._evaluate(state, phase, int(epoch))
-            if epoch == int(epoch) or time.monotonic() - saved > self.habits.checkpoint_every_s:
+            epoch, inside = divmod(state.step, self.per_epoch)
+            self._tell(record | {"step": state.step, "epoch": state.step / self.per_epoch})
+            if not inside:
+                self._evaluate(state, phase, epoch)
+            if not inside or time.monotonic() - saved > self.habits.checkpoint_every_s:
                 if self.accelerator.is_main_process:
                     checkpoint.save(self.habits.work, state, self.parts.objective, optimizer)
                 saved = time.monotonic()
@@ -209,16 +209,16 @@ class _Loop:
                 yield rows, pieces
 
     def _batches(self, state: State, phase: Phase) -> Iterator[Rows]:
-        first = state.step - state.step_in_phase
-        for epoch in range(state.step_in_phase // self.per_epoch, phase.epochs):
+        epoch, done = divmod(state.step, self.per_epoch)
+        ends = (state.step - state.step_in_phase) // self.per_epoch + phase.epochs
+        for number in range(epoch, ends):
             batches = epoch_batches(
                 self.lengths,
                 batch_examples=self.settings.batch_examples,
                 seed=self.settings.seed,
-                epoch=first + epoch,
+                epoch=number,
             )
-            done = max(0, state.step_in_phase - epoch * self.per_epoch)
-            yield from batches[done:]
+            yield from batches[done if number == epoch else 0 :]
 
     def _assemble(self, rows: Rows) -> list[Piece]:
         """This rank's micro-batches of a global batch, with the teacher's streams."""

@@ -59,8 +59,8 @@ def distil(stage: Stage) -> None:
     }
     save(stage, student, figures)
     stage.log(
-        f"dev accuracy {100 * report.dev_accuracy:.2f} % after epoch {report.best_epoch} of the "
-        f"last phase, {report.seconds:.0f} s"
+        f"dev accuracy {100 * report.dev_accuracy:.2f} % after epoch {report.best_epoch}, "
+        f"{report.seconds:.0f} s"
     )
 
 

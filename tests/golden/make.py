@@ -16,7 +16,7 @@ def main() -> None:
     """Inputs from a seed, rounded so that they stand in the file exactly, and the values."""
     random = np.random.default_rng(2026)
 
-    def numbers(*shape: int) -> np.ndarray:  # type: ignore[type-arg]
+    def numbers(*shape: int) -> np.ndarray:
         return np.round(random.normal(size=shape) * 2, 3)
 
     student, teacher, classes = numbers(4, 3), numbers(4, 3), [0, 2, 1, 2]

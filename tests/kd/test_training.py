@@ -125,7 +125,7 @@ def test_records_say_phase_step_and_each_level_raw_and_weighted(tmp_path: Path) 
     assert last["prediction.kl"]["weighted"] == 0.5 * last["prediction.kl"]["raw"]
     total = sum(level["weighted"] for level in last.values())
     assert steps[-1]["loss"] == pytest.approx(total)
-    assert [r["epoch"] for r in records if r["split"] == "dev"] == [1.0, 1.0, 2.0]
+    assert [r["epoch"] for r in records if r["split"] == "dev"] == [1.0, 2.0, 3.0]
 
 
 def test_a_run_that_was_stopped_ends_bit_identical(tmp_path: Path) -> None:
