@@ -179,14 +179,26 @@ def status(*, as_json: bool) -> None:
 @command("promote models:/triage/3 --reason 'reviewed by the team'")
 @click.argument("model")
 @reason
+@click.option(
+    "--override", "overrides", is_flag=True, help="Promote whatever the gate says; it is recorded."
+)
 @as_json
-def promote(model: str, reason: str, *, as_json: bool) -> None:
+def promote(model: str, reason: str, *, overrides: bool, as_json: bool) -> None:
     """Put a version through its gate by hand.
 
-    It becomes champion if every rule passes. Exit code 3 if the gate refuses.
+    It becomes champion if every rule passes. Exit code 3 if the gate refuses. With --override it
+    becomes champion on your word, which a former champion needs to come back.
     """
+    from flows.promotion import override
     from flows.promotion import promote as promote_version
 
+    if overrides:
+        champion = override(find_root(), model, reason)
+        if as_json:
+            _print_json({"champion": champion.uri, "overridden": True})
+        else:
+            click.echo(f"{champion.uri} is champion, the gate overridden")
+        return
     version, decision = promote_version(find_root(), model, reason)
     if as_json:
         _print_json({"model": version.uri, "decision": decision.as_dict()})

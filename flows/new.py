@@ -152,8 +152,8 @@ def _fit_teacher(document: Any, root: Path) -> None:
     _take(found, "num_hidden_layers", teacher, "layers")
     for section in (teacher, student):
         _take(found, "hidden_size", section, "hidden_size")
-    _take(found, "num_attention_heads", student, "attention_heads")
-    _take(found, "intermediate_size", student, "intermediate_size")
+        _take(found, "num_attention_heads", section, "attention_heads")
+        _take(found, "intermediate_size", section, "intermediate_size")
     student["layers"] = max(1, int(teacher["layers"]) // 2)
     _fit_streams(document)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -37,7 +37,7 @@ def save(
     save_file(_contiguous(objective.state_dict()), draft / "objective.safetensors")
     save_file(_contiguous(_flatten(optimizer)), draft / "optimizer.safetensors")
     save_file(_contiguous(state.best), draft / "best.safetensors")
-    figures = {name: value for name, value in asdict(state).items() if name != "best"}
+    figures = {f.name: getattr(state, f.name) for f in fields(state) if f.name != "best"}
     files = {path.name: sha256_file(path) for path in sorted(draft.iterdir())}
     write_json(draft / "state.json", {**figures, "files": files})
     kept = work / f"{_PREFIX}{state.step:08d}"
@@ -68,7 +68,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, value in tensors.items():
         index, key = name.split(".", 1)
-        optimizer.state[parameters[int(index)]][key] = value
+        parameter = parameters[int(index)]
+        optimizer.state[parameter][key] = value.to(parameter.device)
 
 
 def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from tasks.kd.digests import sha256_file
+from tasks.kd.digests import read_json, sha256_file, sha256_json
 from tasks.kd.errors import DataError
 
 FAMILIES = ("bert", "roberta", "xlm-roberta")
 WEIGHTS = "model.safetensors"
+_NAMES = ("architectures", "dtype", "id2label", "label2id", "transformers_version")
 
 
 def load_config(folder: Path) -> Any:
@@ -37,34 +38,52 @@ def load_config(folder: Path) -> Any:
 
 
 def load_classifier(folder: Path) -> torch.nn.Module:
-    """A sequence classifier from a local folder: safetensors only, float32, eval mode."""
-    load_config(folder)
-    require_weights(folder)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        folder,
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        dtype=torch.float32,
-    )
-    return _module(model).eval()
+    """A sequence classifier from a local folder: safetensors only, float32, eval mode.
+
+    Raises DataError if a weight is missing or of another shape: it would be random.
+    """
+    return _load(folder, new_head=False)
 
 
 def new_classifier(folder: Path, labels: list[str]) -> torch.nn.Module:
-    """An encoder from a local folder with a new head of that many labels; float32, eval mode."""
+    """An encoder from a local folder with a new head of those labels; float32, eval mode.
+
+    Raises DataError if a weight of the encoder is missing or of another shape.
+    """
+    return _load(
+        folder,
+        new_head=True,
+        num_labels=len(labels),
+        id2label=dict(enumerate(labels)),
+        label2id={label: i for i, label in enumerate(labels)},
+    )
+
+
+def _load(folder: Path, *, new_head: bool, **config: Any) -> torch.nn.Module:
     load_config(folder)
     require_weights(folder)
-    model = AutoModelForSequenceClassification.from_pretrained(
+    model, info = AutoModelForSequenceClassification.from_pretrained(
         folder,
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
         dtype=torch.float32,
-        ignore_mismatched_sizes=True,
-        id2label=dict(enumerate(labels)),
-        label2id={label: i for i, label in enumerate(labels)},
-        num_labels=len(labels),
+        attn_implementation="sdpa",
+        ignore_mismatched_sizes=True,  # reported in info, and refused below
+        output_loading_info=True,
+        **config,
     )
+    lost = [*info["missing_keys"], *(str(name[0]) for name in info["mismatched_keys"])]
+    if new_head:
+        lost = [name for name in lost if not name.startswith("classifier.")]
+        lost = [name for name in lost if ".pooler." not in name]
+    if lost:
+        raise DataError(
+            f"{len(lost)} weights are missing or of another shape",
+            where=folder,
+            expected="all that config.json asks for",
+            found=f"none that fits {', '.join(sorted(lost)[:5])}",
+        )
     return _module(model).eval()
 
 
@@ -76,9 +95,13 @@ def require_weights(folder: Path) -> None:
         )
 
 
-def weights_sha256(folder: Path) -> str:
-    """Digest of a saved model's weight bytes."""
-    return sha256_file(folder / WEIGHTS)
+def model_sha256(folder: Path) -> str:
+    """Digest of all that decides a saved model's states: weight bytes and configuration.
+
+    Not of what only names things: labels, versions, the class that saved it.
+    """
+    config = {k: v for k, v in read_json(folder / "config.json").items() if k not in _NAMES}
+    return sha256_json([sha256_file(folder / WEIGHTS), config])
 
 
 def embeddings_of(model: torch.nn.Module) -> torch.nn.Module:

@@ -124,11 +124,15 @@ class TransientError(KDError):
 
 
 def from_record(record: dict[str, object]) -> KDError:
-    """The error that a stage left in its `error.json` (`{type, message}`), as that error again."""
-    kinds = {kind.__name__: kind for kind in _tree(KDError)}
-    error = kinds.get(str(record.get("type")), StageError)("")
+    """The error that a stage or a rank left as `{type, message}`, as that error again."""
+    error = (find_kind(str(record.get("type"))) or StageError)("")
     error.args = (str(record.get("message")),)
     return error
+
+
+def find_kind(name: str) -> type[KDError] | None:
+    """The class of that name in the tree."""
+    return next((kind for kind in _tree(KDError) if kind.__name__ == name), None)
 
 
 def _tree(root: type[KDError]) -> list[type[KDError]]:

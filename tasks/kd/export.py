@@ -23,10 +23,10 @@ import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from tasks.kd.data import Ids
 from tasks.kd.digests import commit_file, write_bytes, write_json
 from tasks.kd.errors import ExportError
 from tasks.kd.inference import (
-    Ids,
     Logits,
     open_session,
     pad_together,

@@ -18,10 +18,10 @@ import torch
 from tokenizers import Tokenizer
 
 from tasks.kd.batching import split_by_tokens
+from tasks.kd.data import Ids
 from tasks.kd.encoders import capture_hidden
 from tasks.kd.errors import DataError
 
-Ids = npt.NDArray[np.int32]
 Logits = npt.NDArray[np.float32]
 Report = Callable[[int], object]
 
@@ -33,7 +33,7 @@ def unheard(_examples: int) -> None:
 
 
 @dataclass(frozen=True)
-class Batch:
+class Padded:
     """`rows` of a list of examples, padded on the right: ids and mask int64 [B, T]."""
 
     rows: npt.NDArray[np.int64]
@@ -41,7 +41,7 @@ class Batch:
     attention_mask: npt.NDArray[np.int64]
 
 
-def pad_together(examples: Sequence[Ids], rows: Sequence[int], pad_token_id: int) -> Batch:
+def pad_together(examples: Sequence[Ids], rows: Sequence[int], pad_token_id: int) -> Padded:
     """The given examples as one batch."""
     lengths = [len(examples[row]) for row in rows]
     input_ids = np.full((len(rows), max(lengths)), pad_token_id, dtype=np.int64)
@@ -49,12 +49,12 @@ def pad_together(examples: Sequence[Ids], rows: Sequence[int], pad_token_id: int
     for place, (row, length) in enumerate(zip(rows, lengths, strict=True)):
         input_ids[place, :length] = examples[row]
         attention_mask[place, :length] = 1
-    return Batch(np.asarray(rows, dtype=np.int64), input_ids, attention_mask)
+    return Padded(np.asarray(rows, dtype=np.int64), input_ids, attention_mask)
 
 
 def batches_of_like_length(
     examples: Sequence[Ids], pad_token_id: int, *, batch_tokens: int = _BATCH_TOKENS
-) -> Iterator[Batch]:
+) -> Iterator[Padded]:
     """All examples, shortest first, a batch of at most `batch_tokens` padded tokens."""
     lengths = np.asarray([len(ids) for ids in examples], dtype=np.int64)
     order = np.argsort(lengths, kind="stable")
@@ -105,7 +105,7 @@ def open_session(path: Path, *, threads: int = 0) -> onnxruntime.InferenceSessio
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def run_session(session: onnxruntime.InferenceSession, batch: Batch) -> Logits:
+def run_session(session: onnxruntime.InferenceSession, batch: Padded) -> Logits:
     """Logits float32 [B, C] of one batch."""
     feed = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     logits: Logits = session.run(["logits"], feed)[0]
@@ -194,7 +194,7 @@ def hidden_states(
     return [np.concatenate(parts) for parts in found]
 
 
-def _torch_logits(model: torch.nn.Module, batch: Batch, report: Report) -> Logits:
+def _torch_logits(model: torch.nn.Module, batch: Padded, report: Report) -> Logits:
     with torch.inference_mode():
         output: Any = model(
             input_ids=torch.from_numpy(batch.input_ids),

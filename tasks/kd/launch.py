@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tasks.kd.errors import KDError, StageError
+from tasks.kd.errors import KDError, StageError, find_kind, from_record
 
 
 def run_processes(worker: Callable[..., None], *arguments: Any, processes: int) -> None:
     """Run `worker(*arguments)` in that many processes on this machine; in this one if it is 1.
 
-    The worker must be importable and its arguments picklable. Raises StageError with the first
-    failing rank's message.
+    The worker must be importable and its arguments picklable. Raises the first failing rank's own
+    error if it is one of ours, StageError with its message if not.
     """
     if processes == 1:
         worker(*arguments)
@@ -33,9 +33,13 @@ def run_processes(worker: Callable[..., None], *arguments: Any, processes: int) 
         elastic_launch(config, _guarded)(worker, arguments, processes)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        raise StageError(
-            f"process {rank} of {processes} failed", found=str(failure.message)[:2000]
-        ) from None
+        said: Any = failure.message  # a dictionary, whatever its annotation says
+        text = str(said["message"] if isinstance(said, dict) else said)
+        kind, _, message = text.partition(": ")
+        named = find_kind(kind)
+        if named is not None:
+            raise from_record({"type": kind, "message": message}) from None
+        raise StageError(f"process {rank} of {processes} failed", found=text[:2000]) from None
 
 
 def _guarded(worker: Callable[..., None], arguments: tuple[Any, ...], processes: int) -> None:

@@ -27,7 +27,7 @@ def new_optimizer(
 
 
 def learning_rate(settings: Optimizer, peak: float, step: int, steps: int) -> float:
-    """The rate of a phase's 0-based step: linear warm-up, then the recipe's schedule to zero."""
+    """The rate of a phase's 0-based step: linear warm-up, then the recipe's schedule."""
     warmup = round(settings.warmup_fraction * steps)
     if step < warmup:
         return peak * (step + 1) / warmup

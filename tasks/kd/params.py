@@ -7,6 +7,7 @@ in its file. `params/README.md` is generated from these models.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -16,7 +17,7 @@ from tasks.kd.layers import chosen, pairs
 RECIPE_NAME = r"^[a-z0-9][a-z0-9_-]{0,31}$"
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"
 WEIGHT = "of this level in the step's loss; levels are means, per example or per token"
-STREAM = r"^(logits|hidden\.[0-9]{1,3})$"
+STREAM = r"^(logits|hidden\.(0|[1-9][0-9]{0,2}))$"
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -47,6 +48,12 @@ class FileFormat(Section):
     skip_lines: Annotated[
         int, Field(ge=0, description="lines to leave out right after the header line (csv, tsv)")
     ]
+
+    @model_validator(mode="after")
+    def _only_text_has_lines_to_skip(self) -> FileFormat:
+        if self.skip_lines and self.kind in ("jsonl", "parquet"):
+            raise ValueError(f"a {self.kind} file has no header line: skip_lines must be 0")
+        return self
 
 
 class WheelData(Section):
@@ -168,6 +175,10 @@ class TrainTeacher(Section):
     ]
     layers: Annotated[Positive, Field(description="its depth; checked against its config.json")]
     hidden_size: Annotated[Positive, Field(description="its width; checked likewise")]
+    attention_heads: Annotated[Positive, Field(description="per layer; checked likewise")]
+    intermediate_size: Annotated[
+        Positive, Field(description="width of its feed-forward part; checked likewise")
+    ]
     epochs: Annotated[Positive, Field(description="passes over the training split (fine_tune)")]
     learning_rate: Annotated[PositiveFloat, Field(description="peak")]
     optimizer: Optimizer
@@ -221,7 +232,7 @@ class HiddenLevel(Section):
     level: Literal["hidden"]
     loss: Literal["mse"]
     layer_map: Annotated[
-        Literal["uniform", "last"] | tuple[tuple[int, int], ...],
+        Literal["uniform", "last"] | Annotated[tuple[tuple[int, int], ...], Field(min_length=1)],
         Field(description="uniform, last, or pairs [student layer, teacher layer]; 0 = embeddings"),
     ]
     standardise: Annotated[
@@ -257,6 +268,13 @@ class Phase(Section):
     epochs: Annotated[Positive, Field(description="passes over the training split")]
     learning_rate: Annotated[PositiveFloat, Field(description="peak")]
     levels: Annotated[tuple[Level, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _levels_are_named_apart(self) -> Phase:
+        names = [f"{level.level}.{level.loss}" for level in self.levels]
+        if len(set(names)) != len(names):
+            raise ValueError(f"a phase holds each level once, found {', '.join(names)}")
+        return self
 
 
 class InitialTeacherLayers(Section):
@@ -380,9 +398,9 @@ class Gate(Section):
 
 
 class Compute(Section):
-    """How the machine is used. Not tracked: none of it changes the result beyond rounding."""
+    """How the machine is used. Not tracked: it changes nothing but rounding and dropout's draws."""
 
-    processes: Annotated[int, Field(ge=1, le=64, description="training and caching processes")]
+    processes: Annotated[int, Field(ge=1, le=64, description="of a training, on this machine")]
     threads: Annotated[Positive | None, Field(description="per process, or null for all cores")]
     checkpoint_every_s: Annotated[
         PositiveFloat, Field(description="seconds between checkpoints of a training")
@@ -405,43 +423,54 @@ class Recipe(Section):
     compute: Compute
 
     @model_validator(mode="after")
-    def _levels_fit_the_models(self) -> Recipe:
-        teacher, student = self.train_teacher, self.train_student.student
-        faults = []
-        try:
-            needed = streams_needed(self.train_student, teacher.layers)
-            missing = [stream for stream in needed if stream not in self.cache_teacher.streams]
-            if missing:
-                faults.append(f"cache_teacher.streams lacks {', '.join(missing)}, read by a level")
-        except ValueError as error:
-            faults.append(f"train_student.phases: {error}")
-        for stream in self.cache_teacher.streams:
-            if stream_order(stream) > teacher.layers:
-                faults.append(
-                    f"cache_teacher.streams: {stream}, but the teacher has {teacher.layers} layers"
-                )
-        if isinstance(student.initial, InitialTeacherLayers):
-            if student.hidden_size != teacher.hidden_size:
-                faults.append(
-                    "train_student.student.initial: layers can be copied from the teacher only at "
-                    f"its width {teacher.hidden_size}, the student's is {student.hidden_size}"
-                )
-            try:
-                chosen(student.initial.layers, student.layers, teacher.layers)
-            except ValueError as error:
-                faults.append(f"train_student.student.initial: {error}")
-        if student.hidden_size != teacher.hidden_size and any(
-            isinstance(level, HiddenLevel) and level.projection == "none"
-            for phase in self.train_student.phases
-            for level in phase.levels
-        ):
-            faults.append(
-                f"train_student.phases: a hidden level from width {student.hidden_size} to "
-                f"{teacher.hidden_size} needs `projection: linear`"
-            )
+    def _sections_fit_together(self) -> Recipe:
+        faults = [*self._stream_faults(), *self._initial_faults(), *self._projection_faults()]
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    def _stream_faults(self) -> Iterator[str]:
+        """What the cache would lack, and what the teacher does."""
+        layers, streams = self.train_teacher.layers, self.cache_teacher.streams
+        try:
+            needed = streams_needed(self.train_student, layers)
+            if missing := [stream for stream in needed if stream not in streams]:
+                yield f"cache_teacher.streams lacks {', '.join(missing)}, read by a level"
+        except ValueError as error:
+            yield f"train_student.phases: {error}"
+        if len(set(streams)) != len(streams):
+            yield "cache_teacher.streams names a stream twice"
+        for stream in streams:
+            if stream_order(stream) > layers:
+                yield f"cache_teacher.streams: {stream}, but the teacher has {layers} layers"
+
+    def _initial_faults(self) -> Iterator[str]:
+        """What keeps the teacher's layers from being copied."""
+        teacher, student = self.train_teacher, self.train_student.student
+        if not isinstance(student.initial, InitialTeacherLayers):
+            return
+        for name in ("hidden_size", "attention_heads", "intermediate_size"):
+            own, theirs = getattr(student, name), getattr(teacher, name)
+            if own != theirs:
+                yield (
+                    "train_student.student.initial: layers can be copied from the teacher only at "
+                    f"its {name} {theirs}, the student's is {own}"
+                )
+        try:
+            chosen(student.initial.layers, student.layers, teacher.layers)
+        except ValueError as error:
+            yield f"train_student.student.initial: {error}"
+
+    def _projection_faults(self) -> Iterator[str]:
+        """Hidden levels between widths that differ."""
+        own, theirs = self.train_student.student.hidden_size, self.train_teacher.hidden_size
+        levels = [level for phase in self.train_student.phases for level in phase.levels]
+        plain = any(isinstance(x, HiddenLevel) and x.projection == "none" for x in levels)
+        if own != theirs and plain:
+            yield (
+                f"train_student.phases: a hidden level from width {own} to {theirs} "
+                "needs `projection: linear`"
+            )
 
 
 def streams_needed(train_student: TrainStudent, teacher_layers: int) -> tuple[str, ...]:

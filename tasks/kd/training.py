@@ -64,7 +64,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Piece:
+class MicroBatch:
     """One micro-batch on its way to the model; `weight` 0 for a rank that has no example."""
 
     batch: Batch
@@ -121,8 +121,8 @@ class _Loop:
         checkpoint.restore_optimizer(optimizer, optimizer_tensors)
         saved = begun = time.monotonic()
         before = state.seconds
-        for rows, pieces in self._read_ahead(state, phase):
-            record = self._step(optimizer, rows, pieces, state)
+        for rows, batches in self._read_ahead(state, phase):
+            record = self._step(optimizer, rows, batches, state)
             state.step += 1
             state.step_in_phase += 1
             state.seconds = before + time.monotonic() - begun
@@ -139,7 +139,7 @@ class _Loop:
         self,
         optimizer: torch.optim.Optimizer,
         rows: Rows,
-        pieces: Sequence[Piece],
+        batches: Sequence[MicroBatch],
         state: State,
     ) -> Record:
         """One optimizer update over a global batch; returns its record."""
@@ -147,7 +147,7 @@ class _Loop:
         phase = self.parts.objective.phases[state.phase]
         weights = {level_name(level): level.weight for level in phase.levels}
         seed_step(self.settings.seed, state.step, self.accelerator.process_index)
-        raw = self._backward(pieces, rows, state.phase, weights)
+        raw = self._backward(batches, rows, state.phase, weights)
         loss = sum(weights[name] * value for name, value in raw.items())
         norm = float(
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
@@ -175,7 +175,7 @@ class _Loop:
         }
 
     def _backward(
-        self, pieces: Sequence[Piece], rows: Rows, phase: int, weights: Mapping[str, float]
+        self, batches: Sequence[MicroBatch], rows: Rows, phase: int, weights: Mapping[str, float]
     ) -> dict[str, float]:
         """Gradients of the global batch; returns each level's value over all ranks."""
         counts = self.parts.objective.counts(
@@ -184,29 +184,29 @@ class _Loop:
         sums = torch.zeros(len(counts), device=self.accelerator.device)
         ranks = self.accelerator.num_processes
         self.model.train()
-        for number, piece in enumerate(pieces):
-            last = number == len(pieces) - 1
+        for number, micro in enumerate(batches):
+            last = number == len(batches) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                totals = self.model(piece.batch, piece.targets, phase)
+                totals = self.model(micro.batch, micro.targets, phase)
                 parts = torch.stack([totals[name].mean(counts[name]) for name in counts])
                 wanted = parts.new_tensor([weights[name] for name in counts])
                 # Gradients are averaged over ranks, and each rank holds a part of the sum.
-                self.accelerator.backward((parts * wanted).sum() * piece.weight * ranks)
-            sums += parts.detach() * piece.weight
+                self.accelerator.backward((parts * wanted).sum() * micro.weight * ranks)
+            sums += parts.detach() * micro.weight
         values = self.accelerator.reduce(sums, reduction="sum").tolist()
         return dict(zip(counts, values, strict=True))
 
-    def _read_ahead(self, state: State, phase: Phase) -> Iterator[tuple[Rows, list[Piece]]]:
+    def _read_ahead(self, state: State, phase: Phase) -> Iterator[tuple[Rows, list[MicroBatch]]]:
         """Steps that are still to do in the phase; the next one is assembled during this one."""
         todo = list(self._batches(state, phase))
         with ThreadPoolExecutor(1) as thread:
             coming = thread.submit(self._assemble, todo[0]) if todo else None
             for number, rows in enumerate(todo):
                 assert coming is not None
-                pieces = coming.result()
+                batches = coming.result()
                 if number + 1 < len(todo):
                     coming = thread.submit(self._assemble, todo[number + 1])
-                yield rows, pieces
+                yield rows, batches
 
     def _batches(self, state: State, phase: Phase) -> Iterator[Rows]:
         epoch, done = divmod(state.step, self.per_epoch)
@@ -220,7 +220,7 @@ class _Loop:
             )
             yield from batches[done if number == epoch else 0 :]
 
-    def _assemble(self, rows: Rows) -> list[Piece]:
+    def _assemble(self, rows: Rows) -> list[MicroBatch]:
         """This rank's micro-batches of a global batch, with the teacher's streams."""
         shares = micro_batches(
             rows,
@@ -229,15 +229,17 @@ class _Loop:
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
         )
-        return [self._piece(share if len(share) else rows[:1], len(share) > 0) for share in shares]
+        return [
+            self._micro_batch(share if len(share) else rows[:1], len(share) > 0) for share in shares
+        ]
 
-    def _piece(self, rows: Rows, counts: bool) -> Piece:
+    def _micro_batch(self, rows: Rows, counts: bool) -> MicroBatch:
         split, device = self.parts.train, self.accelerator.device
         input_ids = [split.input_ids[row] for row in rows]
         ids_BT, mask_BT = pad(input_ids, self.parts.pad_id)
         labels_B = torch.from_numpy(split.labels[rows])
         targets = self.parts.targets.fetch(input_ids)
-        return Piece(
+        return MicroBatch(
             Batch(ids_BT.to(device), mask_BT.to(device), labels_B.to(device)),
             {name: value.to(device) for name, value in targets.items()},
             1.0 if counts else 0.0,

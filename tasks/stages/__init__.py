@@ -1,7 +1,8 @@
 """The programs that dvc.yaml runs, and what they share: `run_stage` and `Stage`.
 
 A stage reads its own section of the recipe and the outs of earlier stages, works in
-`.work/<stage>-<recipe>-<fingerprint>/` (so that a killed run finds its own work again) and moves
+`.work/<stage>-<recipe>-<fingerprint>/` (so that a killed run finds its own work again, and none of
+other settings, inputs or code) and moves
 `out/` from there into place as its last act. It ends with 0, or with the error's exit code and
 a record for the flow in `.work/errors/`.
 """
@@ -17,7 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tasks.kd.digests import replace_folder, sha256_folder, sha256_json, write_json
+from safetensors import SafetensorError
+
+from tasks.kd.digests import (
+    replace_folder,
+    sha256_file,
+    sha256_folder,
+    sha256_json,
+    write_json,
+)
 from tasks.kd.errors import DataError, KDError
 from tasks.kd.params import Compute
 from tasks.kd.recipes import load_recipe
@@ -56,6 +65,11 @@ class Stage:
         return f"{self.name}@{self.recipe}"
 
     @property
+    def redo(self) -> str:
+        """The command that runs this stage alone, again."""
+        return f"dvc repro -s -f {self.target}"
+
+    @property
     def out(self) -> Path:
         """Where the stage's only out will stand."""
         return self.root / "artifacts" / self.recipe / self.name
@@ -79,6 +93,11 @@ class Stage:
                 mend=f"dvc repro {stage}@{self.recipe}",
             )
         return folder
+
+    @property
+    def store(self) -> Path:
+        """The folder of all teacher caches: .store, or what STILLHOUSE_STORE says."""
+        return Path(os.environ.get("STILLHOUSE_STORE") or self.root / ".store")
 
     def log(self, message: str) -> None:
         """One line for whoever watches."""
@@ -114,10 +133,12 @@ def run_stage(name: str, main: Callable[[Stage], None]) -> NoReturn:
         _leave(record, type(error).__name__, str(error), error.transient)
         print(f"{name}: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
-    except OSError as error:
-        message = f"{name}: the system refused: {error.strerror or error} ({error.filename or ''})"
+    except (OSError, SafetensorError) as error:
+        file = getattr(error, "filename", None)
+        message = f"the system refused: {getattr(error, 'strerror', None) or error}"
+        message += f" ({file})" if file else ""
         _leave(record, "StageError", message, False)
-        print(message, file=sys.stderr, flush=True)
+        print(f"{name}: {message}", file=sys.stderr, flush=True)
         sys.exit(1)
     record.unlink(missing_ok=True)
     sys.exit(0)
@@ -131,6 +152,7 @@ def _run(name: str, main: Callable[[Stage], None], root: Path, path: Path) -> No
         [
             params.model_dump(mode="json"),
             [sha256_folder(folder) for folder in inputs if folder.is_dir()],
+            [sha256_file(file) for file in sorted(Path(__file__).parents[1].rglob("*.py"))],
         ]
     )[:16]
     work = root / ".work" / f"{name}-{path.stem}-{fingerprint}"
@@ -142,7 +164,8 @@ def _run(name: str, main: Callable[[Stage], None], root: Path, path: Path) -> No
     started = time.monotonic()
     main(stage)
     replace_folder(stage.draft, stage.out)
-    shutil.rmtree(work)
+    for done in work.parent.glob(f"{name}-{path.stem}-*"):  # and what earlier settings left
+        shutil.rmtree(done)
     stage.log(f"done in {time.monotonic() - started:.1f} s")
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 from tasks.kd.cache.audit import audit
 from tasks.kd.cache.manifest import MANIFEST
 from tasks.kd.cache.reader import open_cache
@@ -30,13 +27,12 @@ def main(stage: Stage) -> None:
         params=params,
     )
     job = Job(teacher, split.input_ids, card["pad_token_id"], params, made_of)
-    store = store_of(stage.root)
     with stage.bar(card["splits"]["train"]["tokens"], "token") as bar:
-        manifest = write_cache(job, store, on_tokens=bar.update)
+        manifest = write_cache(job, stage.store, on_tokens=bar.update)
     for name, stream in manifest.streams.items():
         if name != "logits" and stream.codec != params.codec:
             stage.log(f"warning: {name} is kept in {stream.codec}, {params.codec} was too coarse")
-    cached = open_cache(manifest, store, expected=made_of, mend=f"dvc repro {stage.target}")
+    cached = open_cache(manifest, stage.store, expected=made_of, mend=stage.redo)
     if manifest.computed:
         cached.use_embeddings(embeddings_of(teacher), pad_id=card["pad_token_id"])
     live = LiveTargets(teacher, params.streams, pad_id=card["pad_token_id"])
@@ -46,11 +42,6 @@ def main(stage: Stage) -> None:
         f"{manifest.examples} examples, {manifest.tokens} tokens, {manifest.bytes / 2**20:.0f} MiB "
         f"({manifest.bytes / manifest.tokens:.0f} bytes a token); {audited} records audited"
     )
-
-
-def store_of(root: Path) -> Path:
-    """The folder of all caches: .store, or what STILLHOUSE_STORE says."""
-    return Path(os.environ.get("STILLHOUSE_STORE") or root / ".store")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ def main(stage: Stage) -> None:
     labels = _labels(train, sources / "teacher" / "config.json")
     _check_labels(labels, {"dev": dev, "test": test})
     tokenizer, pad_id = _save_tokenizer(sources / "teacher", stage.draft / "tokenizer", params)
+    _check_teacher_reads(sources / "teacher" / "config.json", tokenizer, pad_id, params)
     splits = {}
     for name, rows in (("train", train), ("dev", dev), ("test", test)):
         splits[name] = _encode(rows, labels, tokenizer)
@@ -64,8 +65,9 @@ def _read(sources: Path, split: str, params: PrepareData) -> Rows:
 def _divide(train: Rows, params: PrepareData) -> tuple[Rows, Rows]:
     """The training and the dev split. Raises DataError if one would be empty."""
     if params.train_examples is not None and params.train_examples < len(train):
-        chosen, _ = stratified(train.labels, params.train_examples, seed=params.seed)
-        train = train.keep(chosen.tolist())
+        left_out = len(train) - params.train_examples
+        _, kept = stratified(train.labels, left_out, seed=params.seed)
+        train = train.keep(kept.tolist())
     count = round(params.dev_fraction * len(train))
     dev_rows, train_rows = stratified(train.labels, count, seed=params.seed + 1)
     if not (len(dev_rows) and len(train_rows)):
@@ -116,6 +118,31 @@ def _save_tokenizer(folder: Path, out: Path, params: PrepareData) -> tuple[Token
     tokenizer.enable_truncation(params.max_length_tokens)
     tokenizer.save(str(out / "tokenizer.json"))
     return tokenizer, int(loaded.pad_token_id)
+
+
+def _check_teacher_reads(
+    config: Path, tokenizer: Tokenizer, pad_id: int, params: PrepareData
+) -> None:
+    """Raise DataError for texts longer than the teacher's positions or ids beyond its table."""
+    known = read_json(config)
+    # RoBERTa's positions begin after the padding id.
+    offset = 0 if known.get("model_type") == "bert" else pad_id + 1
+    positions = known.get("max_position_embeddings", params.max_length_tokens + offset) - offset
+    if params.max_length_tokens > positions:
+        raise DataError(
+            "texts may be longer than the teacher can read",
+            where="prepare_data.max_length_tokens",
+            expected=f"at most {positions}",
+            found=params.max_length_tokens,
+        )
+    tokens = tokenizer.get_vocab_size()
+    if tokens > known.get("vocab_size", tokens):
+        raise DataError(
+            "the tokenizer has more tokens than the teacher's table",
+            where=config,
+            expected=f"at least {tokens} rows",
+            found=known["vocab_size"],
+        )
 
 
 def _encode(rows: Rows, labels: list[str], tokenizer: Tokenizer) -> Split:

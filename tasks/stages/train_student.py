@@ -8,19 +8,24 @@ from typing import Any
 
 import torch
 
+from tasks.kd.cache.audit import audit
 from tasks.kd.cache.manifest import MANIFEST, read_manifest
 from tasks.kd.cache.reader import CachedTargets, open_cache
-from tasks.kd.data import read_data_card, read_split
+from tasks.kd.data import Split, read_data_card, read_split
 from tasks.kd.digests import read_json
 from tasks.kd.encoders import embeddings_of, load_classifier
+from tasks.kd.errors import CacheIncompleteError
 from tasks.kd.launch import run_processes
 from tasks.kd.objective import Objective, TeacherShape
-from tasks.kd.params import TrainStudent
+from tasks.kd.params import TrainStudent, streams_needed
 from tasks.kd.students import build_student, depth
+from tasks.kd.targets import LiveTargets
 from tasks.kd.training import Parts, steps_per_epoch, train
 from tasks.stages import Stage, run_stage
-from tasks.stages.cache_teacher import store_of
 from tasks.stages.train_teacher import habits, save
+
+# Records compared with the teacher before a training; cache_teacher compared more.
+_AUDITED = 4
 
 
 def main(stage: Stage) -> None:
@@ -36,14 +41,15 @@ def distil(stage: Stage) -> None:
     data = stage.input("prepare_data")
     card = read_data_card(data)
     teacher = load_classifier(stage.input("train_teacher") / "model")
-    targets = _open_cache(stage, card, teacher)
+    split = read_split(data / "train.arrow")
+    targets = _open_cache(stage, card, teacher, split)
     shape = TeacherShape(depth(teacher), _width(teacher), targets.deviations)
     student = build_student(params.student, teacher, seed=params.optimizer.seed)
     del teacher
     parts = Parts(
         Objective(student, params.phases, shape),
         targets,
-        read_split(data / "train.arrow"),
+        split,
         read_split(data / "dev.arrow"),
         card["pad_token_id"],
     )
@@ -64,9 +70,22 @@ def distil(stage: Stage) -> None:
     )
 
 
-def _open_cache(stage: Stage, card: dict[str, Any], teacher: torch.nn.Module) -> CachedTargets:
+def _open_cache(
+    stage: Stage, card: dict[str, Any], teacher: torch.nn.Module, split: Split
+) -> CachedTargets:
     """The cache, checked against the teacher and the data as they are now."""
+    mend = f"dvc repro -s -f cache_teacher@{stage.recipe}"
     manifest = read_manifest(stage.input("cache_teacher") / MANIFEST)
+    needed = streams_needed(stage.params, depth(teacher))
+    kept = (*manifest.streams, *manifest.computed)
+    if missing := [stream for stream in needed if stream not in kept]:
+        raise CacheIncompleteError(
+            "the teacher cache lacks what a level reads",
+            where="cache_teacher.streams",
+            expected=", ".join(needed),
+            found=f"no {', '.join(missing)}",
+            mend=mend,
+        )
     report = read_json(stage.input("train_teacher") / "report.json")
     now = {
         "teacher_sha256": report["teacher_sha256"],
@@ -75,13 +94,15 @@ def _open_cache(stage: Stage, card: dict[str, Any], teacher: torch.nn.Module) ->
     }
     targets = open_cache(
         manifest,
-        store_of(stage.root),
+        stage.store,
         expected={**manifest.made_of, **now},
-        mend=f"dvc repro cache_teacher@{stage.recipe}",
+        mend=mend,
     )
     if manifest.computed:
         embeddings = copy.deepcopy(embeddings_of(teacher))
         targets.use_embeddings(embeddings, pad_id=card["pad_token_id"])
+    live = LiveTargets(teacher, kept, pad_id=card["pad_token_id"])
+    audit(targets, live, split.input_ids, count=_AUDITED)
     return targets
 
 

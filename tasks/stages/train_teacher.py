@@ -11,7 +11,7 @@ import torch
 
 from tasks.kd.data import read_data_card, read_split
 from tasks.kd.digests import write_json
-from tasks.kd.encoders import load_classifier, load_config, new_classifier, weights_sha256
+from tasks.kd.encoders import load_classifier, load_config, model_sha256, new_classifier
 from tasks.kd.errors import DataError
 from tasks.kd.launch import run_processes
 from tasks.kd.objective import Objective
@@ -36,15 +36,21 @@ def main(stage: Stage) -> None:
 
 
 def check_shape(base: Path, params: TrainTeacher) -> None:
-    """Raise DataError unless the model is as deep and wide as the recipe says."""
+    """Raise DataError unless the model has the shape that the recipe says."""
     config = load_config(base)
-    found = (config.num_hidden_layers, config.hidden_size)
-    if found != (params.layers, params.hidden_size):
+    found = {
+        "layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "attention_heads": config.num_attention_heads,
+        "intermediate_size": config.intermediate_size,
+    }
+    wrong = [name for name, value in found.items() if value != getattr(params, name)]
+    if wrong:
         raise DataError(
             "the teacher is not as the recipe says",
-            where="train_teacher.layers and .hidden_size",
-            expected=f"{params.layers} layers, width {params.hidden_size}",
-            found=f"{found[0]} layers, width {found[1]}",
+            where="train_teacher",
+            expected=", ".join(f"{name} {getattr(params, name)}" for name in wrong),
+            found=", ".join(f"{name} {found[name]}" for name in wrong),
         )
 
 
@@ -98,7 +104,7 @@ def save(stage: Stage, model: Any, report: dict[str, Any]) -> None:
         shutil.copyfile(stage.work / "metrics.jsonl", stage.draft / "metrics.jsonl")
     report |= {
         "parameters": count_parameters(model),
-        f"{stage.name.removeprefix('train_')}_sha256": weights_sha256(stage.draft / "model"),
+        f"{stage.name.removeprefix('train_')}_sha256": model_sha256(stage.draft / "model"),
     }
     write_json(stage.draft / "report.json", report)
 

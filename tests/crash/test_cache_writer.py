@@ -2,61 +2,53 @@
 
 from __future__ import annotations
 
-import os
-import random
+import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tasks.kd.cache.manifest import MANIFEST
-from tasks.kd.digests import sha256_folder
-
-WRITER = """
-import sys, time
-from pathlib import Path
-from tasks.kd.cache import writer
-from tasks.kd.cache.writer import write_cache
-from tests.kd.cache.conftest import make_job, make_params
-from tests.kd.conftest import make_split
-writer.MEBIBYTE = 2**12
-print("ready", flush=True)
-write_cache(make_job(make_split(60), make_params()), Path(sys.argv[1]), on_tokens=lambda _: None)
-print("done", flush=True)
-"""
+from tests.crash.cache_writer import BOUNDARIES, NUMBERS
 
 
-def start(store: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(store)], stdout=subprocess.PIPE, text=True
+@pytest.fixture(scope="module")
+def found(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """How every case ended."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.crash.cache_writer", str(tmp_path_factory.mktemp("crash"))],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
     )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
-def finish(store: Path) -> str:
-    process = start(store)
-    assert process.wait(timeout=120) == 0
-    (folder,) = store.iterdir()
-    assert not list(folder.glob("*.tmp"))
-    return sha256_folder(folder)
+def test_an_uninterrupted_writer_leaves_a_cache_and_nothing_else(found: Any) -> None:
+    ended, content = found["whole"]
+    assert ended == 0
+    assert len(content) == 1
 
 
-@pytest.mark.slow
-def test_a_writer_killed_at_random_moments_ends_with_the_same_cache(tmp_path: Path) -> None:
-    began = time.monotonic()
-    whole = finish(tmp_path / "whole")
-    assert time.monotonic() - began < 120
-    chance, killed, store = random.Random(7), 0, tmp_path / "killed"
-    for _ in range(6):
-        process = start(store)
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(chance.random() * 0.4)
-        os.kill(process.pid, signal.SIGKILL)
-        killed += process.wait() == -signal.SIGKILL
-        if store.exists() and list(store.glob(f"*/{MANIFEST}")):
-            break
-    assert killed >= 1
-    assert finish(store) == whole
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_a_writer_killed_at_a_boundary_is_resumed_to_the_same_bytes(
+    boundary: str, number: int, after: bool, found: Any
+) -> None:
+    killed, resumed, content = found[f"{boundary}-{number}-{after}"]
+    once = boundary in ("_write_slices", "_finished")
+    assert killed == (0 if once and number > 1 else -signal.SIGKILL)
+    assert resumed == 0
+    assert content == found["whole"][1]
+
+
+def test_a_writer_that_is_killed_again_and_again_gets_there(found: Any) -> None:
+    tries, content = found["again"]
+    assert 2 < tries < 50
+    assert content == found["whole"][1]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -20,6 +21,7 @@ from tasks.kd.encoders import (
     layers_of,
     load_classifier,
     load_config,
+    model_sha256,
     new_classifier,
 )
 from tasks.kd.errors import DataError
@@ -115,6 +117,45 @@ def test_a_family_that_is_not_supported_is_refused_by_name(tmp_path: Path) -> No
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"config\.json is missing"):
         load_classifier(tmp_path)
+
+
+def save_changed(teacher: Any, folder: Path, change: Any) -> None:
+    """Save a teacher, and change its weights on disk."""
+    teacher.save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file(change(weights), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_weights_that_do_not_load_are_refused_and_never_random(
+    teacher: Any, tmp_path: Path
+) -> None:
+    name = "bert.encoder.layer.1.output.dense.weight"
+    save_changed(teacher, tmp_path / "lost", lambda w: {k: v for k, v in w.items() if k != name})
+    save_changed(teacher, tmp_path / "cut", lambda w: {**w, name: w[name][:, :7].contiguous()})
+    for folder in ("lost", "cut"):
+        for load in (load_classifier, lambda path: new_classifier(path, ["a", "b"])):
+            with pytest.raises(DataError, match=rf"1 weights are missing or of.*{name}"):
+                load(tmp_path / folder)
+
+
+def test_a_classifier_without_its_head_is_refused(teacher: Any, tmp_path: Path) -> None:
+    teacher.bert.save_pretrained(tmp_path)
+    with pytest.raises(DataError, match=r"2 weights are missing.*classifier"):
+        load_classifier(tmp_path)
+
+
+def test_a_model_s_digest_is_that_of_weights_and_configuration(
+    teacher: Any, tmp_path: Path
+) -> None:
+    teacher.save_pretrained(tmp_path)
+    before = model_sha256(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "id2label": {"0": "x"}, "transformers_version": "9"}))
+    assert model_sha256(tmp_path) == before
+    for changed in ({"hidden_act": "relu"}, {"layer_norm_eps": 1e-5}, {"num_attention_heads": 2}):
+        path.write_text(json.dumps({**config, **changed}))
+        assert model_sha256(tmp_path) != before
 
 
 def test_pickled_weights_are_never_loaded(teacher: Any, tmp_path: Path) -> None:

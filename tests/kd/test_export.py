@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tasks.kd import export
+from tasks.kd.data import Ids
 from tasks.kd.digests import read_json
 from tasks.kd.errors import ExportError
 from tasks.kd.export import (
@@ -21,7 +22,7 @@ from tasks.kd.export import (
     write_onnx,
     write_tokenizer,
 )
-from tasks.kd.inference import Ids, encode, predict_onnx, predict_torch, read_tokenizer, run_session
+from tasks.kd.inference import encode, predict_onnx, predict_torch, read_tokenizer, run_session
 from tasks.kd.params import ExportStudent
 from tests.tiny import LABELS, MAX_LENGTH, tiny_model, tiny_texts, tiny_tokenizer
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tasks.kd import inference
+from tasks.kd.data import Ids
 from tasks.kd.errors import DataError
 from tasks.kd.inference import (
-    Ids,
     batches_of_like_length,
     hidden_states,
     pad_together,

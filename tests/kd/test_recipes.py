@@ -79,11 +79,18 @@ def test_every_fault_is_told_with_its_line(text: str, write: Any) -> None:
         ("hidden.4, hidden.6]", "hidden.6]", "cache_teacher.streams lacks hidden.4"),
         ("hidden.4, hidden.6]", "hidden.4, hidden.6, hidden.7]", "the teacher has 6 layers"),
         ("    layers: 3\n", "    layers: 7\n", "can't be mapped"),
-        ("attention_heads: 12", "attention_heads: 7", "must be a multiple"),
+        ("    attention_heads: 12", "    attention_heads: 7", "must be a multiple"),
         ("      layers: uniform\n", "      layers: [1, 2]\n", "names 2 teacher layers"),
-        ("    hidden_size: 384\n", "    hidden_size: 192\n", "only at its width 384"),
+        ("    hidden_size: 384\n", "    hidden_size: 192\n", "only at its hidden_size 384"),
         ("    - name: hidden", "    - name: prediction", "different names"),
         ("    sha256: 9fc2", "    sha256: 9FC2", "pattern"),
+        ("loss: kl, temperature: 2.0", "loss: labels", "holds each level once"),
+        ("layer_map: uniform", "layer_map: []", "at least 1 item"),
+        ("hidden.4, hidden.6]", "hidden.4, hidden.4, hidden.6]", "names a stream twice"),
+        ("hidden.0, hidden.2", "hidden.00, hidden.2", "pattern"),
+        ("    attention_heads: 12\n", "    attention_heads: 6\n", "only at its attention_heads 12"),
+        ("    intermediate_size: 1536\n", "    intermediate_size: 768\n", "only at its intermedia"),
+        ("      kind: tsv", "      kind: jsonl", "skip_lines must be 0"),
     ],
 )
 def test_what_cannot_be_run_is_refused(
@@ -109,6 +116,14 @@ def test_a_field_that_stands_twice_is_refused_with_its_line(text: str, write: An
 
 def test_broken_yaml_is_refused_with_its_line(write: Any) -> None:
     assert ":2: not valid YAML" in faults_of(write("a: 1\nb: [1, }\n"))
+
+
+def test_a_recipe_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "latin.yaml"
+    path.write_bytes("description: caf\xe9".encode("latin-1"))
+    assert "not YAML in UTF-8" in faults_of(path)
+    path.write_bytes(b"description: \x00")
+    assert "not YAML in UTF-8" in faults_of(path)
 
 
 def test_a_recipe_s_name_is_checked_before_dvc_sees_it(text: str, write: Any) -> None:

@@ -55,6 +55,7 @@ def test_lines_after_the_header_can_be_left_out(tmp_path: Path) -> None:
         ("body,kind\nx,a\n,b\n", r"1 rows without text or label.*rows 2"),
         ("body,kind\nx,\n", r"without text or label"),
         ("body,kind\nx,a,b\n", r"wrong number of columns.*row 1. Expected 2, found 3"),
+        ('body,kind\nx,"a\n', r"not a csv table"),
     ],
 )
 def test_a_table_that_is_not_as_declared_is_refused(text: str, said: str, tmp_path: Path) -> None:
@@ -62,10 +63,41 @@ def test_a_table_that_is_not_as_declared_is_refused(text: str, said: str, tmp_pa
         read(write(tmp_path, "csv", text))
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"body": "x", "kind": "a"}\n{"body": "y"}\n', r"1 rows without text or label.*rows 2"),
+        ('{"body": null, "kind": 2}\n', r"without text or label"),
+        ('{"body": NaN, "kind": 2}\n', r"without text or label"),
+        ('{"body": "x", "kind": "a"}\n{"body": "y", "ki', r"not JSON: .*:2"),
+        ('["x", "a"]\n', r"not a JSON object: .*:1"),
+    ],
+)
+def test_json_lines_that_lack_something_are_refused(text: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=said):
+        read(write(tmp_path, "jsonl", text))
+
+
+def test_numbers_in_json_lines_stay_as_they_are_written(tmp_path: Path) -> None:
+    path = write(tmp_path, "jsonl", '{"body": "2020-01-01", "kind": 1}\n{"body": "y", "kind": 2}\n')
+    assert read(path) == Rows(["2020-01-01", "y"], ["1", "2"])
+
+
+def test_a_broken_parquet_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not a Parquet file"):
+        read(write(tmp_path, "parquet", "PAR1 and no more"))
+
+
+def test_a_csv_from_a_spreadsheet_has_a_mark_in_front(tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text("body,kind\nx,a\n", encoding="utf-8-sig")
+    assert read(path) == Rows(["x"], ["a"])
+
+
 def test_a_table_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "train.csv"
     path.write_bytes(b"body,kind\n\xff\xfe,a\n")
-    with pytest.raises(DataError, match="not a table in UTF-8"):
+    with pytest.raises(DataError, match="not a csv table in UTF-8"):
         read(path)
 
 

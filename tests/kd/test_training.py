@@ -147,6 +147,24 @@ def test_a_run_that_was_stopped_ends_bit_identical(tmp_path: Path) -> None:
         assert steps == list(range(1, 19))
 
 
+def test_the_best_epoch_is_the_later_of_equals_in_the_last_phase(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = iter([0.99, 0.5, 0.7, 0.7, 0.6])
+    kept: list[dict[str, torch.Tensor]] = []
+    parts = make_parts((PHASES[0], PHASES[1].model_copy(update={"epochs": 4})))
+
+    def say(*_: object, **__: object) -> tuple[float, float]:
+        kept.append(weights_of(parts.objective.student))
+        return next(told), 1.0
+
+    monkeypatch.setattr(training, "evaluate", say)
+    report = train(make_settings(), parts, make_habits(tmp_path))
+    assert (report.dev_accuracy, report.best_epoch) == (0.7, 4)
+    for name, value in weights_of(parts.objective.student).items():
+        assert torch.equal(value, kept[3][name])
+
+
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
     whole = make_parts()
     train(make_settings(), whole, make_habits(tmp_path / "whole"))

@@ -39,11 +39,20 @@ class Project:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def run(self, stage: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """The stage as DVC runs it; whatever it did before is deleted, as DVC does."""
+    def run(
+        self, stage: str, *, largest_file_kib: int | None = None, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """The stage as DVC runs it; whatever it did before is deleted, as DVC does.
+
+        A limit on the size of files fails a write as a full disk does.
+        """
         shutil.rmtree(self.out(stage), ignore_errors=True)
+        program = [sys.executable, "-m", f"tasks.stages.{stage}", "params/small.yaml"]
+        if largest_file_kib is not None:
+            limited = f'ulimit -f {largest_file_kib}; exec "$@"'
+            program = ["bash", "-c", limited, "bash", *program]
         return subprocess.run(
-            [sys.executable, "-m", f"tasks.stages.{stage}", "params/small.yaml"],
+            program,
             cwd=self.root,
             env={**os.environ, "PYTHONPATH": str(CODE), **environment},
             capture_output=True,
@@ -103,7 +112,14 @@ def make_recipe(quickstart: Path) -> Any:
     recipe["prepare_data"].update(
         text_column="body", label_column="topic", max_length_tokens=16, train_examples=150
     )
-    recipe["train_teacher"].update(layers=4, hidden_size=16, epochs=6, learning_rate=1e-2)
+    recipe["train_teacher"].update(
+        layers=4,
+        hidden_size=16,
+        attention_heads=2,
+        intermediate_size=32,
+        epochs=6,
+        learning_rate=1e-2,
+    )
     recipe["train_teacher"]["optimizer"]["batch_examples"] = 8
     recipe["cache_teacher"].update(streams=["logits", "hidden.0", "hidden.2", "hidden.4"])
     student = recipe["train_student"]["student"]

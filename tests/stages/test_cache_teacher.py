@@ -34,3 +34,15 @@ def test_a_quota_that_is_too_small_is_refused_before_writing(broken: Any) -> Non
     assert done.returncode == 2
     assert "pass its quota" in done.stderr
     assert not broken.out("cache_teacher").exists()
+
+
+def test_a_disk_that_fills_up_is_said_in_one_line_and_loses_nothing(broken: Any) -> None:
+    before = broken.json("cache_teacher", "manifest.json")
+    elsewhere = str(broken.root / "elsewhere")
+    done = broken.run("cache_teacher", largest_file_kib=16, STILLHOUSE_STORE=elsewhere)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "the system refused" in done.stderr
+    assert not broken.out("cache_teacher").exists()
+    assert broken.run("cache_teacher", STILLHOUSE_STORE=elsewhere).returncode == 0
+    assert broken.json("cache_teacher", "manifest.json") == before

@@ -60,6 +60,21 @@ def test_too_few_examples_for_a_dev_split_are_refused(broken: Any) -> None:
     assert "too few training examples for a dev split" in done.stderr
 
 
+def test_texts_longer_than_the_teacher_reads_are_refused(broken: Any) -> None:
+    broken.change(lambda recipe: recipe["prepare_data"].update(max_length_tokens=64))
+    done = broken.run("prepare_data")
+    assert done.returncode == 2
+    assert "Expected at most 32, found 64" in done.stderr
+
+
+def test_a_tokenizer_with_more_tokens_than_the_teacher_s_table_is_refused(broken: Any) -> None:
+    path = broken.out("fetch_sources") / "teacher" / "config.json"
+    path.write_text(path.read_text().replace('"vocab_size": 64', '"vocab_size": 60'))
+    done = broken.run("prepare_data")
+    assert done.returncode == 2
+    assert "more tokens than the teacher's table" in done.stderr
+
+
 def test_what_an_earlier_stage_left_must_be_there(bare: Any) -> None:
     done = bare.run("prepare_data")
     assert done.returncode == 2

@@ -35,7 +35,7 @@ def test_a_cache_of_another_teacher_is_refused_with_what_mends_it(broken: Any) -
     assert done.returncode == 1
     assert broken.error("train_student")["type"] == "CacheStaleError"
     assert 'teacher_sha256: expected "000' in done.stderr
-    assert "Run: dvc repro cache_teacher@small" in done.stderr
+    assert "Run: dvc repro -s -f cache_teacher@small" in done.stderr
 
 
 def test_a_damaged_shard_is_found_before_the_first_step(broken: Any) -> None:
@@ -47,6 +47,21 @@ def test_a_damaged_shard_is_found_before_the_first_step(broken: Any) -> None:
     assert done.returncode == 1
     assert broken.error("train_student")["type"] == "CacheCorruptError"
     assert not broken.out("train_student").exists()
+    assert "Run: dvc repro -s -f cache_teacher@small" in done.stderr
+    assert broken.run("cache_teacher").returncode == 0
+    assert broken.run("train_student").returncode == 0
+
+
+def test_a_level_whose_stream_was_not_cached_is_refused_by_name(broken: Any) -> None:
+    def change(recipe: Any) -> None:
+        recipe["cache_teacher"]["streams"].append("hidden.3")
+        recipe["train_student"]["phases"][0]["levels"][0]["layer_map"] = [[1, 3]]
+
+    broken.change(change)
+    done = broken.run("train_student")
+    assert done.returncode == 1
+    assert broken.error("train_student")["type"] == "CacheIncompleteError"
+    assert "found no hidden.3" in done.stderr
 
 
 def test_two_processes_are_two(broken: Any) -> None:

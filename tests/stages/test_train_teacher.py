@@ -4,14 +4,14 @@ import json
 import shutil
 from typing import Any
 
-from tasks.kd.encoders import load_classifier, weights_sha256
+from tasks.kd.encoders import load_classifier, model_sha256
 
 
 def test_it_fine_tunes_and_says_how_it_went(finished: Any) -> None:
     report = finished.json("train_teacher", "report.json")
     assert report["dev_accuracy"] > 0.6
     model = finished.out("train_teacher") / "model"
-    assert report["teacher_sha256"] == weights_sha256(model)
+    assert report["teacher_sha256"] == model_sha256(model)
     assert load_classifier(model).config.id2label == {0: "corn", 1: "money", 2: "ships"}  # type: ignore[union-attr]
     lines = (finished.out("train_teacher") / "metrics.jsonl").read_text().splitlines()
     assert sum(json.loads(line)["split"] == "dev" for line in lines) == 6
@@ -54,4 +54,4 @@ def test_a_teacher_of_another_shape_than_the_recipe_says_is_refused(broken: Any)
     path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": 3}))
     done = broken.run("train_teacher")
     assert done.returncode == 2
-    assert "Expected 4 layers, width 16, found 3 layers" in done.stderr
+    assert "Expected layers 4, found layers 3" in done.stderr

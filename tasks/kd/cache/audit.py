@@ -16,7 +16,9 @@ _NUMERICS = 1e-4
 
 
 def audit(cached: CachedTargets, live: LiveTargets, input_ids: Sequence[Ids], *, count: int) -> int:
-    """Recompute up to `count` random records, one by one, and compare; returns how many.
+    """Recompute up to `count` records, one by one, and compare; returns how many.
+
+    The records are drawn at random, the same ones whenever there are as many examples.
 
     Raises CacheCorruptError where a record is further from the teacher's than its codec explains.
     """

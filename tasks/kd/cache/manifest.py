@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tasks.kd.cache.fingerprint import FORMAT_VERSION, differences, fingerprint
-from tasks.kd.digests import canonical_json, read_json, sha256_json, write_json
+from tasks.kd.digests import canonical_json, read_json, sha256_file, sha256_json, write_json
 from tasks.kd.errors import CacheCorruptError, CacheFormatError, CacheIncompleteError
 
 MANIFEST = "manifest.json"
@@ -102,6 +102,32 @@ def read_manifest(path: Path) -> Manifest:
             found=manifest.fingerprint,
         )
     return manifest
+
+
+def verify_files(manifest: Manifest, folder: Path, *, mend: str | None = None) -> None:
+    """Raise CacheIncompleteError or CacheCorruptError unless every file is there, byte for byte."""
+    for shard in (*manifest.shards, manifest.slices):
+        path = folder / shard.name
+        if not path.is_file():
+            raise CacheIncompleteError(
+                "a file of the teacher cache is missing", where=path, mend=mend
+            )
+        if path.stat().st_size != shard.bytes:
+            raise CacheCorruptError(
+                "a file of the teacher cache has the wrong size",
+                where=path,
+                expected=f"{shard.bytes} bytes",
+                found=path.stat().st_size,
+                mend=mend,
+            )
+        if (digest := sha256_file(path)) != shard.sha256:
+            raise CacheCorruptError(
+                "a file of the teacher cache is damaged",
+                where=path,
+                expected=f"sha256 {shard.sha256}",
+                found=digest,
+                mend=mend,
+            )
 
 
 def describe_difference(expected: dict[str, Any], manifest: Manifest) -> str:

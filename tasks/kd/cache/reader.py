@@ -15,12 +15,11 @@ from tasks.kd.cache.fingerprint import example_key, fingerprint
 from tasks.kd.cache.manifest import (
     MANIFEST,
     Manifest,
-    Shard,
     describe_difference,
     read_manifest,
+    verify_files,
 )
 from tasks.kd.data import Ids
-from tasks.kd.digests import sha256_file
 from tasks.kd.errors import CacheCorruptError, CacheIncompleteError, CacheStaleError
 from tasks.kd.targets import pad
 
@@ -48,36 +47,12 @@ def open_cache(
             where=folder,
             expected=f"{len(manifest.shards)} shards",
             found="no finished cache",
-            mend=f"{mend} --force",
+            mend=mend,
         )
     if read_manifest(folder / MANIFEST) != manifest:
         raise CacheCorruptError("the store's manifest is not the stage's", where=folder, mend=mend)
-    for shard in (*manifest.shards, manifest.slices):
-        verify_shard(folder, shard, mend=f"{mend} --force")
+    verify_files(manifest, folder, mend=mend)
     return CachedTargets(manifest, folder)
-
-
-def verify_shard(folder: Path, shard: Shard, *, mend: str) -> None:
-    """Raise CacheIncompleteError or CacheCorruptError unless a file is there, byte for byte."""
-    path = folder / shard.name
-    if not path.is_file():
-        raise CacheIncompleteError("a file of the teacher cache is missing", where=path, mend=mend)
-    if path.stat().st_size != shard.bytes:
-        raise CacheCorruptError(
-            "a file of the teacher cache has the wrong size",
-            where=path,
-            expected=f"{shard.bytes} bytes",
-            found=path.stat().st_size,
-            mend=mend,
-        )
-    if (digest := sha256_file(path)) != shard.sha256:
-        raise CacheCorruptError(
-            "a file of the teacher cache is damaged",
-            where=path,
-            expected=f"sha256 {shard.sha256}",
-            found=digest,
-            mend=mend,
-        )
 
 
 class CachedTargets:

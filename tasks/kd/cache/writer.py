@@ -16,16 +16,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tasks.kd.batching import Rows, split_by_tokens
 from tasks.kd.cache import codec as codecs
 from tasks.kd.cache.fingerprint import FORMAT_VERSION, example_key, fingerprint
-from tasks.kd.cache.manifest import MANIFEST, Manifest, Shard, Stream, read_manifest
+from tasks.kd.cache.manifest import MANIFEST, Manifest, Shard, Stream, read_manifest, verify_files
 from tasks.kd.data import Ids
 from tasks.kd.digests import commit_file, read_json, sha256_file, write_json
 from tasks.kd.encoders import embeddings_of
-from tasks.kd.errors import CacheQuotaError, NonFiniteLossError
+from tasks.kd.errors import (
+    CacheCorruptError,
+    CacheIncompleteError,
+    CacheQuotaError,
+    NonFiniteLossError,
+)
 from tasks.kd.params import CacheTeacher
 from tasks.kd.targets import hidden_layers, pad, run_teacher
 
@@ -81,8 +87,8 @@ def write_cache(job: Job, store: Path, *, on_tokens: Callable[[int], None]) -> M
     folder = store / fingerprint(job.made_of)
     folder.mkdir(parents=True, exist_ok=True)
     with _only_writer(folder):
-        if (folder / MANIFEST).exists():
-            return read_manifest(folder / MANIFEST)
+        if (found := _finished(folder)) is not None:
+            return found
         job.teacher.eval()
         keys, unique = _unique(job.input_ids)
         streams = _calibrate(job, unique)
@@ -91,6 +97,8 @@ def write_cache(job: Job, store: Path, *, on_tokens: Callable[[int], None]) -> M
         for number, rows in enumerate(_work_list(unique, job, streams)):
             shards.append(_shard(folder, number, rows, (job, unique, keys, streams)))
             on_tokens(shards[-1].tokens)
+        for leftover in set(folder.glob("shard-*")) - _files_of(folder, shards):
+            leftover.unlink()
         slices = _write_slices(job, folder, shards)
         manifest = Manifest(
             format_version=FORMAT_VERSION,
@@ -146,6 +154,25 @@ def require_space(
             found=f"{free / 2**30:.2f} GiB",
             advice="Make room, or set STILLHOUSE_STORE to a folder on another disk.",
         )
+
+
+def _finished(folder: Path) -> Manifest | None:
+    """The cache that stands there whole; a damaged one loses its manifest, so that it is mended."""
+    if not (folder / MANIFEST).exists():
+        return None
+    try:
+        manifest = read_manifest(folder / MANIFEST)
+        verify_files(manifest, folder)
+    except (CacheCorruptError, CacheIncompleteError):
+        (folder / MANIFEST).unlink()
+        return None
+    return manifest
+
+
+def _files_of(folder: Path, shards: Sequence[Shard]) -> set[Path]:
+    """The shards and their notes; others are of a run with another shard size."""
+    names = {folder / shard.name for shard in shards}
+    return names | {path.with_suffix(".json") for path in names}
 
 
 @contextmanager
@@ -220,12 +247,19 @@ def _shard(
     path, note = folder / name, folder / f"shard-{number:05d}.json"
     if path.exists() and note.exists():
         shard = Shard.model_validate(read_json(note))
-        if path.stat().st_size == shard.bytes and sha256_file(path) == shard.sha256:
+        whole = path.stat().st_size == shard.bytes and sha256_file(path) == shard.sha256
+        if whole and _keys_in(path) == b"".join(content[2][row] for row in rows):
             return shard
     tensors = _compute(rows, content)
     shard = _commit(tensors, path)
     write_json(note, shard.model_dump(mode="json"))
     return shard
+
+
+def _keys_in(path: Path) -> bytes:
+    """The keys of a shard's records; they change with the recipe's shard size."""
+    with safe_open(path, framework="pt") as file:
+        return bytes(file.get_tensor("keys").numpy().tobytes())
 
 
 def _compute(
@@ -241,15 +275,7 @@ def _compute(
             parts[name].append(codecs.encode(value, streams[name].codec))  # type: ignore[arg-type]
     tensors = {name: torch.cat(part) for name, part in parts.items()}
     for name in [name for name in tensors if name != "logits"]:
-        decoded = codecs.decode(tensors[name])
-        if not bool(torch.isfinite(decoded).all()):
-            raise NonFiniteLossError(
-                f"{name} has values that overflow {streams[name].codec}",
-                where="cache_teacher.codec",
-                advice="Set it to bfloat16 or float32.",
-            )
-        tensors[f"sum.{name}"] = decoded.sum(0, dtype=torch.float64)
-        tensors[f"square.{name}"] = decoded.double().square().sum(0)
+        tensors[f"sum.{name}"], tensors[f"square.{name}"] = _sums(name, parts[name])
     raw = b"".join(keys[row] for row in rows)
     tensors["keys"] = torch.frombuffer(bytearray(raw), dtype=torch.uint8).reshape(-1, 16)
     tensors["offsets"] = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]))
@@ -257,6 +283,24 @@ def _compute(
         np.concatenate([unique[row] for row in rows]).astype(np.int32)
     )
     return tensors
+
+
+def _sums(name: str, encoded: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums over tokens of the decoded states and of their squares, float64 [D].
+
+    Raises NonFiniteLossError if a value overflowed its codec.
+    """
+    total, square = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for part in encoded:
+        decoded = codecs.decode(part).double()
+        total, square = total + decoded.sum(0), square + decoded.square().sum(0)
+    if not bool(torch.isfinite(total).all()):
+        raise NonFiniteLossError(
+            f"{name} has values that overflow {encoded[0].dtype}",
+            where="cache_teacher.codec",
+            advice="Set it to bfloat16 or float32.",
+        )
+    return total, square
 
 
 def _write_slices(job: Job, folder: Path, shards: Sequence[Shard]) -> Shard:
@@ -281,8 +325,6 @@ def _write_slices(job: Job, folder: Path, shards: Sequence[Shard]) -> Shard:
 def _moments(
     folder: Path, shards: Sequence[Shard], layer: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    from safetensors import safe_open
-
     total, square = torch.zeros(()), torch.zeros(())
     for shard in shards:
         with safe_open(folder / shard.name, framework="pt") as file:
@@ -315,7 +357,7 @@ def _deviation(mean: torch.Tensor, square: torch.Tensor) -> torch.Tensor:
 def _commit(tensors: dict[str, torch.Tensor], path: Path) -> Shard:
     """Write a safetensors file under a temporary name, then give it its own."""
     temporary = path.with_suffix(".tmp")
-    save_file({name: value.contiguous().clone() for name, value in tensors.items()}, temporary)
+    save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
     digest, size = sha256_file(temporary), temporary.stat().st_size
     commit_file(temporary, path)
     offsets = tensors.get("offsets")

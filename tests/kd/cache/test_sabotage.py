@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 from pathlib import Path
@@ -164,6 +165,49 @@ def test_a_disk_that_is_too_full_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("shutil.disk_usage", lambda _: Usage)
     with pytest.raises(CacheQuotaError, match=r"disk is too full.*STILLHOUSE_STORE"):
         write_cache(make_job(make_split(8), make_params()), tmp_path, on_tokens=lambda _: None)
+
+
+def test_a_damaged_cache_is_mended_by_its_writer(copied: Any) -> None:
+    """What every message advises: run the stage again."""
+    job, manifest, store = copied
+    folder = folder_of(copied)
+    shard = folder / "shard-00001.safetensors"
+    for broken in (b"", shard.read_bytes()[:-1], None):
+        if broken is None:
+            shard.unlink()
+        else:
+            shard.write_bytes(broken)
+        told: list[int] = []
+        assert write_cache(job, store, on_tokens=told.append) == manifest
+        reopen(copied)
+    (folder / MANIFEST).write_text("{")
+    assert write_cache(job, store, on_tokens=lambda _: None) == manifest
+    reopen(copied)
+
+
+def test_a_writer_that_goes_on_with_another_shard_size_loses_and_repeats_nothing(
+    split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(Exception):
+        pass
+
+    def stop(_: int) -> None:
+        if len(list(tmp_path.rglob("shard-*.safetensors"))) == 3:
+            raise Killed
+
+    for first, second in ((2**13, 2**15), (2**15, 2**13)):
+        job = make_job(split, make_params(batch_tokens=64))
+        monkeypatch.setattr("tasks.kd.cache.writer.MEBIBYTE", first)
+        with contextlib.suppress(Killed):
+            write_cache(job, tmp_path / str(first), on_tokens=stop)
+        next((tmp_path / str(first)).iterdir()).joinpath(MANIFEST).unlink(missing_ok=True)
+        monkeypatch.setattr("tasks.kd.cache.writer.MEBIBYTE", second)
+        manifest = write_cache(job, tmp_path / str(first), on_tokens=lambda _: None)
+        folder = tmp_path / str(first) / manifest.fingerprint
+        names = {path.name for path in folder.glob("*.safetensors")} - {"slices.safetensors"}
+        assert names == {shard.name for shard in manifest.shards}
+        assert manifest.examples == sum(shard.examples for shard in manifest.shards)
+        open_written(job, manifest, tmp_path / str(first)).fetch(split.input_ids)
 
 
 def test_a_finished_shard_that_was_damaged_is_computed_again(copied: Any) -> None:
