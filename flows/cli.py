@@ -156,7 +156,7 @@ def run(recipe: str, *, fail_on_refusal: bool, as_json: bool) -> None:
         _print_json({"idle": settled is not None, **job.summarise(outcome)})
     else:
         _print_outcome(job, outcome, idle=settled is not None)
-    if fail_on_refusal and not outcome.promoted:
+    if fail_on_refusal and not (outcome.promoted or outcome.overridden):
         sys.exit(EXIT_REFUSED)
 
 
@@ -294,19 +294,23 @@ def _print_outcome(job: Job, outcome: Outcome, *, idle: bool) -> None:
 
     show.print_rows(f"{job.name}: teacher and student", show.result_rows(job.read_metrics()))
     show.print_rows("Stages run", show.seconds_rows(outcome.stage_seconds))
-    _print_decision(outcome.version, outcome.decision)
+    _print_decision(outcome.version, outcome.decision, overridden=outcome.overridden)
     show.print_line(f"Report: {job.report}")
     if idle:
         show.print_line("Everything is up to date: nothing to do.")
 
 
-def _print_decision(version: str, decision: Mapping[str, Any]) -> None:
+def _print_decision(version: str, decision: Mapping[str, Any], *, overridden: bool = False) -> None:
     from flows import show
 
     promoted = decision["verdict"] == "promote"
     show.print_rows(f"Gate of {version}", show.decision_rows(decision))
-    ending = "champion" if promoted else "REFUSED. The champion stays as it is"
-    show.print_line(f"{version}: {ending}.", "bold green" if promoted else "bold red")
+    if promoted:
+        show.print_line(f"{version}: champion.", "bold green")
+    elif overridden:
+        show.print_line(f"{version}: champion, the gate overridden by a person.", "bold yellow")
+    else:
+        show.print_line(f"{version}: REFUSED. The champion stays as it is.", "bold red")
 
 
 def _print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:

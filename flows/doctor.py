@@ -56,7 +56,9 @@ def _check_python() -> Finding:
     seen = f"{sys.version.split()[0]} in {sys.prefix}"
     if (3, 11) <= sys.version_info < (3, 13):
         return Finding("python", "ok", seen)
-    return Finding("python", "fail", seen, "install Python 3.11 or 3.12, then: make clean setup")
+    return Finding(
+        "python", "fail", seen, "install Python 3.11 or 3.12, then: rm -rf .venv && make setup"
+    )
 
 
 def _check_prefect_server() -> Finding:
@@ -71,7 +73,9 @@ def _check_prefect_server() -> Finding:
     if trial.returncode == 0:
         return Finding("prefect server", "ok", pair)
     cause = (trial.stderr.strip().splitlines() or ["no message"])[-1]
-    return Finding("prefect server", "fail", f"{pair}: {cause}", "make setup")
+    return Finding(
+        "prefect server", "fail", f"{pair}: {cause}", "rm .venv/.installed && make setup"
+    )
 
 
 def _version(package: str) -> str:
@@ -130,12 +134,14 @@ def _check_mlflow(root: Path | None) -> Finding:
         return Finding("mlflow", "warn", "not looked at, without a repository")
     if address is None and not (root / ".mlflow" / "mlflow.db").exists():
         return Finding("mlflow", "ok", ".mlflow/mlflow.db, made by the first run")
+    registry = open_registry(root)
     try:
-        open_registry(root).champion("stillhouse-doctor")
+        registry.champion("stillhouse-doctor")
     except KDError as error:
         mend = "start that server, or unset MLFLOW_TRACKING_URI" if address else "see the message"
         return Finding("mlflow", "fail", str(error), mend)
-    return Finding("mlflow", "ok", address or ".mlflow/mlflow.db")
+    shown = registry.store.shown_uri if address else ".mlflow/mlflow.db"
+    return Finding("mlflow", "ok", shown)
 
 
 def _check_telemetry() -> Finding:

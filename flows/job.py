@@ -53,6 +53,7 @@ class Outcome:
     version: str
     decision: Mapping[str, Any]
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    overridden: bool = False  # champion on a person's word, whatever the gate says
 
     @property
     def promoted(self) -> bool:
@@ -113,8 +114,11 @@ def find_settled(job: Job) -> Outcome | None:
     decision = registry.decided(version, job.recipe.gate) if version is not None else None
     if version is None or decision is None:
         return None
-    outcome = Outcome(job.name, version.uri, decision.as_dict())
-    return None if outcome.promoted and "champion" not in version.aliases else outcome
+    is_champion = "champion" in version.aliases
+    overridden = is_champion and version.tags.get("promoted_override") == "true"
+    outcome = Outcome(job.name, version.uri, decision.as_dict(), overridden=overridden)
+    carried_out = is_champion and "promoted_at" in version.tags
+    return None if outcome.promoted and not carried_out else outcome
 
 
 def estimate_cache(job: Job) -> int | None:

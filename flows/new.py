@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.kd.errors import ParamsError
+from tasks.kd.errors import DataError, ParamsError
 
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
 
@@ -111,6 +111,7 @@ def _replace_sources(document: Any, sources: Sources) -> None:
         table = {"kind": "path", "train": sources.train, "test": sources.test}
         layout = {"kind": kind, "skip_lines": 0}
         _replace(document["fetch_sources"], "data", {**table, "format": layout})
+        document["prepare_data"]["train_examples"] = None  # all of them
     if sources.teacher is not None:
         folder = {"kind": "path", "folder": sources.teacher}
         _replace(document["fetch_sources"], "teacher", folder)
@@ -147,7 +148,10 @@ def _fit_teacher(document: Any, root: Path) -> None:
     config = root / str(teacher.get("folder", "")) / "config.json"
     if teacher["kind"] != "path" or not config.is_file():
         return
-    found = read_json(config)
+    try:
+        found = dict(read_json(config))
+    except (ValueError, TypeError) as error:
+        raise DataError("the teacher's config.json can't be read", where=config) from error
     teacher, student = document["train_teacher"], document["train_student"]["student"]
     _take(found, "num_hidden_layers", teacher, "layers")
     for section in (teacher, student):
@@ -169,8 +173,12 @@ def _fit_streams(document: Any) -> None:
 
     from tasks.kd.params import TrainStudent, streams_needed
 
-    wanted = TrainStudent.model_validate_json(json.dumps(document["train_student"]))
-    streams = CommentedSeq(streams_needed(wanted, int(document["train_teacher"]["layers"])))
+    depth = int(document["train_teacher"]["layers"])
+    try:
+        wanted = TrainStudent.model_validate_json(json.dumps(document["train_student"]))
+        streams = CommentedSeq(streams_needed(wanted, depth))
+    except ValueError:  # the whole recipe is checked next, and says where
+        return
     streams.fa.set_flow_style()
     document["cache_teacher"]["streams"] = streams
 

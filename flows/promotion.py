@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flows.job import describe, read_job
-from tasks.kd.errors import RegistryError
+from tasks.kd.errors import ParamsError, RegistryError
 from tasks.kd.gate import Decision
 from tasks.registry import Version, open_registry
 
@@ -34,6 +34,10 @@ def promote(root: Path, uri: str, reason: str) -> tuple[Version, Decision]:
 
 def roll_back(root: Path, model: str, reason: str) -> Version:
     """Make the previous champion of a model, given by name or URI, champion again."""
+    uri = model if model.startswith("models:/") else f"models:/{model}@champion"
+    if not uri.endswith("@champion"):
+        raise ParamsError(
+            "only the champion can be rolled back", where=model, expected="models:/<name>@champion"
+        )
     registry = open_registry(root)
-    name = registry.resolve(model).model if model.startswith("models:/") else model
-    return registry.rollback(name, reason)
+    return registry.rollback(registry.resolve(uri).model, reason)

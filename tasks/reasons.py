@@ -92,14 +92,17 @@ def _compare(old: Any, new: Any, name: str) -> list[str]:
     return changes
 
 
-def find_missing(stage: Any, graph: Any) -> dict[str, bool]:
-    """What the stage reads, no stage makes and this copy lacks: path to whether DVC tracks it."""
+def find_missing(stage: Any, graph: Any, own: Sequence[Any]) -> dict[str, bool]:
+    """What the stage reads, no stage of its recipe makes and this copy lacks.
+
+    Each path with whether DVC tracks it.
+    """
     outs = [(source, out) for source in graph.successors(stage) for out in source.outs]
     missing: dict[str, bool] = {}
     for dep in _once(stage.deps):
         makers = [s for s, out in outs if dep.fs.isin_or_eq(dep.fs_path, out.fs_path)]
-        if not dep.exists and not any(source.cmd for source in makers):
-            missing[_name(dep)] = bool(makers)
+        if not dep.exists and not any(source in own for source in makers):
+            missing[_name(dep)] = any(not source.cmd for source in makers)
     return missing
 
 

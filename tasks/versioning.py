@@ -74,10 +74,11 @@ def plan(root: Path, recipe: str, *, lock_wait_s: float = LOCK_WAIT_S) -> list[P
     planned: dict[str, PlannedStage] = {}
     with _open_repo(root, lock_wait_s) as repo:
         graph = repo.index.graph
-        for stage in _list_stages(repo, recipe):
-            upstream = [source for source in graph.successors(stage) if source.cmd]
+        own = _list_stages(repo, recipe)
+        for stage in own:
+            upstream = [source for source in graph.successors(stage) if source in own]
             runs = [source for source in upstream if planned[stem_of(source)].reasons]
-            missing = find_missing(stage, graph)
+            missing = find_missing(stage, graph, own)
             planned[stem_of(stage)] = PlannedStage(
                 name=stem_of(stage),
                 recipe=recipe,

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pytest
 
 from tasks.kd.digests import sha256_file, write_json
-from tasks.kd.errors import DataError, ParamsError, RegistryError, TransientError
+from tasks.kd.errors import DataError, KDError, ParamsError, RegistryError, TransientError
 from tasks.kd.gate import Decision
 from tasks.kd.params import Gate, Recipe, Register
 from tasks.kd.recipes import load_recipe
@@ -615,7 +615,7 @@ def test_a_version_that_was_never_judged_is_not_promoted(registry: Registry, mak
 def test_an_override_needs_a_reason_and_is_recorded(registry: Registry, make: Make) -> None:
     version, decision = run_gate(registry, make(wrong=range(200)))
     assert decision.verdict == "refuse"
-    with pytest.raises(RegistryError, match="needs a reason"):
+    with pytest.raises(ParamsError, match="needs a reason"):
         registry.promote(version, None, " ", override=True)
     champion = registry.promote(version, None, "for the demo", override=True)
     assert champion.tags["promoted_override"] == "true"
@@ -676,6 +676,47 @@ def test_a_crash_between_alias_and_tags_is_mended_by_the_next_call(
     decision = registry.gate(produced, version)
     registry.store.client.set_registered_model_alias(MODEL, "champion", "1")
     assert "promoted_at" in registry.promote(version, decision, "again").tags
+
+
+def test_a_champion_without_its_tags_that_was_rolled_back_does_not_come_back(
+    registry: Registry, make: Make
+) -> None:
+    """Killed between alias and tags, then rolled back by a person, then run again."""
+    run_gate(registry, make(wrong=range(6)))
+    produced = make(wrong=range(2))
+    version = put_forward(registry, produced)
+    decision = registry.gate(produced, version)
+    registry.store.client.set_registered_model_alias(MODEL, "previous", "1")
+    registry.store.client.set_registered_model_alias(MODEL, "champion", "2")
+    registry.rollback(MODEL, "it mislabels")
+    assert number_of_champion(registry) == 1
+    assert registry.gate(produced, version).verdict == "refuse"
+    with pytest.raises(RegistryError, match="champion before"):
+        registry.promote(version, decision, "again")
+    assert number_of_champion(registry) == 1
+
+
+def test_rolling_back_where_the_one_before_was_deleted_is_whole(
+    registry: Registry, make: Make
+) -> None:
+    for wrong in (6, 4, 2):
+        run_gate(registry, make(wrong=range(wrong)))
+    assert number_of_champion(registry) == 3
+    registry.store.client.delete_model_version(MODEL, "1")
+    assert registry.rollback(MODEL, "back").tags["restored_reason"] == "back"
+    assert number_of_champion(registry) == 2
+    with pytest.raises(RegistryError, match="no previous champion"):
+        registry.rollback(MODEL, "further")
+
+
+def test_a_database_of_the_user_s_own_that_is_not_there_is_one_plain_message(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nosuchdialect+driver://user:p@ss@127.0.0.1/x")
+    with pytest.raises(KDError) as caught:
+        open_registry(root).champion(MODEL)
+    assert "p@ss" not in str(caught.value)
+    assert "ss@" not in str(caught.value)
 
 
 # --- lineage -------------------------------------------------------------------------------------

@@ -148,7 +148,11 @@ def reasons(folder: Path, recipe: str = "tiny") -> dict[str, tuple[str, ...]]:
 
 
 def first(folder: Path) -> PlannedStage:
-    return plan(folder, "tiny")[0]
+    return first_of(folder, "tiny")
+
+
+def first_of(folder: Path, recipe: str) -> PlannedStage:
+    return plan(folder, recipe)[0]
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +211,18 @@ def test_a_fresh_clone_runs_everything_in_order_and_then_nothing(fresh: Path) ->
 def test_each_recipe_is_planned_alone(built: Path) -> None:
     assert reasons(built, "tiny") == {}
     assert list(reasons(built, "other")) == list(STAGES)
+
+
+def test_a_recipe_may_read_what_a_stage_of_another_makes(built: Path) -> None:
+    write_recipes(built, tiny="params/remote", other="artifacts/tiny/train_teacher")
+    stages = plan(built, "other")
+    assert stages[0].upstream == ()
+    assert stages[0].missing == ()
+    shutil.rmtree(built / "artifacts" / "tiny" / "train_teacher")
+    (absent,) = plan(built, "other")[0].missing
+    assert absent == "artifacts/tiny/train_teacher"
+    with pytest.raises(DataError, match=r"reads what is not here: artifacts/tiny/train_teacher"):
+        reproduce(built, first_of(built, "other"), on_line=ignore, on_progress=ignore)
 
 
 def test_a_changed_section_reruns_its_stage_and_what_is_downstream_only(built: Path) -> None:

@@ -164,7 +164,8 @@ def _locate(location: Sequence[int | str], document: Any) -> tuple[str, int]:
             isinstance(node, list) and isinstance(part, int) and part < len(node)
         )
         if inside:
-            line = int(node.lc.data[part][0]) + 1
+            if part in node.lc.data:  # what a merge key brings in has no line of its own
+                line = int(node.lc.data[part][0]) + 1
             node = node[part]
         if inside or (depth == len(location) - 1 and isinstance(part, str) and "[" not in part):
             names.append(str(part))

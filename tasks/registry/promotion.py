@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tasks.kd.digests import sha256_file, sha256_json, write_bytes, write_json
-from tasks.kd.errors import KDError, RegistryError
+from tasks.kd.errors import KDError, ParamsError, RegistryError
 from tasks.kd.gate import Champion, Decision, Rule, decide
 from tasks.kd.params import Gate
 from tasks.registry import packing
@@ -43,7 +43,7 @@ def recall(store: Store, version: Version, gate: Gate) -> Decision | None:
     version = read_version(store, version.model, version.version)
     champion = find_alias(store, version.model, CHAMPION)
     is_champion = champion is not None and champion.version == version.version
-    if "promoted_at" in version.tags and not is_champion:
+    if _was_champion(version) and not is_champion:
         return _refuse_former_champion(version, champion)
     record = version.tags.get(RECORD_TAG)
     if record is None or version.tags.get("gate.params") != _digest(gate):
@@ -125,14 +125,20 @@ def _read_stored(store: Store, produced: Produced, champion: Version) -> dict[st
     return {example: student for example, _, _, student in rows}
 
 
+def _was_champion(version: Version) -> bool:
+    """Whether it ever was; a crash may have kept one of the two tags from being written."""
+    return "promoted_at" in version.tags or "rolled_back_at" in version.tags
+
+
 def _refuse_former_champion(version: Version, champion: Version | None) -> Decision:
     tags = version.tags
+    since = tags.get("promoted_at", "an unknown time")
     if "rolled_back_at" in tags:
         end = f"was rolled back on {tags['rolled_back_at']} ({tags.get('rolled_back_reason')})"
     else:
         end = f"was replaced by {champion.uri if champion else 'nothing'}"
     why = (
-        f"{version.uri} was champion from {tags['promoted_at']} and {end}. It is not brought back "
+        f"{version.uri} was champion from {since} and {end}. It is not brought back "
         f"by itself. Run: stillhouse promote {version.uri} --override --reason '...'"
     )
     rule = Rule("former champion", False, None, None, why, "worse")
@@ -179,7 +185,7 @@ def promote(
     if not override:
         _check_decision(version, decision, champion)
     elif not reason.strip():
-        raise RegistryError("An override needs a reason", where=version.uri)
+        raise ParamsError("an override needs a reason", where=version.uri)
     _check_serves(store, version)
     if champion is not None:
         store.client.set_registered_model_alias(version.model, PREVIOUS, str(champion.version))
@@ -190,7 +196,7 @@ def promote(
 
 def _check_decision(version: Version, decision: Decision | None, champion: Version | None) -> None:
     by_hand = f"stillhouse promote {version.uri} --override --reason '...'"
-    if "promoted_at" in version.tags:
+    if _was_champion(version):
         raise RegistryError(
             "The version was champion before and is not brought back by itself",
             where=version.uri,
@@ -228,16 +234,25 @@ def rollback(store: Store, model: str, reason: str) -> Version:
             found=champion.uri if champion else "no champion",
         )
     _check_serves(store, previous)
+    earlier = _find_earlier(store, previous)
     now = _now()
     _tag(store, champion, {"rolled_back_at": now, "rolled_back_reason": reason})
     _move(store, previous)
-    earlier = previous.tags.get("previous_version", "none")
-    if earlier == "none":
+    _tag(store, previous, {"restored_at": now, "restored_reason": reason})
+    if earlier is None:
         store.client.delete_registered_model_alias(model, PREVIOUS)
     else:
         store.client.set_registered_model_alias(model, PREVIOUS, earlier)
-    _tag(store, previous, {"restored_at": now, "restored_reason": reason})
     return read_version(store, model, previous.version)
+
+
+def _find_earlier(store: Store, version: Version) -> str | None:
+    """The version before this one, if there was one and it is still there."""
+    earlier = version.tags.get("previous_version", "none")
+    if earlier == "none":
+        return None
+    known = {str(v.version) for v in store.client.search_model_versions(f"name='{version.model}'")}
+    return earlier if earlier in known else None
 
 
 def _check_serves(store: Store, version: Version) -> None:

@@ -64,7 +64,7 @@ class Store:
     @property
     def shown_uri(self) -> str:
         """The URI without a password, for messages."""
-        return re.sub(r"//[^/@]*@", "//", self.uri)
+        return re.sub(r"//[^/]*@", "//", self.uri)
 
     @cached_property
     def client(self) -> MlflowClient:
@@ -96,11 +96,16 @@ class Store:
         """Turn whatever MLflow raises inside into one of our errors, with one plain message."""
         import_quietly()
         from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
         try:
             yield
         except MlflowException as error:
             raise self._explain(error, recipe) from error
+        except (SQLAlchemyError, ModuleNotFoundError) as error:  # a database of the user's own
+            transient = isinstance(error, OperationalError)
+            first = str(error).splitlines()[0]
+            raise self._report(first, recipe, transient=transient) from error
         except OSError as error:  # disks, sockets; every fault of `requests` is one too
             transient = isinstance(error, ConnectionError | TimeoutError) or type(
                 error
@@ -141,6 +146,7 @@ class Store:
 
     def _report(self, message: str, recipe: str | None, *, transient: bool) -> KDError:
         kind = TransientError if transient else RegistryError
+        message = message.replace(self.uri, self.shown_uri)  # libraries repeat it, password and all
         what = "MLflow does not answer" if message == "no answer" else f"MLflow refused: {message}"
         if recipe is None:
             return kind(what, where=self.shown_uri)

@@ -135,9 +135,7 @@ def _read_lock(root: Path, recipe: str) -> dict[str, str]:
     return hashes
 
 
-def _has_cache(root: Path, fingerprint: str) -> bool | None:
-    """Whether the shards are here; None where the store is not a local folder."""
-    place = os.environ.get("STILLHOUSE_STORE", str(root / ".store"))
-    if "://" in place:
-        return None
-    return bool(fingerprint) and (Path(place) / fingerprint).is_dir()
+def _has_cache(root: Path, fingerprint: str) -> bool:
+    """Whether the shards are here."""
+    store = Path(os.environ.get("STILLHOUSE_STORE") or root / ".store")
+    return bool(fingerprint) and (store / fingerprint).is_dir()

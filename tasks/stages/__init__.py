@@ -164,7 +164,9 @@ def _run(name: str, main: Callable[[Stage], None], root: Path, path: Path) -> No
     started = time.monotonic()
     main(stage)
     replace_folder(stage.draft, stage.out)
-    for done in work.parent.glob(f"{name}-{path.stem}-*"):  # and what earlier settings left
+    for done in work.parent.glob(
+        f"{name}-{path.stem}-{16 * '[0-9a-f]'}"
+    ):  # and what earlier settings left
         shutil.rmtree(done)
     stage.log(f"done in {time.monotonic() - started:.1f} s")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,7 +147,8 @@ def _answer(stage: Stage, subjects: Subjects) -> tuple[Answers, float]:
 def _measure_cost(stage: Stage, subjects: Subjects) -> dict[str, dict[str, Any]]:
     """Latency, size, parameters and layers of both; the teacher is exported for it, for now."""
     folder = stage.work / "teacher"
-    folder.mkdir(exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     teacher = folder / "model.onnx"
     write_onnx(subjects.teacher, teacher, one_file=False)
     rows = _choose(subjects.test, stage.params.latency_examples, stage.params.seed)

@@ -27,7 +27,7 @@ def main(stage: Stage) -> None:
     train, dropped = drop_repeats(
         _read(sources, "train", params), test, on_overlap=params.on_overlap
     )
-    train, dev = _divide(train, params)
+    train, dev = _divide(stage, train)
     labels = _labels(train, sources / "teacher" / "config.json")
     _check_labels(labels, {"dev": dev, "test": test})
     tokenizer, pad_id = _save_tokenizer(sources / "teacher", stage.draft / "tokenizer", params)
@@ -62,11 +62,13 @@ def _read(sources: Path, split: str, params: PrepareData) -> Rows:
     return read_rows(found, text=params.text_column, label=params.label_column, skip_lines=skip)
 
 
-def _divide(train: Rows, params: PrepareData) -> tuple[Rows, Rows]:
+def _divide(stage: Stage, train: Rows) -> tuple[Rows, Rows]:
     """The training and the dev split. Raises DataError if one would be empty."""
+    params: PrepareData = stage.params
     if params.train_examples is not None and params.train_examples < len(train):
         left_out = len(train) - params.train_examples
         _, kept = stratified(train.labels, left_out, seed=params.seed)
+        stage.log(f"uses {len(kept)} of {len(train)} training texts (train_examples)")
         train = train.keep(kept.tolist())
     count = round(params.dev_fraction * len(train))
     dev_rows, train_rows = stratified(train.labels, count, seed=params.seed + 1)

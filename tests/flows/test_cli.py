@@ -142,8 +142,9 @@ def test_a_promotion_that_was_cut_off_is_not_called_done(done: Project) -> None:
     found = job.find_settled(job.read_job("tiny", done.root))
     assert found is not None
     client = open_registry(done.root).store.client
-    client.delete_registered_model_alias(MODEL, "champion")
     client.delete_model_version_tag(MODEL, "1", "promoted_at")
+    assert job.find_settled(job.read_job("tiny", done.root)) is None
+    client.delete_registered_model_alias(MODEL, "champion")
     assert job.find_settled(job.read_job("tiny", done.root)) is None
 
 
@@ -242,6 +243,17 @@ def test_promote_goes_through_the_gate_and_rollback_goes_back(
     assert result.exit_code == 3
     assert "REFUSED" in result.stdout
     assert done.champion() == 1
+    found = read(
+        ask(done, "promote", f"models:/{MODEL}/2", "--override", "--reason", "it is fine", "--json")
+    )
+    assert found == {"champion": f"models:/{MODEL}/2", "overridden": True}
+    assert done.champion() == 2
+    ran = ask(done, "run", "tiny", "--fail-on-refusal")
+    assert ran.exit_code == 0, ran.output
+    assert "champion" in ran.stdout
+    assert ask(done, "rollback", MODEL, "--reason", "it does after all").exit_code == 0
+    for wrong in ("nobody", f"models:/{MODEL}/2"):
+        assert ask(done, "rollback", wrong, "--reason", "x").exit_code == 2
     result = ask(done, "rollback", MODEL, "--reason", "once more")
     assert (result.exit_code, "no previous champion" in result.stderr) == (1, True)
 

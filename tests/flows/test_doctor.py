@@ -49,7 +49,7 @@ def test_a_pair_of_prefect_and_fastapi_that_can_not_serve_is_a_failure(
     finding = doctor._check_prefect_server()
     assert finding.status == "fail"
     assert "min_items" in finding.seen
-    assert finding.mend == "make setup"
+    assert finding.mend == "rm .venv/.installed && make setup"
 
 
 @pytest.mark.usefixtures("no_server_check")

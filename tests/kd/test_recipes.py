@@ -114,6 +114,11 @@ def test_a_field_that_stands_twice_is_refused_with_its_line(text: str, write: An
     assert "codec" in message
 
 
+def test_a_fault_in_a_merged_field_is_told_at_its_section(text: str, write: Any) -> None:
+    broken = text.replace("  mode: fine_tune\n", "  <<: {mode: coarse}\n")
+    assert "train_teacher.mode: " in faults_of(write(broken))
+
+
 def test_broken_yaml_is_refused_with_its_line(write: Any) -> None:
     assert ":2: not valid YAML" in faults_of(write("a: 1\nb: [1, }\n"))
 

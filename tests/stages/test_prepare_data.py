@@ -75,6 +75,18 @@ def test_a_tokenizer_with_more_tokens_than_the_teacher_s_table_is_refused(broken
     assert "more tokens than the teacher's table" in done.stderr
 
 
+def test_only_its_own_work_is_cleared_when_it_is_done(broken: Any) -> None:
+    work = broken.root / ".work"
+    old, others = (
+        work / f"prepare_data-small-{'0' * 16}",
+        work / f"prepare_data-small-v2-{'0' * 16}",
+    )
+    for folder in (old, others):
+        folder.mkdir(parents=True)
+    assert broken.run("prepare_data").returncode == 0
+    assert (old.exists(), others.exists()) == (False, True)
+
+
 def test_what_an_earlier_stage_left_must_be_there(bare: Any) -> None:
     done = bare.run("prepare_data")
     assert done.returncode == 2
