@@ -18,17 +18,9 @@ import torch
 from ruamel.yaml import YAML
 from transformers import PreTrainedTokenizerFast
 
+from tasks.stages import INPUTS
 from tests.tiny import WORDS, tiny_model, tiny_tokenizer
 
-STAGES = (
-    "fetch_sources",
-    "prepare_data",
-    "train_teacher",
-    "cache_teacher",
-    "train_student",
-    "export_student",
-    "evaluate_student",
-)
 TOPICS = {"corn": WORDS[:20], "money": WORDS[20:40], "ships": WORDS[40:]}
 CODE = Path(__file__).resolve().parents[2]
 
@@ -161,7 +153,7 @@ def project_sources(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def finished(project_sources: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The project with every stage done, one program after the other."""
     project = project_sources.copy(tmp_path_factory.mktemp("finished") / "project")
-    for stage in STAGES:
+    for stage in INPUTS:
         done = project.run(stage)
         assert done.returncode == 0, done.stderr
     return project
