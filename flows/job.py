@@ -129,7 +129,7 @@ def estimate_cache(job: Job) -> int | None:
     if not path.is_file():
         return None
     card, params = read_json(path), job.recipe.cache_teacher
-    hidden = sum(stream.startswith("hidden.") for stream in params.streams)
+    hidden = sum(s not in ("logits", "hidden.0") for s in params.streams)  # layer 0 is recomputed
     width = job.recipe.train_teacher.hidden_size * (4 if params.codec == "float32" else 2)
     train = card["splits"]["train"]
     return int(train["tokens"] * (4 + hidden * width) + train["examples"] * 4 * len(card["labels"]))
