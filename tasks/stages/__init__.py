@@ -152,7 +152,7 @@ def _run(name: str, main: Callable[[Stage], None], root: Path, path: Path) -> No
         [
             params.model_dump(mode="json"),
             [sha256_folder(folder) for folder in inputs if folder.is_dir()],
-            [sha256_file(file) for file in sorted(Path(__file__).parents[1].rglob("*.py"))],
+            digest_code(Path(__file__).parents[1]),
         ]
     )[:16]
     work = root / ".work" / f"{name}-{path.stem}-{fingerprint}"
@@ -169,6 +169,11 @@ def _run(name: str, main: Callable[[Stage], None], root: Path, path: Path) -> No
     ):  # and what earlier settings left
         shutil.rmtree(done)
     stage.log(f"done in {time.monotonic() - started:.1f} s")
+
+
+def digest_code(folder: Path) -> list[str]:
+    """Digests of a folder's programs: a stage goes on only with the code that it began with."""
+    return [sha256_file(file) for file in sorted(folder.rglob("*.py"))]
 
 
 def _set_threads(threads: int | None) -> None:

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from flows import doctor
 from flows.cli import main
+from tasks.registry import Registry
 from tests.flows.conftest import Project
 
 
@@ -122,3 +123,11 @@ def test_a_telemetry_switch_that_is_not_off_is_named(
     finding = doctor._check_telemetry()
     assert finding.status == status
     assert (name in finding.seen) is (status == "warn")
+
+
+def test_a_password_in_the_server_s_address_is_never_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://user:p@ss@mlflow.example")
+    monkeypatch.setattr(Registry, "champion", lambda *_: None)
+    assert doctor._check_mlflow(tmp_path).seen == "https://mlflow.example"

