@@ -27,7 +27,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from types import FrameType
 
@@ -201,7 +201,7 @@ def _watch(command: list[str], parent: int, grace_s: float) -> int:
             # Not shortened when the command itself goes first: dvc does, at once, while the
             # stage below it writes a checkpoint.
             deadline = now + grace_s
-            _signal_all(child, signal.SIGTERM)
+            _ask_all(child)
         elif deadline == math.inf and code is not None:
             deadline = now + _LINGER_S
         if os.getppid() != parent or len(requests) > 1 or now >= deadline:
@@ -274,14 +274,28 @@ def _kill_all(child: int, code: int | None) -> int | None:
     return code
 
 
-def _signal_all(child: int, number: signal.Signals) -> None:
+def _ask_all(child: int) -> None:
+    """SIGTERM, once to each process, until nobody is new.
+
+    One reading of /proc misses who is born meanwhile, or comes to us since its parent ended."""
+    asked: set[int] = set()
+    while new := _signal_all(child, signal.SIGTERM, but=asked):
+        asked |= new
+
+
+def _signal_all(child: int, number: signal.Signals, *, but: Set[int] = frozenset()) -> set[int]:
+    """Signal the whole tree but those; who was signalled (nobody is named without /proc)."""
+    signalled: set[int] = set()
     if _LINUX:
         for pid in _descendants():
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, number)
+            if pid not in but:
+                signalled.add(pid)
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, number)
     else:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child, number)
+    return signalled
 
 
 def _descendants() -> list[int]:

@@ -291,13 +291,6 @@ def test_a_missing_section_is_an_error_and_not_a_plan_without_it(built: Path) ->
     }
 
 
-def test_a_plan_takes_less_than_a_second_beyond_the_import_of_dvc(built: Path) -> None:
-    plan(built, "tiny")
-    began = time.monotonic()
-    plan(built, "tiny")
-    assert time.monotonic() - began < 1
-
-
 def test_a_plan_is_silent(built: Path, capfd: pytest.CaptureFixture[str]) -> None:
     edit(built / "params" / "tiny.yaml", "seed: 1", "seed: 2")
     assert reasons(built)
