@@ -277,7 +277,8 @@ def _kill_all(child: int, code: int | None) -> int | None:
 def _ask_all(child: int) -> None:
     """SIGTERM, once to each process, until nobody is new.
 
-    One reading of /proc misses who is born meanwhile, or comes to us since its parent ended."""
+    One reading of /proc misses who is born meanwhile, or comes to us since its parent ended.
+    """
     asked: set[int] = set()
     while new := _signal_all(child, signal.SIGTERM, but=asked):
         asked |= new
