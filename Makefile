@@ -51,11 +51,12 @@ ui: $(STAMP) ## start the Prefect server and the MLflow UI on 127.0.0.1 and prin
 docs: $(STAMP) ## write the pages that are generated from the code: params/README.md, docs/cli.md
 	$(BIN)/python -m docs.generate
 
-goldens: $(STAMP) ## compute the golden numbers again from the papers' equations
+goldens: $(STAMP) ## compute the golden numbers and the golden cache again
 	$(BIN)/python -m tests.golden.make
+	$(BIN)/python -m tests.golden.make_cache
 
-bench: $(STAMP) ## measure; results are files in tests/bench
-	$(BIN)/python -m tests.bench
+bench: $(STAMP) ## measure the teacher cache (ARGS="writing steps" for some parts); results are files in tests/bench
+	$(BIN)/python -m tests.bench $(ARGS)
 
 clean: ## delete artifacts, work in progress and tool caches; keep all that is costly to make again
 	rm -rf artifacts .work .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

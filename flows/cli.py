@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from flows.cache import cache
 from flows.root import find_root
 from tasks.kd.errors import KDError
 
@@ -61,6 +62,9 @@ def main() -> None:
 
     Example:  stillhouse run quickstart
     """
+
+
+main.add_command(cache)
 
 
 def command(example: str) -> Callable[[F], click.Command]:

@@ -123,13 +123,22 @@ def find_settled(job: Job) -> Outcome | None:
 
 def estimate_cache(job: Job) -> int | None:
     """Bytes that the teacher cache takes, at most; None before the data is prepared."""
+    from tasks.kd.cache.streams import plan, stream_bytes
     from tasks.kd.digests import read_json
 
     path = job.artifacts / "prepare_data" / "data_card.json"
     if not path.is_file():
         return None
     card, params = read_json(path), job.recipe.cache_teacher
-    hidden = sum(s not in ("logits", "hidden.0") for s in params.streams)  # layer 0 is recomputed
-    width = job.recipe.train_teacher.hidden_size * (4 if params.codec == "float32" else 2)
-    train = card["splits"]["train"]
-    return int(train["tokens"] * (4 + hidden * width) + train["examples"] * 4 * len(card["labels"]))
+    widths = {"logits": len(card["labels"])}
+    train, width = card["splits"]["train"], job.recipe.train_teacher.hidden_size
+    return sum(
+        stream_bytes(
+            stream,
+            params.codec,
+            widths.get(stream, width),
+            examples=train["examples"],
+            tokens=train["tokens"],
+        )
+        for stream in plan(params.streams, params.recompute).stored
+    )

@@ -38,7 +38,7 @@ def create_recipe(root: Path, name: str, *, base: Path, sources: Sources) -> Pat
     path = root / "params" / f"{name}.yaml"
     _check_name(root, name, path)
     load_recipe(base)
-    document, dump = _open_yaml(base)
+    document, dump = open_yaml(base)
     _rename(document, name, base.stem)
     _replace_sources(document, sources)
     _fit_teacher(document, root)
@@ -64,7 +64,7 @@ def _check_name(root: Path, name: str, path: Path) -> None:
         )
 
 
-def _open_yaml(path: Path) -> tuple[Any, Any]:
+def open_yaml(path: Path) -> tuple[Any, Any]:
     """A document with its comments, and the function that writes it in the same layout."""
     from ruamel.yaml import YAML
     from ruamel.yaml.representer import RoundTripRepresenter
@@ -77,12 +77,13 @@ def _open_yaml(path: Path) -> tuple[Any, Any]:
         type(None), lambda self, _: self.represent_scalar("tag:yaml.org,2002:null", "null")
     )
     text = path.read_text(encoding="utf-8")
-    document, indent, offset = load_yaml_guess_indent(text)
+    _, indent, offset = load_yaml_guess_indent(text)
     yaml = YAML(typ="rt")
     yaml.Representer = Representer
     yaml.width = 4096
     yaml.preserve_quotes = True
     yaml.indent(mapping=2, sequence=indent or 2, offset=offset or 0)
+    document = yaml.load(text)
 
     def dump(changed: Any) -> bytes:
         stream = io.BytesIO()
@@ -169,18 +170,17 @@ def _take(found: dict[str, Any], key: str, section: Any, field: str) -> None:
 
 def _fit_streams(document: Any) -> None:
     """Keep what the levels read of a teacher of that depth."""
-    from ruamel.yaml.comments import CommentedSeq
-
-    from tasks.kd.params import TrainStudent, streams_needed
+    from flows.cache_plan import put_streams
+    from tasks.kd.levels import streams_read
+    from tasks.kd.params import TrainStudent
 
     depth = int(document["train_teacher"]["layers"])
     try:
         wanted = TrainStudent.model_validate_json(json.dumps(document["train_student"]))
-        streams = CommentedSeq(streams_needed(wanted, depth))
+        streams = streams_read(wanted.phases, wanted.student.layers, depth)
     except ValueError:  # the whole recipe is checked next, and says where
         return
-    streams.fa.set_flow_style()
-    document["cache_teacher"]["streams"] = streams
+    put_streams(document["cache_teacher"], streams)
 
 
 def _check_and_list(root: Path, name: str, text: bytes) -> bytes:
@@ -193,7 +193,7 @@ def _check_and_list(root: Path, name: str, text: bytes) -> bytes:
         path = trial / "params" / f"{name}.yaml"
         path.write_bytes(text)
         recipe = load_recipe(path)
-        document, dump = _open_yaml(root / RECIPES_FILE)
+        document, dump = open_yaml(root / RECIPES_FILE)
         document["recipes"][name] = _flow_mapping(inputs_of(recipe))
         listing: bytes = dump(document)
         (trial / RECIPES_FILE).write_bytes(listing)

@@ -27,9 +27,20 @@ from tasks.kd.errors import DataError, KDError, ParamsError, RegistryError, Tran
 from tasks.kd.gate import Decision
 from tasks.kd.params import Gate, Recipe, Register
 from tasks.kd.recipes import load_recipe
-from tasks.registry import Lineage, Produced, Registry, Version, open_registry, packing, tracking
+from tasks.registry import (
+    Lineage,
+    Produced,
+    Registry,
+    Version,
+    open_registry,
+    packing,
+    tracing,
+    tracking,
+)
 from tasks.registry.produced import STAGES
 from tasks.registry.store import import_quietly
+from tests.kd.cache.conftest import make_job, make_params, write
+from tests.kd.conftest import make_split
 from tests.test_served_student import LABELS, make_student
 
 EXAMPLES = 300
@@ -737,10 +748,16 @@ def test_lineage_says_what_can_still_be_found(registry: Registry, make: Make, ro
         for stage, paths in produced.lineage.dvc.items()
     }
     (root / "dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": stages}))
-    (root / ".store" / ("cafe" * 16)).mkdir(parents=True)
     lineage = registry.lineage("models:/triage/1")
     assert all(stage["found"] for stage in lineage["dvc"].values())
-    assert lineage["cache"]["found"] is True
+
+
+def test_a_cache_is_found_where_all_of_it_is(root: Path) -> None:
+    manifest = write(make_job(make_split(6), make_params()), root / ".store")
+    assert tracing._has_cache(root, manifest.fingerprint)
+    assert not tracing._has_cache(root, "cafe" * 8)
+    (root / ".store" / manifest.pieces["layer.2"].fingerprint / "manifest.json").unlink()
+    assert not tracing._has_cache(root, manifest.fingerprint)
 
 
 def test_lineage_finds_the_commit_it_was_made_from(

@@ -1,10 +1,15 @@
-"""A training's state on disk: safetensors and JSON, whole or not there, verified when read."""
+"""A training's state on disk: safetensors and JSON, whole or not there, verified when read.
+
+The last two are kept, so that one that was damaged by the machine costs a little time, not all.
+"""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,11 +17,19 @@ from safetensors.torch import load_file, save_file
 from tasks.kd.digests import read_json, replace_folder, sha256_file, write_json
 
 _PREFIX = "checkpoint-"
+_KEPT = 2
+_TENSORS = ("best", "average")
+
+Tensors = dict[str, torch.Tensor]
 
 
 @dataclass
 class State:
-    """Where a training is. All randomness is a function of the seed and the step."""
+    """Where a training is. All randomness is a function of the seed and the step.
+
+    `best` and `average` are the student's weights: the best so far, and their moving average.
+    `micro_batch_tokens` is smaller than the recipe's where memory did not suffice.
+    """
 
     step: int = 0
     phase: int = 0
@@ -24,46 +37,92 @@ class State:
     seconds: float = 0.0
     best_accuracy: float = -1.0
     best_epoch: int = 0
-    best: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    epochs_without_gain: int = 0
+    refused: int = 0
+    refused_in_a_row: int = 0
+    micro_batch_tokens: int = 0
+    loss_scale: float = 1.0
+    steps_at_scale: int = 0
+    best: Tensors = field(default_factory=dict, repr=False)
+    average: Tensors = field(default_factory=dict, repr=False)
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """All but the tensors."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _TENSORS}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds: the state, the objective's weights, the optimizer's tensors."""
+
+    state: State
+    weights: Tensors
+    optimizer: Tensors
+
+    def flatten(self) -> tuple[dict[str, Any], Tensors]:
+        """As figures and named tensors."""
+        groups = {
+            "weights": self.weights,
+            "optimizer": self.optimizer,
+            "best": self.state.best,
+            "average": self.state.average,
+        }
+        tensors = {
+            f"{group}/{name}": value
+            for group, named in groups.items()
+            for name, value in named.items()
+        }
+        return self.state.figures, tensors
+
+
+def unflatten(figures: Mapping[str, Any], tensors: Tensors) -> Checkpoint:
+    """A checkpoint from what `Checkpoint.flatten` gave."""
+    groups: dict[str, Tensors] = {"weights": {}, "optimizer": {}, "best": {}, "average": {}}
+    for path, value in tensors.items():
+        group, name = path.split("/", 1)
+        groups[group][name] = value
+    state = State(**figures, best=groups["best"], average=groups["average"])
+    return Checkpoint(state, groups["weights"], groups["optimizer"])
 
 
 def save(
     work: Path, state: State, objective: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Write a checkpoint, then drop the ones before it."""
+    """Write a checkpoint, then drop those before the last two."""
     draft = work / ".checkpoint"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     save_file(_contiguous(objective.state_dict()), draft / "objective.safetensors")
     save_file(_contiguous(_flatten(optimizer)), draft / "optimizer.safetensors")
-    save_file(_contiguous(state.best), draft / "best.safetensors")
-    figures = {f.name: getattr(state, f.name) for f in fields(state) if f.name != "best"}
+    for name in _TENSORS:
+        save_file(_contiguous(getattr(state, name)), draft / f"{name}.safetensors")
     files = {path.name: sha256_file(path) for path in sorted(draft.iterdir())}
-    write_json(draft / "state.json", {**figures, "files": files})
-    kept = work / f"{_PREFIX}{state.step:08d}"
-    replace_folder(draft, kept)
-    for folder in work.glob(f"{_PREFIX}*"):
-        if folder != kept:
-            shutil.rmtree(folder)
+    write_json(draft / "state.json", {**state.figures, "files": files})
+    replace_folder(draft, work / f"{_PREFIX}{state.step:08d}")
+    for folder in sorted(work.glob(f"{_PREFIX}*"))[:-_KEPT]:
+        shutil.rmtree(folder)
 
 
-def load(work: Path, objective: torch.nn.Module) -> tuple[State, dict[str, torch.Tensor]]:
-    """The newest whole checkpoint: its state and the optimizer's tensors; a new State if none.
+def load(work: Path) -> Checkpoint | None:
+    """The newest whole checkpoint; None if there is none.
 
-    A checkpoint whose files are not as it says (a machine that went down) is passed over.
+    One whose files are not as it says (a machine that went down) is passed over.
     """
     for folder in sorted(work.glob(f"{_PREFIX}*"), reverse=True):
         if not _is_whole(folder):
             continue
         figures = read_json(folder / "state.json")
         figures.pop("files")
-        objective.load_state_dict(load_file(folder / "objective.safetensors"))
-        best = load_file(folder / "best.safetensors")
-        return State(**figures, best=best), load_file(folder / "optimizer.safetensors")
-    return State(), {}
+        best, average, weights, optimizer = (
+            load_file(folder / f"{name}.safetensors")
+            for name in (*_TENSORS, "objective", "optimizer")
+        )
+        return Checkpoint(State(**figures, best=best, average=average), weights, optimizer)
+    return None
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
     """Put a checkpoint's tensors back into a new optimizer over the same weights."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, value in tensors.items():
@@ -72,7 +131,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch
         optimizer.state[parameter][key] = value.to(parameter.device)
 
 
-def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def _flatten(optimizer: torch.optim.Optimizer) -> Tensors:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     return {
         f"{index}.{key}": value
@@ -81,7 +140,7 @@ def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     }
 
 
-def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _contiguous(tensors: Tensors) -> Tensors:
     return {name: value.detach().contiguous() for name, value in tensors.items()}
 
 

@@ -1,8 +1,4 @@
-"""Where encoders keep what the levels need, and loading them safely.
-
-Supported families keep `embeddings` and a list of layers under their base model. Others are
-refused by name.
-"""
+"""Loading encoders safely. Where each family keeps what the levels need is in `families`."""
 
 from __future__ import annotations
 
@@ -16,8 +12,20 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from tasks.kd.digests import read_json, sha256_file, sha256_json
 from tasks.kd.errors import DataError
+from tasks.kd.families import capture, kernel, layers_of, require_family
 
-FAMILIES = ("bert", "roberta", "xlm-roberta")
+__all__ = [
+    "WEIGHTS",
+    "capture_hidden",
+    "embeddings_of",
+    "layers_of",
+    "load_classifier",
+    "load_config",
+    "model_sha256",
+    "new_classifier",
+    "require_weights",
+]
+
 WEIGHTS = "model.safetensors"
 _NAMES = ("architectures", "dtype", "id2label", "label2id", "transformers_version")
 
@@ -27,13 +35,7 @@ def load_config(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise DataError("not a model folder: config.json is missing", where=folder)
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    if config.model_type not in FAMILIES:
-        raise DataError(
-            "this family of encoders is not supported",
-            where=folder / "config.json",
-            expected=f"model_type {' or '.join(FAMILIES)}",
-            found=config.model_type,
-        )
+    require_family(config.model_type, where=folder / "config.json")
     return config
 
 
@@ -60,7 +62,7 @@ def new_classifier(folder: Path, labels: list[str]) -> torch.nn.Module:
 
 
 def _load(folder: Path, *, new_head: bool, **config: Any) -> torch.nn.Module:
-    load_config(folder)
+    family = load_config(folder).model_type
     require_weights(folder)
     model, info = AutoModelForSequenceClassification.from_pretrained(
         folder,
@@ -68,15 +70,16 @@ def _load(folder: Path, *, new_head: bool, **config: Any) -> torch.nn.Module:
         trust_remote_code=False,
         use_safetensors=True,
         dtype=torch.float32,
-        attn_implementation="sdpa",
+        attn_implementation=kernel(family),
         ignore_mismatched_sizes=True,  # reported in info, and refused below
         output_loading_info=True,
         **config,
     )
     lost = [*info["missing_keys"], *(str(name[0]) for name in info["mismatched_keys"])]
     if new_head:
-        lost = [name for name in lost if not name.startswith("classifier.")]
-        lost = [name for name in lost if ".pooler." not in name]
+        encoder = f"{model.base_model_prefix}."
+        lost = [name for name in lost if name.startswith(encoder)]
+        lost = [name for name in lost if not name.startswith(f"{encoder}pooler.")]
     if lost:
         raise DataError(
             f"{len(lost)} weights are missing or of another shape",
@@ -105,13 +108,19 @@ def model_sha256(folder: Path) -> str:
 
 
 def embeddings_of(model: torch.nn.Module) -> torch.nn.Module:
-    """The module whose output is hidden layer 0."""
-    return _module(_base(model).embeddings)
+    """The one module that makes hidden layer 0 of token ids.
 
-
-def layers_of(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """The modules whose outputs are hidden layers 1 to L."""
-    return list(_base(model).encoder.layer)
+    Raises DataError where there are two: ELECTRA's, and their projection (`families.embed`).
+    """
+    base: Any = model.base_model
+    if hasattr(base, "embeddings_project"):
+        raise DataError(
+            "no one module makes hidden layer 0",
+            where=base.config.model_type,
+            expected="embeddings as wide as the layers",
+            found=f"{base.config.embedding_size} for {base.config.hidden_size}",
+        )
+    return _module(base.embeddings)
 
 
 @contextmanager
@@ -120,28 +129,10 @@ def capture_hidden(
 ) -> Iterator[dict[int, torch.Tensor]]:
     """While open, each forward pass of the model leaves its hidden states [B, T, D] here.
 
-    Hooks on the wanted modules only: it works under every attention kernel and keeps no other
-    layer alive.
+    As `families.capture` without projections.
     """
-    states: dict[int, torch.Tensor] = {}
-    modules = [embeddings_of(model), *layers_of(model)]
-
-    def keep(layer: int) -> Any:
-        def hook(_module: Any, _inputs: Any, output: Any) -> None:
-            states[layer] = output[0] if isinstance(output, tuple) else output
-
-        return hook
-
-    handles = [modules[layer].register_forward_hook(keep(layer)) for layer in layers]
-    try:
-        yield states
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _base(model: torch.nn.Module) -> Any:
-    return model.base_model
+    with capture(model, layers, ()) as captured:
+        yield captured.hidden
 
 
 def _module(value: Any) -> torch.nn.Module:

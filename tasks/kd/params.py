@@ -8,31 +8,32 @@ in its file. `params/README.md` is generated from these models.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
-from tasks.kd.layers import chosen, pairs
+from tasks.kd.cache.streams import STREAM, layer_of
+from tasks.kd.layers import chosen
+from tasks.kd.levels import (
+    Phase,
+    RelationLevel,
+    layer_levels,
+    streams_read,
+)
+from tasks.kd.sections import (
+    Fraction,
+    OpenFraction,
+    Positive,
+    PositiveFloat,
+    Section,
+    Seed,
+    Sha256,
+    Text,
+    Weight,
+)
 
 RECIPE_NAME = r"^[a-z0-9][a-z0-9_-]{0,31}$"
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"
-WEIGHT = "of this level in the step's loss; levels are means, per example or per token"
-STREAM = r"^(logits|hidden\.(0|[1-9][0-9]{0,2}))$"
-
-Positive = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-OpenFraction = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Text = Annotated[str, Field(min_length=1)]
-
-
-class Section(BaseModel):
-    """What all parts of a recipe share: frozen, strictly typed, no unknown field."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
 
 
 # --- fetch_sources -------------------------------------------------------------------------------
@@ -163,6 +164,27 @@ class Optimizer(Section):
     warmup_fraction: Annotated[Fraction, Field(description="share of a phase's steps")]
     schedule: Annotated[Literal["linear", "cosine", "constant"], Field(description="after warm-up")]
     max_grad_norm: Annotated[PositiveFloat, Field(description="gradients are clipped to this norm")]
+    ema_decay: Annotated[
+        OpenFraction | None,
+        Field(
+            description="of a moving average of the weights, begun anew in each phase, or null; "
+            "with it the average is evaluated, kept as best and exported"
+        ),
+    ]
+    stop_after_epochs: Annotated[
+        Positive | None,
+        Field(
+            description="epochs of the last phase in a row without a better dev accuracy after "
+            "which the training ends, or null for all epochs"
+        ),
+    ]
+    max_non_finite: Annotated[
+        Positive,
+        Field(
+            description="updates in a row refused for a loss or gradient that is not finite, "
+            "after which the training stops"
+        ),
+    ]
     seed: Annotated[Seed, Field(description="of order, dropout and new weights")]
 
 
@@ -187,94 +209,45 @@ class TrainTeacher(Section):
 class CacheTeacher(Section):
     """What of the teacher is kept on disk, and how."""
 
+    mode: Annotated[
+        Literal["cache", "live", "auto"],
+        Field(
+            description="cache: on disk; live: the teacher is run in each step; auto: whichever is "
+            "measured to be quicker over the recipe's epochs"
+        ),
+    ]
     streams: Annotated[
         tuple[Annotated[str, Field(pattern=STREAM)], ...],
         Field(
             min_length=1,
-            description="`logits` and `hidden.<layer>` (layer 0, the embeddings, included)",
+            description="what the levels read: `logits`, `hidden.<layer>` (layer 0, the "
+            "embeddings, included), `attention.<layer>`, `relation.<layer>`; `stillhouse cache "
+            "plan` names them, what of them is stored, and what it costs",
         ),
     ]
     codec: Annotated[
-        Literal["float32", "float16", "bfloat16"], Field(description="of the hidden streams")
+        Literal["float32", "float16", "bfloat16", "int8"],
+        Field(description="of the stored hidden states; int8 is on standardised channels"),
     ]
     max_relative_error: Annotated[
         PositiveFloat,
         Field(description="a layer whose measured codec error is larger is kept in float32"),
     ]
+    recompute: Annotated[
+        Literal["projections", "layers"],
+        Field(
+            description="projections: attention and relations are computed from the layer's input; "
+            "layers: such a layer's output is computed as well, instead of storing it too"
+        ),
+    ]
     batch_tokens: Annotated[Positive, Field(description="padded tokens per forward pass")]
-    shard_mib: Annotated[Positive, Field(description="size at which a shard is closed")]
+    shard_mib: Annotated[
+        Positive, Field(description="size at which a stream's shard is closed, were it float32")
+    ]
     quota_gib: Annotated[PositiveFloat, Field(description="a larger cache is refused beforehand")]
     audit_examples: Annotated[
         Positive, Field(description="records recomputed alone after writing and compared")
     ]
-
-
-class LabelsLevel(Section):
-    """Prediction level: cross-entropy with the true labels."""
-
-    level: Literal["prediction"]
-    loss: Literal["labels"]
-    weight: Annotated[Weight, Field(description=WEIGHT)]
-
-
-class KLLevel(Section):
-    """Prediction level: KL divergence to the teacher's softened predictions, times T²."""
-
-    level: Literal["prediction"]
-    loss: Literal["kl"]
-    temperature: Annotated[PositiveFloat, Field(description="softmax temperature T")]
-    weight: Annotated[Weight, Field(description=WEIGHT)]
-
-
-class HiddenLevel(Section):
-    """Hidden level: mean squared error of hidden states over the real tokens."""
-
-    level: Literal["hidden"]
-    loss: Literal["mse"]
-    layer_map: Annotated[
-        Literal["uniform", "last"] | Annotated[tuple[tuple[int, int], ...], Field(min_length=1)],
-        Field(description="uniform, last, or pairs [student layer, teacher layer]; 0 = embeddings"),
-    ]
-    standardise: Annotated[
-        bool, Field(description="divide each channel's error by the teacher's deviation there")
-    ]
-    projection: Annotated[
-        Literal["none", "linear"],
-        Field(description="linear: learned, one per matched layer; needed if widths differ"),
-    ]
-    weight: Annotated[Weight, Field(description=WEIGHT)]
-
-
-def _level_and_loss(value: Any) -> str:
-    if isinstance(value, dict):
-        return f"{value.get('level')}.{value.get('loss')}"
-    return f"{value.level}.{value.loss}"
-
-
-Level = Annotated[
-    Annotated[LabelsLevel, Tag("prediction.labels")]
-    | Annotated[KLLevel, Tag("prediction.kl")]
-    | Annotated[HiddenLevel, Tag("hidden.mse")],
-    Discriminator(_level_and_loss),
-]
-
-
-class Phase(Section):
-    """A part of the training with its own levels; the optimizer starts anew in each."""
-
-    name: Annotated[
-        str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$", description="shown in metrics and plots")
-    ]
-    epochs: Annotated[Positive, Field(description="passes over the training split")]
-    learning_rate: Annotated[PositiveFloat, Field(description="peak")]
-    levels: Annotated[tuple[Level, ...], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _levels_are_named_apart(self) -> Phase:
-        names = [f"{level.level}.{level.loss}" for level in self.levels]
-        if len(set(names)) != len(names):
-            raise ValueError(f"a phase holds each level once, found {', '.join(names)}")
-        return self
 
 
 class InitialTeacherLayers(Section):
@@ -400,11 +373,77 @@ class Gate(Section):
 class Compute(Section):
     """How the machine is used. Not tracked: it changes nothing but rounding and dropout's draws."""
 
-    processes: Annotated[int, Field(ge=1, le=64, description="of a training, on this machine")]
+    processes: Annotated[int, Field(ge=1, le=64, description="of a training, on each machine")]
     threads: Annotated[Positive | None, Field(description="per process, or null for all cores")]
+    machines: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=64,
+            description="that train together; the stage is started on each of them, with the same "
+            "artifacts, and the first keeps checkpoints and results",
+        ),
+    ]
+    machine_rank: Annotated[
+        int | None,
+        Field(ge=0, description="which of several machines this is, 0 the first; null if alone"),
+    ]
+    rendezvous: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[A-Za-z0-9._-]+:[0-9]{1,5}$",
+            description="`host:port` of the first of several machines, free there; null if alone",
+        ),
+    ]
+    peer_timeout_s: Annotated[
+        PositiveFloat,
+        Field(
+            description="seconds that a process waits for the others before the training stops; "
+            "longer than a step, an evaluation and a checkpoint"
+        ),
+    ]
+    mixed_precision: Annotated[
+        Literal["no", "bf16", "fp16"],
+        Field(description="of the student's passes; the levels stay float32; fp16 needs a GPU"),
+    ]
+    gradient_checkpointing: Annotated[
+        bool, Field(description="layers are computed again in the backward pass: less memory")
+    ]
+    compile: Annotated[
+        bool,
+        Field(
+            description="torch.compile for the trained model's layers; not with levels that read "
+            "attention or relations"
+        ),
+    ]
+    grad_norm_every: Annotated[
+        Positive | None,
+        Field(description="steps between measurements of each level's own gradient norm, or null"),
+    ]
+    profile_step: Annotated[
+        Positive | None,
+        Field(description="the step of which .work/profiles gets a profile, or null"),
+    ]
     checkpoint_every_s: Annotated[
         PositiveFloat, Field(description="seconds between checkpoints of a training")
     ]
+    copies_gib: Annotated[
+        PositiveFloat,
+        Field(description="kept on this machine of a store elsewhere (STILLHOUSE_STORE is a URL)"),
+    ]
+
+    @model_validator(mode="after")
+    def _several_machines_know_where_they_meet(self) -> Compute:
+        if self.machines == 1:
+            if self.machine_rank is not None or self.rendezvous is not None:
+                raise ValueError("machine_rank and rendezvous must be null where machines is 1")
+        elif self.machine_rank is None or self.rendezvous is None:
+            raise ValueError(f"machines {self.machines} needs machine_rank and rendezvous")
+        elif self.machine_rank >= self.machines:
+            raise ValueError(
+                f"machine_rank {self.machine_rank} is not below machines {self.machines}"
+            )
+        return self
 
 
 class Recipe(Section):
@@ -424,7 +463,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Recipe:
-        faults = [*self._stream_faults(), *self._initial_faults(), *self._projection_faults()]
+        faults = [*self._stream_faults(), *self._initial_faults(), *self._width_faults()]
         if faults:
             raise ValueError("; ".join(faults))
         return self
@@ -433,15 +472,17 @@ class Recipe(Section):
         """What the cache would lack, and what the teacher does."""
         layers, streams = self.train_teacher.layers, self.cache_teacher.streams
         try:
-            needed = streams_needed(self.train_student, layers)
-            if missing := [stream for stream in needed if stream not in streams]:
-                yield f"cache_teacher.streams lacks {', '.join(missing)}, read by a level"
+            if missing := [stream for stream in self.streams_read if stream not in streams]:
+                yield (
+                    f"cache_teacher.streams lacks {', '.join(missing)}, read by a level; "
+                    f"the levels read [{', '.join(self.streams_read)}]"
+                )
         except ValueError as error:
             yield f"train_student.phases: {error}"
         if len(set(streams)) != len(streams):
             yield "cache_teacher.streams names a stream twice"
         for stream in streams:
-            if stream_order(stream) > layers:
+            if layer_of(stream) > layers:
                 yield f"cache_teacher.streams: {stream}, but the teacher has {layers} layers"
 
     def _initial_faults(self) -> Iterator[str]:
@@ -461,31 +502,40 @@ class Recipe(Section):
         except ValueError as error:
             yield f"train_student.student.initial: {error}"
 
-    def _projection_faults(self) -> Iterator[str]:
-        """Hidden levels between widths that differ."""
-        own, theirs = self.train_student.student.hidden_size, self.train_teacher.hidden_size
-        levels = [level for phase in self.train_student.phases for level in phase.levels]
-        plain = any(isinstance(x, HiddenLevel) and x.projection == "none" for x in levels)
-        if own != theirs and plain:
-            yield (
-                f"train_student.phases: a hidden level from width {own} to {theirs} "
-                "needs `projection: linear`"
-            )
+    def _width_faults(self) -> Iterator[str]:
+        """Levels between widths and heads that do not fit."""
+        teacher, student = self.train_teacher, self.train_student.student
+        own, theirs = student.hidden_size, teacher.hidden_size
+        for level in dict.fromkeys(layer_levels(self.train_student.phases)):
+            name = f"train_student.phases: {level.level}.{level.loss}"
+            if level.level == "hidden":
+                if own != theirs and getattr(level, "projection", "") == "none":
+                    yield f"{name} from width {own} to {theirs} needs `projection: linear`"
+            elif isinstance(level, RelationLevel):
+                for whose, width in (("student", own), ("teacher", theirs)):
+                    if width % level.relation_heads:
+                        yield (
+                            f"{name}: relation_heads {level.relation_heads} does not divide "
+                            f"the {whose}'s width {width}"
+                        )
+            elif level.heads == "each" and student.attention_heads != teacher.attention_heads:
+                yield (
+                    f"{name}: heads: each needs equal attention_heads, the student has "
+                    f"{student.attention_heads} and the teacher {teacher.attention_heads}; "
+                    "set `heads: average` or use the relation level"
+                )
 
+    @property
+    def epochs_read(self) -> int:
+        """Epochs of the phases whose levels read the teacher."""
+        return sum(
+            phase.epochs
+            for phase in self.train_student.phases
+            if any(level.loss != "labels" for level in phase.levels)
+        )
 
-def streams_needed(train_student: TrainStudent, teacher_layers: int) -> tuple[str, ...]:
-    """The cache streams that the levels read, in order, for a teacher of that many layers."""
-    needed: set[str] = set()
-    for phase in train_student.phases:
-        for level in phase.levels:
-            if isinstance(level, KLLevel):
-                needed.add("logits")
-            elif isinstance(level, HiddenLevel):
-                matched = pairs(level.layer_map, train_student.student.layers, teacher_layers)
-                needed.update(f"hidden.{teacher}" for _, teacher in matched)
-    return tuple(sorted(needed, key=stream_order))
-
-
-def stream_order(stream: str) -> int:
-    """Sorting key: logits first, then hidden layers from the embeddings up."""
-    return -1 if stream == "logits" else int(stream.removeprefix("hidden."))
+    @property
+    def streams_read(self) -> tuple[str, ...]:
+        """The teacher's streams that the levels read. Raises ValueError as `streams_read` does."""
+        student = self.train_student
+        return streams_read(student.phases, student.student.layers, self.train_teacher.layers)

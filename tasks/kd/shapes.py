@@ -1,6 +1,7 @@
 """Shape legend, and the check that names what does not fit.
 
-B examples, T tokens, D width, C classes, L layers. A name such as `student_BTD` says its axes.
+B examples, T tokens, D width, H heads, K head width, C classes, L layers, N negatives, E edges of
+a span. A name such as `student_BTD` says its axes.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,10 +13,14 @@ Record = dict[str, Any]
 
 
 class Sink(Protocol):
-    """Takes a record per step and per dev evaluation."""
+    """Takes the records of a training.
+
+    Each has `step`, `epoch`, `phase` and `split`: train (an update), refused (a step without
+    one), dev (an evaluation) or notice. Refusals and notices have a `message`.
+    """
 
     def write(self, record: Record) -> None:
-        """Take one record; `split` is train or dev."""
+        """Take one record."""
 
     def close(self) -> None:
         """No more will come."""
@@ -42,19 +47,24 @@ class JsonLines:
 
 
 class Bar:
-    """Shows records on a progress bar that counts steps."""
+    """Shows records on a progress bar that counts steps and knows when the last will be done."""
 
     def __init__(self, bar: Any) -> None:
-        self._bar, self._accuracy = bar, ""
+        self._bar, self._accuracy, self._shown = bar, "", ""
 
     def write(self, record: Record) -> None:
-        """Loss, speed and the last dev accuracy."""
+        """Epoch, loss, tokens per second, share of time spent waiting, the last dev accuracy."""
         if record["split"] == "dev":
             self._accuracy = f" dev {100 * record['accuracy']:.1f} %"
             return
+        if record["split"] == "notice":
+            return
+        if record["split"] == "train":
+            self._shown = f"loss {record['loss']:.4f}"
         self._bar.set_postfix_str(
-            f"{record['phase']} epoch {record['epoch']:.1f} loss {record['loss']:.4f} "
-            f"{record['examples_per_s']:.0f} ex/s{self._accuracy}",
+            f"{record['phase']} epoch {record['epoch']:.1f} {self._shown} "
+            f"{record['tokens_per_s']:.0f} tok/s waiting {100 * record['waiting']:.0f} %"
+            f"{self._accuracy}",
             refresh=False,
         )
         self._bar.update(1)
@@ -62,6 +72,21 @@ class Bar:
     def close(self) -> None:
         """Take the bar away."""
         self._bar.close()
+
+
+class Messages:
+    """Passes on what a record says in words: a refused update, memory that did not suffice."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+
+    def write(self, record: Record) -> None:
+        """Say the record's message, if it has one."""
+        if "message" in record:
+            self._say(f"step {record['step']}: {record['message']}")
+
+    def close(self) -> None:
+        """Nothing to close."""
 
 
 def _lines(path: Path) -> list[str]:

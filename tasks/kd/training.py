@@ -2,35 +2,48 @@
 
 The loss of a step is, for each level, weight x (sum over the whole step) / (count over the whole
 step), whatever the micro-batches and ranks. All randomness (order, dropout) is a function of the
-seed, the step and the rank, so that a resumed run ends as an uninterrupted one.
+seed, the step and the rank, so that a resumed run ends as an uninterrupted one. What decides how
+a training goes on (a refused update, the dev accuracy) is the same number on every rank.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate import PartialState
 
-from tasks.kd import checkpoint
-from tasks.kd.batching import Rows, epoch_batches, micro_batches, split_by_tokens
-from tasks.kd.checkpoint import State
+from tasks.kd import checkpoint, ranks
+from tasks.kd.batching import Rows, epoch_batches, split_by_tokens
+from tasks.kd.checkpoint import Checkpoint, State, Tensors
 from tasks.kd.data import Split
 from tasks.kd.errors import NonFiniteLossError
-from tasks.kd.objective import Batch, Objective, level_name
-from tasks.kd.optimizers import learning_rate, new_optimizer
-from tasks.kd.params import Optimizer, Phase
+from tasks.kd.feeding import Feed, Work
+from tasks.kd.gradients import Computer, Found
+from tasks.kd.levels import Phase
+from tasks.kd.objective import Objective, level_name
+from tasks.kd.optimizers import (
+    averaged,
+    begin_average,
+    learning_rate,
+    new_optimizer,
+    update_average,
+)
+from tasks.kd.params import Compute, Optimizer
+from tasks.kd.precision import SCALE_GROWS_AFTER, first_scale, prepared, require_means
+from tasks.kd.profiling import profiled
 from tasks.kd.sinks import Record, Sink
 from tasks.kd.targets import Targets, pad
+
+# How many of a batch's examples an error or a record names.
+_NAMED = 8
 
 
 @dataclass(frozen=True)
@@ -46,10 +59,15 @@ class Parts:
 
 @dataclass(frozen=True)
 class Habits:
-    """What does not change the result: where work in progress is kept, who watches."""
+    """What does not change the result: how and where the work is done, who watches.
+
+    `work` keeps checkpoints and `profiles` the profile of a step; `sinks` gives the sinks of a
+    run that starts at a given step.
+    """
 
     work: Path
-    checkpoint_every_s: float
+    profiles: Path
+    compute: Compute
     sinks: Callable[[int], Sequence[Sink]]
 
 
@@ -61,15 +79,7 @@ class Report:
     seconds: float
     dev_accuracy: float
     best_epoch: int
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """One micro-batch on its way to the model; `weight` 0 for a rank that has no example."""
-
-    batch: Batch
-    targets: Mapping[str, torch.Tensor]
-    weight: float
+    refused_updates: int
 
 
 def steps_per_epoch(settings: Optimizer, examples: int) -> int:
@@ -80,80 +90,134 @@ def steps_per_epoch(settings: Optimizer, examples: int) -> int:
 def train(settings: Optimizer, parts: Parts, habits: Habits) -> Report:
     """Train `parts.objective.student` in place; it ends with the weights of the best dev epoch.
 
-    Best by dev accuracy among the last phase's epochs, the later of equal ones. `habits.sinks`
-    gives the sinks of a run that starts at a given step. Raises NonFiniteLossError, naming the
-    examples, before the update; the last checkpoint stays.
+    Best by dev accuracy among the last phase's epochs, the later of equal ones; those weights, or
+    with `ema_decay` their moving average. An update whose loss or gradient is not finite is left
+    out; NonFiniteLossError, naming the examples, is raised after `max_non_finite` in a row.
+    ParamsError is raised for a precision that the machine can't have and where memory does not
+    suffice for one example, TransientError where another process no longer answers. Whatever is
+    raised, the last checkpoint stays.
     """
-    loop = _Loop(settings, parts, habits)
-    state, optimizer_tensors = checkpoint.load(habits.work, parts.objective)
-    loop.sinks = habits.sinks(state.step) if loop.accelerator.is_main_process else ()
-    with contextlib.ExitStack() as closing:
-        for sink in loop.sinks:
+    device = PartialState(cpu=not torch.cuda.is_available()).device
+    require_means(habits.compute, parts.objective, device)
+    parts.objective.to(device)
+    begun = _begin(settings, parts.objective, habits, device)
+    state, optimizer_tensors = begun.state, begun.optimizer
+    sinks = habits.sinks(state.step) if ranks.rank() == 0 else ()
+    with ExitStack() as closing:
+        for sink in sinks:
             closing.callback(sink.close)
+        closing.enter_context(prepared(parts.objective.student, habits.compute))
+        feed = Feed(parts.train, parts.targets, pad_id=parts.pad_id, device=device)
+        loop = _Loop(settings, parts, habits, closing.enter_context(feed), sinks)
         for number in range(state.phase, len(parts.objective.phases)):
             if number > state.phase:
-                state.phase, state.step_in_phase, optimizer_tensors = number, 0, {}
+                state.phase, state.step_in_phase = number, 0
+                state.average, optimizer_tensors = {}, {}
             loop.run_phase(state, optimizer_tensors)
     parts.objective.student.load_state_dict(state.best)
     parts.objective.student.eval()
-    return Report(state.step, state.seconds, state.best_accuracy, state.best_epoch)
+    return Report(state.step, state.seconds, state.best_accuracy, state.best_epoch, state.refused)
+
+
+def _begin(
+    settings: Optimizer, objective: Objective, habits: Habits, device: torch.device
+) -> Checkpoint:
+    """The first rank's checkpoint, or its new weights, on every rank; loaded into the objective."""
+    found = checkpoint.load(habits.work) if ranks.rank() == 0 else None
+    if found is None:
+        found = Checkpoint(State(), dict(objective.state_dict()), {})
+    begun = checkpoint.unflatten(*ranks.share(*found.flatten(), device))
+    objective.load_state_dict(begun.weights)
+    state = begun.state
+    state.average = {name: value.to(device) for name, value in state.average.items()}
+    bound = settings.micro_batch_tokens
+    state.micro_batch_tokens = min(state.micro_batch_tokens or bound, bound)
+    if state.step == 0 or habits.compute.mixed_precision != "fp16":
+        state.loss_scale = first_scale(habits.compute)
+    return begun
 
 
 class _Loop:
     """What stays the same through a training."""
 
-    def __init__(self, settings: Optimizer, parts: Parts, habits: Habits) -> None:
-        self.settings, self.parts, self.habits = settings, parts, habits
-        self.accelerator = Accelerator(
-            # Without this, several processes without a GPU would each train alone.
-            cpu=not torch.cuda.is_available(),
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-        )
-        self.model: torch.nn.Module = self.accelerator.prepare_model(parts.objective)
+    def __init__(
+        self,
+        settings: Optimizer,
+        parts: Parts,
+        habits: Habits,
+        feed: Feed,
+        sinks: Sequence[Sink],
+    ) -> None:
+        self.settings, self.parts, self.habits, self.sinks = settings, parts, habits, sinks
+        self.feed = feed
+        self.computer = Computer(parts.objective, feed, parts.train, habits.compute, settings.seed)
         self.lengths = parts.train.lengths
         self.per_epoch = steps_per_epoch(settings, len(parts.train))
-        self.sinks: Sequence[Sink] = ()
 
-    def run_phase(self, state: State, optimizer_tensors: dict[str, torch.Tensor]) -> None:
-        """Train the state's phase from where it is to its end."""
+    def run_phase(self, state: State, optimizer_tensors: Tensors) -> None:
+        """Train the state's phase from where it is to its end, or to where it stops early."""
         phase = self.parts.objective.phases[state.phase]
         optimizer = new_optimizer(self.parts.objective, self.settings, phase.learning_rate)
         checkpoint.restore_optimizer(optimizer, optimizer_tensors)
-        saved = begun = time.monotonic()
+        if self.settings.ema_decay is not None and not state.average:
+            state.average = begin_average(self.parts.objective.student)
+        todo = [] if self._is_over(state) else list(self._batches(state, phase))
+        saved = begun = told = time.monotonic()
         before = state.seconds
-        for rows, batches in self._read_ahead(state, phase):
-            record = self._step(optimizer, rows, batches, state)
+        for work in self.feed.work(todo, state.micro_batch_tokens):
+            record = self._step(optimizer, work, state)
             state.step += 1
             state.step_in_phase += 1
-            state.seconds = before + time.monotonic() - begun
-            epoch, inside = divmod(state.step, self.per_epoch)
-            self._tell(record | {"step": state.step, "epoch": state.step / self.per_epoch})
-            if not inside:
-                self._evaluate(state, phase, epoch)
-            if not inside or time.monotonic() - saved > self.habits.checkpoint_every_s:
-                if self.accelerator.is_main_process:
+            now = time.monotonic()
+            state.seconds = before + now - begun
+            self._tell(state, record | self._speed(work, now - told))
+            told = now
+            ends_epoch = state.step % self.per_epoch == 0
+            if ends_epoch:
+                self._evaluate(state, state.step // self.per_epoch)
+            if ends_epoch or time.monotonic() - saved > self.habits.compute.checkpoint_every_s:
+                if ranks.rank() == 0:
                     checkpoint.save(self.habits.work, state, self.parts.objective, optimizer)
                 saved = time.monotonic()
+            if ends_epoch:
+                told = time.monotonic()
+                if self._is_over(state):
+                    break
 
-    def _step(
-        self,
-        optimizer: torch.optim.Optimizer,
-        rows: Rows,
-        batches: Sequence[MicroBatch],
-        state: State,
+    def _step(self, optimizer: torch.optim.Optimizer, work: Work, state: State) -> Record:
+        """One optimizer update over a global batch, or its refusal; returns its record."""
+        compute, number = self.habits.compute, state.step + 1
+        measured = compute.grad_norm_every is not None and number % compute.grad_norm_every == 0
+        is_watched = number == compute.profile_step and ranks.rank() == 0
+        with profiled(self.habits.profiles, f"step-{number}") if is_watched else nullcontext():
+            found = self.computer.compute(work, state, measured=measured)
+            if found.halved_to is not None:
+                message = (
+                    f"memory did not suffice: micro-batches hold at most {found.halved_to} tokens "
+                    "from here on; the global batch is as it was"
+                )
+                self._tell(state, {"split": "notice", "step": number, "message": message})
+            record = self._update(optimizer, work, state, found)
+        if is_watched:
+            message = f"a profile of step {number} is in {self.habits.profiles}"
+            self._tell(state, {"split": "notice", "step": number, "message": message})
+        return record
+
+    def _update(
+        self, optimizer: torch.optim.Optimizer, work: Work, state: State, found: Found
     ) -> Record:
-        """One optimizer update over a global batch; returns its record."""
-        started = time.monotonic()
+        """What is done with a step's gradients, which are gone afterwards."""
         phase = self.parts.objective.phases[state.phase]
         weights = {level_name(level): level.weight for level in phase.levels}
-        seed_step(self.settings.seed, state.step, self.accelerator.process_index)
-        raw = self._backward(batches, rows, state.phase, weights)
-        loss = sum(weights[name] * value for name, value in raw.items())
+        loss = sum(weights[name] * value for name, value in found.raw.items())
         norm = float(
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(
+                self.parts.objective.parameters(), self.settings.max_grad_norm
+            )
         )
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise _not_finite(raw, norm, [self.parts.train.example_ids[row] for row in rows])
+            optimizer.zero_grad(set_to_none=True)
+            return self._refuse(work, state, found, norm)
         rate = learning_rate(
             self.settings, phase.learning_rate, state.step_in_phase, self.per_epoch * phase.epochs
         )
@@ -161,52 +225,53 @@ class _Loop:
             group["lr"] = rate
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        state.refused_in_a_row = 0
+        if self.settings.ema_decay is not None:
+            student = self.parts.objective.student
+            update_average(state.average, student, self.settings.ema_decay, state.step_in_phase)
+        if self.habits.compute.mixed_precision == "fp16":
+            state.steps_at_scale += 1
+            if state.steps_at_scale == SCALE_GROWS_AFTER:
+                state.loss_scale, state.steps_at_scale = 2 * state.loss_scale, 0
         return {
-            "phase": phase.name,
             "split": "train",
             "loss": loss,
             "levels": {
                 name: {"raw": value, "weighted": weights[name] * value}
-                for name, value in raw.items()
+                | ({"grad_norm": found.level_norms[name]} if found.level_norms else {})
+                for name, value in found.raw.items()
             },
             "learning_rate": rate,
             "grad_norm": norm,
-            "examples_per_s": len(rows) / (time.monotonic() - started),
         }
 
-    def _backward(
-        self, batches: Sequence[MicroBatch], rows: Rows, phase: int, weights: Mapping[str, float]
-    ) -> dict[str, float]:
-        """Gradients of the global batch; returns each level's value over all ranks."""
-        counts = self.parts.objective.counts(
-            phase, examples=len(rows), tokens=int(self.lengths[rows].sum())
-        )
-        sums = torch.zeros(len(counts), device=self.accelerator.device)
-        ranks = self.accelerator.num_processes
-        self.model.train()
-        for number, micro in enumerate(batches):
-            last = number == len(batches) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                totals = self.model(micro.batch, micro.targets, phase)
-                parts = torch.stack([totals[name].mean(counts[name]) for name in counts])
-                wanted = parts.new_tensor([weights[name] for name in counts])
-                # Gradients are averaged over ranks, and each rank holds a part of the sum.
-                self.accelerator.backward((parts * wanted).sum() * micro.weight * ranks)
-            sums += parts.detach() * micro.weight
-        values = self.accelerator.reduce(sums, reduction="sum").tolist()
-        return dict(zip(counts, values, strict=True))
+    def _refuse(self, work: Work, state: State, found: Found, norm: float) -> Record:
+        """Leave an update out; raise NonFiniteLossError if it is one too many."""
+        is_finite = all(math.isfinite(value) for value in found.raw.values())
+        if is_finite and state.loss_scale > 1:  # a gradient too large for fp16 at this scale
+            state.loss_scale, state.steps_at_scale = state.loss_scale / 2, 0
+            message = f"a gradient overflowed fp16; the loss is now scaled by {state.loss_scale:g}"
+            return {"split": "refused", "message": message}
+        state.refused += 1
+        state.refused_in_a_row += 1
+        examples = [self.parts.train.example_ids[row] for row in work.rows]
+        error = _not_finite(found, norm, examples)
+        if state.refused_in_a_row >= self.settings.max_non_finite:
+            raise error
+        return {
+            "split": "refused",
+            "message": str(error),
+            "in_a_row": state.refused_in_a_row,
+            "examples": examples[:_NAMED],
+        }
 
-    def _read_ahead(self, state: State, phase: Phase) -> Iterator[tuple[Rows, list[MicroBatch]]]:
-        """Steps that are still to do in the phase; the next one is assembled during this one."""
-        todo = list(self._batches(state, phase))
-        with ThreadPoolExecutor(1) as thread:
-            coming = thread.submit(self._assemble, todo[0]) if todo else None
-            for number, rows in enumerate(todo):
-                assert coming is not None
-                batches = coming.result()
-                if number + 1 < len(todo):
-                    coming = thread.submit(self._assemble, todo[number + 1])
-                yield rows, batches
+    def _speed(self, work: Work, seconds: float) -> Record:
+        """Examples and tokens per second, and the share of time in which data was waited for."""
+        return {
+            "examples_per_s": len(work.rows) / seconds,
+            "tokens_per_s": int(self.lengths[work.rows].sum()) / seconds,
+            "waiting": min(1.0, work.waited_s / seconds),
+        }
 
     def _batches(self, state: State, phase: Phase) -> Iterator[Rows]:
         epoch, done = divmod(state.step, self.per_epoch)
@@ -220,50 +285,52 @@ class _Loop:
             )
             yield from batches[done if number == epoch else 0 :]
 
-    def _assemble(self, rows: Rows) -> list[MicroBatch]:
-        """This rank's micro-batches of a global batch, with the teacher's streams."""
-        shares = micro_batches(
-            rows,
-            self.lengths,
-            max_tokens=self.settings.micro_batch_tokens,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-        )
-        return [
-            self._micro_batch(share if len(share) else rows[:1], len(share) > 0) for share in shares
-        ]
-
-    def _micro_batch(self, rows: Rows, counts: bool) -> MicroBatch:
-        split, device = self.parts.train, self.accelerator.device
-        input_ids = [split.input_ids[row] for row in rows]
-        ids_BT, mask_BT = pad(input_ids, self.parts.pad_id)
-        labels_B = torch.from_numpy(split.labels[rows])
-        targets = self.parts.targets.fetch(input_ids)
-        return MicroBatch(
-            Batch(ids_BT.to(device), mask_BT.to(device), labels_B.to(device)),
-            {name: value.to(device) for name, value in targets.items()},
-            1.0 if counts else 0.0,
-        )
-
-    def _evaluate(self, state: State, phase: Phase, epoch: int) -> None:
+    def _evaluate(self, state: State, epoch: int) -> None:
         """Dev accuracy after an epoch; keeps the weights if it is the best of the last phase."""
-        accuracy, loss = evaluate(
-            self.parts.objective.student,
-            self.parts.dev,
-            pad_id=self.parts.pad_id,
-            max_tokens=self.settings.micro_batch_tokens,
-        )
-        is_last = state.phase == len(self.parts.objective.phases) - 1
-        if is_last and accuracy >= state.best_accuracy:
-            state.best_accuracy, state.best_epoch = accuracy, epoch
-            weights = self.parts.objective.student.state_dict()
-            state.best = {name: value.detach().clone() for name, value in weights.items()}
-        record = {"step": state.step, "epoch": float(epoch), "phase": phase.name, "split": "dev"}
-        self._tell(record | {"accuracy": accuracy, "loss": loss})
+        student = self.parts.objective.student
+        with averaged(student, state.average) if state.average else nullcontext():
+            accuracy, loss = self._measure()
+            if self._is_last(state):
+                gained = accuracy > state.best_accuracy
+                state.epochs_without_gain = 0 if gained else state.epochs_without_gain + 1
+            if self._is_last(state) and accuracy >= state.best_accuracy:
+                state.best_accuracy, state.best_epoch = accuracy, epoch
+                weights = student.state_dict()
+                state.best = {name: value.detach().clone() for name, value in weights.items()}
+        self._tell(state, {"split": "dev", "accuracy": accuracy, "loss": loss})
 
-    def _tell(self, record: Record) -> None:
+    def _measure(self) -> tuple[float, float]:
+        """Accuracy and loss on the dev split, of which each rank takes its part."""
+        dev = self.parts.dev
+        own = dev.take(np.arange(ranks.rank(), len(dev), ranks.world_size()))
+        accuracy, loss = 0.0, 0.0
+        if len(own):
+            accuracy, loss = evaluate(
+                self.parts.objective.student,
+                own,
+                pad_id=self.parts.pad_id,
+                max_tokens=self.settings.micro_batch_tokens,
+            )
+        if ranks.world_size() == 1:
+            return accuracy, loss
+        device = next(self.parts.objective.parameters()).device
+        said = ranks.gather([round(accuracy * len(own)), loss * len(own)], device)
+        right, lost = (sum(each) for each in zip(*said, strict=True))
+        return right / len(dev), lost / len(dev)
+
+    def _is_last(self, state: State) -> bool:
+        return state.phase == len(self.parts.objective.phases) - 1
+
+    def _is_over(self, state: State) -> bool:
+        """Whether the last phase has gone too many epochs without a better dev accuracy."""
+        limit = self.settings.stop_after_epochs
+        return limit is not None and state.epochs_without_gain >= limit
+
+    def _tell(self, state: State, record: Record) -> None:
+        phase = self.parts.objective.phases[state.phase].name
+        place = {"step": state.step, "epoch": state.step / self.per_epoch, "phase": phase}
         for sink in self.sinks:
-            sink.write(record)
+            sink.write(place | record)
 
 
 @torch.inference_mode()
@@ -291,18 +358,12 @@ def evaluate(
     return accuracy, float(torch.nn.functional.cross_entropy(logits, labels))
 
 
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed dropout for one step on one rank."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]))
-
-
-def _not_finite(
-    raw: Mapping[str, float], norm: float, example_ids: list[str]
-) -> NonFiniteLossError:
-    levels = ", ".join(f"{name} {value:g}" for name, value in raw.items())
+def _not_finite(found: Found, norm: float, example_ids: list[str]) -> NonFiniteLossError:
+    levels = ", ".join(f"{name} {value:g}" for name, value in found.raw.items())
+    more = " ..." if len(example_ids) > _NAMED else ""
     return NonFiniteLossError(
         "a loss or gradient is not finite; the update was refused",
-        where=f"examples {', '.join(example_ids[:8])}{' ...' if len(example_ids) > 8 else ''}",
+        where=f"examples {', '.join(example_ids[:_NAMED])}{more}",
         expected="finite numbers",
         found=f"{levels}, gradient norm {norm:g}",
         advice="Lower learning_rate, or look at these texts.",

@@ -10,7 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tasks.kd.errors import RegistryError
+from tasks.kd.cache import store as caches
+from tasks.kd.cache.manifest import MANIFEST, Manifest, read_document
+from tasks.kd.errors import CacheError, RegistryError
 from tasks.registry.produced import STAGES
 from tasks.registry.promotion import RECORD_TAG
 from tasks.registry.store import Store
@@ -136,6 +138,11 @@ def _read_lock(root: Path, recipe: str) -> dict[str, str]:
 
 
 def _has_cache(root: Path, fingerprint: str) -> bool:
-    """Whether the shards are here."""
-    store = Path(os.environ.get("STILLHOUSE_STORE") or root / ".store")
-    return bool(fingerprint) and (store / fingerprint).is_dir()
+    """Whether all of a cache is on this machine."""
+    place, local = caches.store_place(os.environ, root)
+    store = caches.Store(local if "://" in place else Path(place))
+    try:
+        manifest = read_document(store.entry(fingerprint) / MANIFEST)
+    except CacheError:
+        return False
+    return isinstance(manifest, Manifest) and all(map(store.holds, manifest.entries))

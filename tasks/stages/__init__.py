@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from safetensors import SafetensorError
 
+from tasks.kd.cache.store import Store, open_store, store_place
 from tasks.kd.digests import (
     replace_folder,
     sha256_file,
@@ -58,6 +59,7 @@ class Stage:
     compute: Compute
     root: Path
     work: Path
+    epochs: int = 0  # in which the student's training reads the teacher; decides no result
 
     @property
     def target(self) -> str:
@@ -95,15 +97,17 @@ class Stage:
         return folder
 
     @property
-    def store(self) -> Path:
-        """The folder of all teacher caches: .store, or what STILLHOUSE_STORE says."""
-        return Path(os.environ.get("STILLHOUSE_STORE") or self.root / ".store")
+    def store(self) -> Store:
+        """The store of all teacher caches: .store, or the folder or URL of STILLHOUSE_STORE."""
+        place, local = store_place(os.environ, self.root)
+        copies_bytes = int(self.compute.copies_gib * 2**30)
+        return open_store(place, local, copies_bytes=copies_bytes)
 
     def log(self, message: str) -> None:
         """One line for whoever watches."""
         print(f"{self.name}: {message}", file=sys.stderr, flush=True)
 
-    def bar(self, total: int, unit: str, *, done: int = 0) -> Any:
+    def bar(self, total: int, unit: str, *, done: int = 0, quiet: bool = False) -> Any:
         """A progress bar with an ETA, on standard error: `.update(n)`, `.set_postfix_str(s)`."""
         from tqdm import tqdm
 
@@ -116,6 +120,7 @@ class Stage:
             mininterval=0.5,
             dynamic_ncols=True,
             leave=False,
+            disable=quiet,
         )
 
 
@@ -157,7 +162,7 @@ def _run(name: str, main: Callable[[Stage], None], root: Path, path: Path) -> No
     )[:16]
     work = root / ".work" / f"{name}-{path.stem}-{fingerprint}"
     work.mkdir(parents=True, exist_ok=True)
-    stage = Stage(name, path.stem, params, recipe.compute, root, work)
+    stage = Stage(name, path.stem, params, recipe.compute, root, work, recipe.epochs_read)
     _set_threads(recipe.compute.threads)
     shutil.rmtree(stage.draft, ignore_errors=True)
     stage.draft.mkdir()

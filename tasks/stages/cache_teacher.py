@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from tasks.kd.cache.audit import audit
-from tasks.kd.cache.manifest import MANIFEST
+from tasks.kd.cache.choice import choose, measure
+from tasks.kd.cache.codec import Codec
+from tasks.kd.cache.fingerprint import FORMAT_VERSION, base_fields_of, fingerprint
+from tasks.kd.cache.manifest import MANIFEST, Live, Manifest
 from tasks.kd.cache.reader import open_cache
-from tasks.kd.cache.writer import Job, fields_of, write_cache
+from tasks.kd.cache.writer import Job, write_cache, write_share
 from tasks.kd.data import read_data_card, read_split
 from tasks.kd.digests import read_json
-from tasks.kd.encoders import embeddings_of, load_classifier
+from tasks.kd.encoders import load_classifier
+from tasks.kd.families import depth
+from tasks.kd.launch import run_processes
 from tasks.kd.params import CacheTeacher
 from tasks.kd.targets import LiveTargets
 from tasks.stages import Stage, run_stage
@@ -17,30 +22,94 @@ from tasks.stages import Stage, run_stage
 def main(stage: Stage) -> None:
     """Fill the store; write manifest.json."""
     params: CacheTeacher = stage.params
+    job = make_job(stage)
+    if params.mode != "cache":
+        mode, why = (
+            ("live", "the recipe says so") if params.mode == "live" else _measured(stage, job)
+        )
+        stage.log(f"{mode}: {why}")
+        if mode == "live":
+            _write_live(stage, job, why)
+            return
+    manifest = _write(stage, job)
+    cached = open_cache(
+        manifest,
+        stage.store,
+        expected=job.made_of,
+        pad_id=job.pad_id,
+        mend=stage.redo,
+        verify=False,  # the writer has just read every byte
+    )
+    live = LiveTargets(job.teacher, cached.streams, pad_id=job.pad_id)
+    audited = audit(cached, live, job.input_ids, count=params.audit_examples)
+    stage.store.share(manifest)
+    manifest.write(stage.draft / MANIFEST)
+    _tell(stage, manifest, audited)
+
+
+def make_job(stage: Stage) -> Job:
+    """The teacher, the examples and the settings of a stage."""
     data, teacher_folder = stage.input("prepare_data"), stage.input("train_teacher")
     card, split = read_data_card(data), read_split(data / "train.arrow")
+    base = base_fields_of(card, read_json(teacher_folder / "report.json"))
     teacher = load_classifier(teacher_folder / "model")
-    made_of = fields_of(
-        teacher_sha256=read_json(teacher_folder / "report.json")["teacher_sha256"],
-        tokenizer_sha256=card["tokenizer_sha256"],
-        encoded_sha256=card["encoded_sha256"],
-        params=params,
+    return Job(teacher, split.input_ids, card["pad_token_id"], stage.params, base)
+
+
+def _write(stage: Stage, job: Job) -> Manifest:
+    processes = stage.compute.processes
+    if processes == 1:
+        with stage.bar(sum(len(ids) for ids in job.input_ids), "token") as bar:
+            return write_cache(job, stage.store, on_tokens=bar.update)
+
+    def spread(codecs: dict[str, Codec]) -> None:
+        run_processes(share, stage, codecs, processes=processes)
+
+    return write_cache(job, stage.store, on_tokens=lambda _: None, spread=spread)
+
+
+def share(stage: Stage, codecs: dict[str, Codec]) -> None:
+    """One process's part of the shards; runs in each of several."""
+    import torch
+
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    job = make_job(stage)
+    total = sum(len(ids) for ids in job.input_ids) // world_size
+    with stage.bar(total, "token", quiet=rank > 0) as bar:
+        write_share(
+            job, stage.store, codecs, on_tokens=bar.update, rank=rank, world_size=world_size
+        )
+
+
+def _measured(stage: Stage, job: Job) -> tuple[str, str]:
+    return choose(
+        measure(job, stage.store),
+        epochs=stage.epochs,
+        quota_bytes=int(job.params.quota_gib * 2**30),
     )
-    job = Job(teacher, split.input_ids, card["pad_token_id"], params, made_of)
-    with stage.bar(card["splits"]["train"]["tokens"], "token") as bar:
-        manifest = write_cache(job, stage.store, on_tokens=bar.update)
-    for name, stream in manifest.streams.items():
-        if name != "logits" and stream.codec != params.codec:
-            stage.log(f"warning: {name} is kept in {stream.codec}, {params.codec} was too coarse")
-    cached = open_cache(manifest, stage.store, expected=made_of, mend=stage.redo)
-    if manifest.computed:
-        cached.use_embeddings(embeddings_of(teacher), pad_id=card["pad_token_id"])
-    live = LiveTargets(teacher, params.streams, pad_id=card["pad_token_id"])
-    audited = audit(cached, live, split.input_ids, count=params.audit_examples)
-    manifest.write(stage.draft / MANIFEST)
+
+
+def _write_live(stage: Stage, job: Job, why: str) -> None:
+    made_of = {**job.made_of, "mode": "live"}
+    Live(
+        format_version=FORMAT_VERSION,
+        fingerprint=fingerprint(made_of),
+        made_of=made_of,
+        kind="live",
+        why=why,
+        layers=depth(job.teacher),
+    ).write(stage.draft / MANIFEST)
+
+
+def _tell(stage: Stage, manifest: Manifest, audited: int) -> None:
+    for stream, codec in manifest.coarser.items():
+        asked = manifest.made_of["codec"]
+        stage.log(f"warning: {stream} is kept in {codec}, {asked} was too coarse")
+    worst = max(manifest.codec_errors.values(), default=0.0)
     stage.log(
         f"{manifest.examples} examples, {manifest.tokens} tokens, {manifest.bytes / 2**20:.0f} MiB "
-        f"({manifest.bytes / manifest.tokens:.0f} bytes a token); {audited} records audited"
+        f"({manifest.bytes / max(1, manifest.tokens):.0f} bytes a token), relative error at most "
+        f"{worst:.2g}; {audited} records audited"
     )
 
 

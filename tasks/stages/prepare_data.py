@@ -127,8 +127,8 @@ def _check_teacher_reads(
 ) -> None:
     """Raise DataError for texts longer than the teacher's positions or ids beyond its table."""
     known = read_json(config)
-    # RoBERTa's positions begin after the padding id.
-    offset = 0 if known.get("model_type") == "bert" else pad_id + 1
+    # The positions of these begin after the padding id.
+    offset = pad_id + 1 if known.get("model_type") in ("roberta", "xlm-roberta", "mpnet") else 0
     positions = known.get("max_position_embeddings", params.max_length_tokens + offset) - offset
     if params.max_length_tokens > positions:
         raise DataError(

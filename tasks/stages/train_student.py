@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 from typing import Any
 
 import torch
 
 from tasks.kd.cache.audit import audit
-from tasks.kd.cache.manifest import MANIFEST, read_manifest
-from tasks.kd.cache.reader import CachedTargets, open_cache
+from tasks.kd.cache.calibration import deviations
+from tasks.kd.cache.fingerprint import base_fields_of
+from tasks.kd.cache.manifest import MANIFEST, Live, Manifest, read_document
+from tasks.kd.cache.reader import open_cache, require_fresh
 from tasks.kd.data import Split, read_data_card, read_split
 from tasks.kd.digests import read_json
-from tasks.kd.encoders import embeddings_of, load_classifier
-from tasks.kd.errors import CacheIncompleteError
+from tasks.kd.encoders import load_classifier
+from tasks.kd.errors import CacheCorruptError, CacheIncompleteError
+from tasks.kd.families import depth, width
 from tasks.kd.launch import run_processes
-from tasks.kd.objective import Objective, TeacherShape
-from tasks.kd.params import TrainStudent, streams_needed
-from tasks.kd.students import build_student, depth
-from tasks.kd.targets import LiveTargets
+from tasks.kd.levels import streams_read
+from tasks.kd.objective import Objective, TeacherShape, standardised_layers
+from tasks.kd.params import Student, TrainStudent
+from tasks.kd.students import build_student
+from tasks.kd.targets import LiveTargets, Targets
 from tasks.kd.training import Parts, steps_per_epoch, train
 from tasks.stages import Stage, run_stage
 from tasks.stages.train_teacher import habits, save
@@ -42,8 +45,11 @@ def distil(stage: Stage) -> None:
     card = read_data_card(data)
     teacher = load_classifier(stage.input("train_teacher") / "model")
     split = read_split(data / "train.arrow")
-    targets = _open_cache(stage, card, teacher, split)
-    shape = TeacherShape(depth(teacher), _width(teacher), targets.deviations)
+    targets, fingerprint = _open_targets(stage, card, teacher, split)
+    layers = standardised_layers(params.phases, params.student.layers, depth(teacher))
+    shape = TeacherShape(
+        depth(teacher), width(teacher), deviations(targets, split.input_ids, layers)
+    )
     student = build_student(params.student, teacher, seed=params.optimizer.seed)
     del teacher
     parts = Parts(
@@ -59,7 +65,7 @@ def distil(stage: Stage) -> None:
     if torch.distributed.is_initialized() and torch.distributed.get_rank():
         return
     figures = {
-        "cache_fingerprint": targets.manifest.fingerprint,
+        "cache_fingerprint": fingerprint,
         "phases": [phase.model_dump(mode="json") for phase in params.phases],
         **vars(report),
     }
@@ -70,14 +76,26 @@ def distil(stage: Stage) -> None:
     )
 
 
-def _open_cache(
+def _open_targets(
     stage: Stage, card: dict[str, Any], teacher: torch.nn.Module, split: Split
-) -> CachedTargets:
-    """The cache, checked against the teacher and the data as they are now."""
+) -> tuple[Targets, str]:
+    """The cache, checked against the teacher and the data as they are now, or the teacher itself.
+
+    With the fingerprint of what `cache_teacher` decided.
+    """
     mend = f"dvc repro -s -f cache_teacher@{stage.recipe}"
-    manifest = read_manifest(stage.input("cache_teacher") / MANIFEST)
-    needed = streams_needed(stage.params, depth(teacher))
-    kept = (*manifest.streams, *manifest.computed)
+    document = read_document(stage.input("cache_teacher") / MANIFEST)
+    if not isinstance(document, Manifest | Live):
+        raise CacheCorruptError(
+            "not the manifest of a recipe's cache",
+            where=stage.input("cache_teacher") / MANIFEST,
+            expected="kind cache or live",
+            found=document.kind,
+            mend=mend,
+        )
+    student: Student = stage.params.student
+    needed = streams_read(stage.params.phases, student.layers, depth(teacher))
+    kept = document.served if isinstance(document, Manifest) else document.made_of["streams"]
     if missing := [stream for stream in needed if stream not in kept]:
         raise CacheIncompleteError(
             "the teacher cache lacks what a level reads",
@@ -87,28 +105,16 @@ def _open_cache(
             mend=mend,
         )
     report = read_json(stage.input("train_teacher") / "report.json")
-    now = {
-        "teacher_sha256": report["teacher_sha256"],
-        "tokenizer_sha256": card["tokenizer_sha256"],
-        "encoded_sha256": card["encoded_sha256"],
-    }
-    targets = open_cache(
-        manifest,
-        stage.store,
-        expected={**manifest.made_of, **now},
-        mend=mend,
-    )
-    if manifest.computed:
-        embeddings = copy.deepcopy(embeddings_of(teacher))
-        targets.use_embeddings(embeddings, pad_id=card["pad_token_id"])
-    live = LiveTargets(teacher, kept, pad_id=card["pad_token_id"])
-    audit(targets, live, split.input_ids, count=_AUDITED)
-    return targets
-
-
-def _width(model: torch.nn.Module) -> int:
-    config: Any = model.config
-    return int(config.hidden_size)
+    expected = {**document.made_of, **base_fields_of(card, report)}
+    pad_id = card["pad_token_id"]
+    if isinstance(document, Live):
+        require_fresh(document, expected, mend=mend)
+        stage.log(f"the teacher itself is run: {document.why}")
+        return LiveTargets(teacher, needed, pad_id=pad_id), document.fingerprint
+    cached = open_cache(document, stage.store, expected=expected, pad_id=pad_id, mend=mend)
+    live = LiveTargets(teacher, cached.streams, pad_id=pad_id)
+    audit(cached, live, split.input_ids, count=_AUDITED)
+    return cached, document.fingerprint
 
 
 if __name__ == "__main__":

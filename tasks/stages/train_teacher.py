@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from pathlib import Path
@@ -13,10 +14,11 @@ from tasks.kd.data import read_data_card, read_split
 from tasks.kd.digests import write_json
 from tasks.kd.encoders import load_classifier, load_config, model_sha256, new_classifier
 from tasks.kd.errors import DataError
-from tasks.kd.launch import run_processes
+from tasks.kd.launch import run_training
+from tasks.kd.levels import LabelsLevel, Phase
 from tasks.kd.objective import Objective
-from tasks.kd.params import LabelsLevel, Phase, TrainTeacher
-from tasks.kd.sinks import Bar, JsonLines, Sink
+from tasks.kd.params import TrainTeacher
+from tasks.kd.sinks import Bar, JsonLines, Messages, Sink
 from tasks.kd.students import count_parameters
 from tasks.kd.targets import NoTargets
 from tasks.kd.training import Habits, Parts, evaluate, steps_per_epoch, train
@@ -31,7 +33,7 @@ def main(stage: Stage) -> None:
     if stage.params.mode == "given":
         _freeze(stage, base, data)
     else:
-        run_processes(fine_tune, stage, processes=stage.compute.processes)
+        run_training(fine_tune, stage, compute=stage.compute, environment=os.environ)
     shutil.copytree(data / "tokenizer", stage.draft / "model", dirs_exist_ok=True)
 
 
@@ -92,9 +94,10 @@ def habits(stage: Stage, steps: int) -> Habits:
         lines = JsonLines(stage.work / "metrics.jsonl", resume_at=step)
         if step:
             stage.log(f"resumes at step {step} of {steps}")
-        return [lines, Bar(stage.bar(steps, "step", done=step))]
+        return [lines, Bar(stage.bar(steps, "step", done=step)), Messages(stage.log)]
 
-    return Habits(stage.work, stage.compute.checkpoint_every_s, sinks)
+    profiles = stage.work.parent / "profiles" / f"{stage.name}-{stage.recipe}"
+    return Habits(stage.work, profiles, stage.compute, sinks)
 
 
 def save(stage: Stage, model: Any, report: dict[str, Any]) -> None:

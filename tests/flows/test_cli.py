@@ -25,6 +25,7 @@ from tests.flows.conftest import IGNORED, MODEL, Project
 pytestmark = pytest.mark.filterwarnings(IGNORED)
 
 COMMANDS = (
+    "cache",
     "check",
     "doctor",
     "lineage",

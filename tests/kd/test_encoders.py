@@ -1,21 +1,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoModelForSequenceClassification,
-    BertConfig,
-    RobertaConfig,
-    XLMRobertaConfig,
-)
 
 from tasks.kd.encoders import (
-    FAMILIES,
     capture_hidden,
     embeddings_of,
     layers_of,
@@ -25,58 +19,21 @@ from tasks.kd.encoders import (
     new_classifier,
 )
 from tasks.kd.errors import DataError
-from tasks.kd.targets import pad
-
-CONFIGS: dict[str, Any] = {
-    "bert": BertConfig,
-    "roberta": RobertaConfig,
-    "xlm-roberta": XLMRobertaConfig,
-}
-SMALL = {
-    "vocab_size": 50,
-    "hidden_size": 16,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 40,
-}
-
-
-def small(family: str) -> Any:
-    torch.manual_seed(0)
-    return AutoModelForSequenceClassification.from_config(CONFIGS[family](**SMALL)).eval()
-
-
-def test_each_supported_family_is_tested() -> None:
-    assert set(CONFIGS) == set(FAMILIES)
+from tasks.kd.families import FAMILIES, kernel
+from tests.kd.small_families import ragged, small
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_captured_states_are_those_that_transformers_returns(family: str) -> None:
-    model = small(family)
-    ids = torch.randint(5, 50, (2, 9), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad(), capture_hidden(model, (0, 1, 2, 3)) as states:
-        expected = model(input_ids=ids, output_hidden_states=True).hidden_states
-    assert len(layers_of(model)) == 3
+    model, (ids_BT, mask_BT) = small(family), ragged()
+    with torch.no_grad(), capture_hidden(model, (0, 1, 3, 4)) as states:
+        expected = model(
+            input_ids=ids_BT, attention_mask=mask_BT.long(), output_hidden_states=True
+        ).hidden_states
+    assert len(layers_of(model)) == 4
+    assert set(states) == {0, 1, 3, 4}
     for layer, state in states.items():
         assert torch.equal(state, expected[layer])
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_states_do_not_depend_on_padding(family: str) -> None:
-    import numpy as np
-
-    model = small(family)
-    texts = [np.arange(5, 5 + n, dtype=np.int32) for n in (3, 11)]
-    pad_id = model.config.pad_token_id
-    with torch.no_grad(), capture_hidden(model, (0, 3)) as states:
-        ids, mask = pad(texts, pad_id)
-        model(input_ids=ids, attention_mask=mask.long())
-        padded = {layer: state[0, :3].clone() for layer, state in states.items()}
-        ids, mask = pad(texts[:1], pad_id)
-        model(input_ids=ids, attention_mask=mask.long())
-        for layer, state in states.items():
-            torch.testing.assert_close(padded[layer], state[0], atol=2e-6, rtol=0)
 
 
 def test_hooks_are_gone_when_capturing_ends(teacher: Any) -> None:
@@ -106,6 +63,61 @@ def test_a_new_head_has_the_data_s_labels(
         model.bert.encoder.layer[0].output.dense.weight,
         teacher.bert.encoder.layer[0].output.dense.weight,
     )
+
+
+# The weights of each family's classification head, as transformers names them.
+HEADS = {
+    "bert": {"bert.pooler.dense", "classifier"},
+    "roberta": {"classifier.dense", "classifier.out_proj"},
+    "xlm-roberta": {"classifier.dense", "classifier.out_proj"},
+    "distilbert": {"pre_classifier", "classifier"},
+    "electra": {"classifier.dense", "classifier.out_proj"},
+    "mpnet": {"classifier.dense", "classifier.out_proj"},
+    "modernbert": {"head.dense", "head.norm", "classifier"},
+    "deberta-v2": {"pooler.dense", "classifier"},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_classifier_of_every_family_loads_as_it_was(family: str, tmp_path: Path) -> None:
+    model, (ids_BT, mask_BT) = small(family), ragged()
+    model.save_pretrained(tmp_path)
+    loaded: Any = load_classifier(tmp_path)
+    assert loaded.config._attn_implementation == kernel(family)
+    with torch.no_grad():
+        for each in (loaded, new_classifier(tmp_path, ["a", "b", "c"])):
+            found = each(input_ids=ids_BT, attention_mask=mask_BT.long()).logits
+            expected = model(input_ids=ids_BT, attention_mask=mask_BT.long()).logits
+            assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_the_head_of_a_new_classifier_is_new(family: str, tmp_path: Path) -> None:
+    model = small(family)
+    model.save_pretrained(tmp_path)
+    whole = load_file(tmp_path / "model.safetensors")
+    head = {name for name in whole if name.rpartition(".")[0] in HEADS[family]}
+    assert {name.rpartition(".")[0] for name in head} == HEADS[family]
+    others = {name for name in whole if not re.search(r"\blayers?\.[012]\.", name)}
+    assert head < others
+    for name in sorted(others):
+        rest = {key: value for key, value in whole.items() if key != name}
+        save_file(rest, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        refused = pytest.raises(DataError, match=rf"1 weights are missing.*{name}")
+        if name in head:
+            new_classifier(tmp_path, ["a", "b"])
+            with refused:
+                load_classifier(tmp_path)
+        else:
+            with refused:
+                new_classifier(tmp_path, ["a", "b"])
+
+
+def test_projected_embeddings_are_no_one_module() -> None:
+    with pytest.raises(DataError, match=r"hidden layer 0: electra\..*found 24 for 32"):
+        embeddings_of(small("electra"))
+    model = small("electra", embedding_size=32)
+    assert embeddings_of(model) is model.electra.embeddings
 
 
 def test_a_family_that_is_not_supported_is_refused_by_name(tmp_path: Path) -> None:

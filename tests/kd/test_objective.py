@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+from typing import Any, get_args
+
 import pytest
 import torch
+from pydantic import Tag
 
 from tasks.kd import losses
 from tasks.kd.encoders import capture_hidden
+from tasks.kd.errors import ParamsError
+from tasks.kd.levels import Level, Phase, streams_read
 from tasks.kd.objective import Batch, Objective, TeacherShape, level_name
-from tasks.kd.params import Phase
-from tasks.kd.targets import pad
+from tasks.kd.targets import LiveTargets, pad
 from tests.kd.conftest import make_teacher
-from tests.kd.training_setup import HIDDEN, KL, LABELS, make_parts
+from tests.kd.training_setup import ATTENTION, HIDDEN, LABELS, PHASES, RELATION, SCORES, make_parts
 
 
 def batch_of(parts: object, rows: slice) -> tuple[Batch, dict[str, torch.Tensor]]:
@@ -33,7 +37,7 @@ def test_each_level_is_its_loss_on_what_it_names() -> None:
         logits = objective.student(
             input_ids=batch.input_ids_BT, attention_mask=batch.mask_BT.long()
         ).logits
-    assert set(totals) == {level_name(level) for level in (LABELS, KL, HIDDEN)}
+    assert set(totals) == {level_name(level) for level in PHASES[1].levels}
     expected = losses.kl(logits, targets["logits"], temperature=2.0)
     assert float(totals["prediction.kl"].sum.detach()) == pytest.approx(
         float(expected.sum.detach()), rel=1e-5
@@ -52,8 +56,7 @@ def test_counts_are_known_before_the_forward_pass() -> None:
     batch, targets = batch_of(parts, slice(0, 6))
     for phase in (0, 1):
         totals = parts.objective(batch, targets, phase)
-        tokens = int(batch.mask_BT.sum())
-        counts = parts.objective.counts(phase, examples=6, tokens=tokens)
+        counts = parts.objective.counts(phase, batch.mask_BT.sum(1).numpy())
         assert counts == {name: total.count for name, total in totals.items()}
 
 
@@ -78,17 +81,98 @@ def test_without_a_teacher_there_are_labels_only() -> None:
     assert list(totals) == ["prediction.labels"]
 
 
-def test_a_student_that_is_the_teacher_has_no_hidden_error() -> None:
-    level = HIDDEN.model_copy(update={"projection": "none"})
-    phase = Phase(name="only", epochs=1, learning_rate=1e-3, levels=(level,))
+def test_a_student_that_is_the_teacher_has_no_error_at_any_inner_level() -> None:
+    plain = HIDDEN.model_copy(update={"projection": "none"})
+    levels = (plain, SCORES, ATTENTION, RELATION)
+    phase = Phase(name="only", epochs=1, learning_rate=1e-3, levels=levels)
     deviations = {layer: torch.ones(32) for layer in range(5)}
     objective = Objective(make_teacher(), (phase,), TeacherShape(4, 32, deviations)).eval()
-    parts = make_parts()
-    from tasks.kd.targets import LiveTargets
-
-    texts = parts.train.input_ids[:4]
+    texts = make_parts().train.input_ids[:4]
     ids, mask = pad(texts, 0)
-    streams = tuple(f"hidden.{layer}" for layer in range(5))
+    streams = streams_read((phase,), 4, 4)
+    assert "attention.0" not in streams
     targets = LiveTargets(make_teacher(), streams, pad_id=0).fetch(texts)
     totals = objective(Batch(ids, mask, torch.zeros(4, dtype=torch.int64)), targets, 0)
-    assert float(totals["hidden.mse"].sum.detach()) == pytest.approx(0, abs=1e-6)
+    assert len(totals) == 4
+    for total in totals.values():
+        assert float(total.sum.detach()) == pytest.approx(0, abs=1e-5)
+
+
+def test_inner_levels_reach_the_student_s_queries_and_keys() -> None:
+    for level in (SCORES, ATTENTION, RELATION):
+        phase = Phase(name="only", epochs=1, learning_rate=1e-3, levels=(level,))
+        parts = make_parts((phase,))
+        batch, targets = batch_of(parts, slice(0, 6))
+        (total,) = parts.objective(batch, targets, 0).values()
+        total.mean().backward()
+        student: Any = parts.objective.student
+        last = student.bert.encoder.layer[1].attention.self
+        for projection in (last.query, last.key):
+            assert float(projection.weight.grad.abs().sum()) > 0
+
+
+EVERY_LEVEL: list[dict[str, object]] = [
+    {"level": "prediction", "loss": "labels"},
+    {"level": "prediction", "loss": "kl", "temperature": 2.0},
+    {"level": "prediction", "loss": "reverse_kl", "temperature": 2.0},
+    {"level": "prediction", "loss": "jsd", "temperature": 2.0, "beta": 0.3},
+    {
+        "level": "prediction",
+        "loss": "dkd",
+        "temperature": 4.0,
+        "target_weight": 1.0,
+        "other_weight": 8.0,
+    },
+    {"level": "prediction", "loss": "dist", "temperature": 1.0},
+    {"level": "prediction", "loss": "logits_mse"},
+    {"level": "hidden", "loss": "mse", "standardise": True, "projection": "linear"},
+    {"level": "hidden", "loss": "cosine", "projection": "linear"},
+    {"level": "hidden", "loss": "layer_norm_mse", "projection": "linear"},
+    {"level": "hidden", "loss": "cls_mse", "normalised": True, "projection": "linear"},
+    {"level": "hidden", "loss": "nst"},
+    {"level": "hidden", "loss": "cka"},
+    {"level": "hidden", "loss": "procrustes"},
+    {"level": "hidden", "loss": "rkd_distance"},
+    {"level": "attention", "loss": "mse", "heads": "each"},
+    {"level": "attention", "loss": "kl", "heads": "average"},
+    {"level": "relation", "loss": "kl", "relations": ("values",), "relation_heads": 4},
+]
+
+
+def phase_with(fields: dict[str, object]) -> Phase:
+    whole = {**fields, "weight": 1.0}
+    if fields["level"] != "prediction":
+        whole["layer_map"] = "uniform"
+    return Phase(name="only", epochs=1, learning_rate=1e-3, levels=(whole,))  # type: ignore[arg-type]
+
+
+def test_every_level_of_a_recipe_is_tried_here() -> None:
+    union = get_args(get_args(Level)[0])
+    tags = {part.tag for member in union for part in get_args(member)[1:] if isinstance(part, Tag)}
+    assert {f"{fields['level']}.{fields['loss']}" for fields in EVERY_LEVEL} == tags
+
+
+@pytest.mark.parametrize("fields", EVERY_LEVEL, ids=lambda f: f"{f['level']}.{f['loss']}")
+def test_every_level_trains_the_student_and_knows_its_count(fields: dict[str, object]) -> None:
+    parts = make_parts((phase_with(fields),))
+    streams = streams_read(parts.objective.phases, 2, 4)
+    texts = parts.train.input_ids[:6]
+    ids, mask = pad(texts, 0)
+    batch = Batch(ids, mask, torch.from_numpy(parts.train.labels[:6]))
+    targets = LiveTargets(make_teacher(), streams, pad_id=0).fetch(texts)
+    totals = parts.objective(batch, targets, 0)
+    (total,) = totals.values()
+    assert parts.objective.counts(0, mask.sum(1).numpy()) == dict.fromkeys(totals, total.count)
+    total.mean().backward()
+    gradients = [p.grad for p in parts.objective.student.parameters() if p.grad is not None]
+    assert all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+    assert sum(float(gradient.abs().sum()) for gradient in gradients) > 0
+
+
+@pytest.mark.parametrize("loss", ["dkd", "dist"])
+def test_levels_that_need_three_classes_are_refused_for_two(loss: str) -> None:
+    fields = next(fields for fields in EVERY_LEVEL if fields["loss"] == loss)
+    student = make_teacher()
+    student.config.num_labels = 2
+    with pytest.raises(ParamsError, match=f"prediction.{loss}.*at least 3 classes"):
+        Objective(student, (phase_with(fields),), TeacherShape(4, 32, {}))

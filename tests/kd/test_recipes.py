@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from tasks.kd.errors import ParamsError
-from tasks.kd.params import streams_needed
 from tasks.kd.recipes import (
     check_inputs,
     find_recipe,
@@ -44,8 +43,7 @@ def faults_of(path: Path) -> str:
 
 def test_the_quickstart_is_a_recipe(root: Path) -> None:
     recipe = load_recipe(root / "params" / "quickstart.yaml")
-    needed = streams_needed(recipe.train_student, recipe.train_teacher.layers)
-    assert set(needed) <= set(recipe.cache_teacher.streams)
+    assert set(recipe.streams_read) <= set(recipe.cache_teacher.streams)
 
 
 def test_every_fault_is_told_with_its_line(text: str, write: Any) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,20 +8,22 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.kd import training
-from tasks.kd.cache.writer import write_cache
+from tasks.kd import checkpoint, training
 from tasks.kd.errors import NonFiniteLossError
+from tasks.kd.levels import Phase
 from tasks.kd.optimizers import learning_rate, new_optimizer
-from tasks.kd.params import Phase
 from tasks.kd.training import Parts, evaluate, predict, steps_per_epoch, train
-from tests.kd.cache.conftest import make_job, make_params, open_written
+from tests.kd.cache.conftest import make_job, make_params, open_written, write
 from tests.kd.training_setup import (
     HIDDEN,
     LABELS,
     PHASES,
+    STREAMS,
+    interrupt,
     make_habits,
     make_parts,
     make_settings,
+    records_of,
     weights_of,
     without_dropout,
 )
@@ -49,29 +50,11 @@ def first_gradients(work: Path, parts: Parts, **settings: int) -> dict[str, torc
     return found
 
 
-class Interrupted(Exception):
-    """A training is stopped from outside."""
-
-
-def stopping(stop_at: int) -> Callable[[int, int, int], None]:
-    """`seed_step`, but the run ends where that step begins."""
-    seed_step = training.seed_step
-
-    def seed(seed: int, step: int, rank: int) -> None:
-        if step == stop_at:
-            raise Interrupted
-        seed_step(seed, step, rank)
-
-    return seed
-
-
-def records_of(work: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.fixture(scope="module")
 def one_phase() -> tuple[Phase, ...]:
-    return (PHASES[1].model_copy(update={"epochs": 1}),)
+    """All levels in one phase."""
+    levels = tuple(dict.fromkeys(level for phase in PHASES for level in phase.levels))
+    return (PHASES[1].model_copy(update={"epochs": 1, "levels": levels}),)
 
 
 def test_micro_batches_do_not_change_the_gradients(
@@ -88,8 +71,8 @@ def test_training_from_the_cache_is_training_from_the_teacher(
     tmp_path: Path, one_phase: tuple[Phase, ...]
 ) -> None:
     live = make_parts(one_phase)
-    job = make_job(live.train, make_params(codec="float32"))
-    manifest = write_cache(job, tmp_path / "store", on_tokens=lambda _: None)
+    job = make_job(live.train, make_params(codec="float32", streams=STREAMS))
+    manifest = write(job, tmp_path / "store")
     cached = replace(make_parts(one_phase), targets=open_written(job, manifest, tmp_path / "store"))
     expected = first_gradients(tmp_path / "a", live)
     for name, gradient in first_gradients(tmp_path / "b", cached).items():
@@ -108,7 +91,7 @@ def test_it_learns_what_can_be_learned(tmp_path: Path) -> None:
 def test_a_hidden_phase_brings_the_hidden_states_nearer(tmp_path: Path) -> None:
     phase = Phase(name="hidden", epochs=6, learning_rate=4e-3, levels=(HIDDEN,))
     train(make_settings(), make_parts((phase,)), make_habits(tmp_path))
-    errors = [r["levels"]["hidden.mse"]["raw"] for r in records_of(tmp_path) if "levels" in r]  # type: ignore[index]
+    errors = [r["levels"]["hidden.mse"]["raw"] for r in records_of(tmp_path) if "levels" in r]
     assert errors[-1] < 0.8 * errors[0]
 
 
@@ -118,10 +101,15 @@ def test_records_say_phase_step_and_each_level_raw_and_weighted(tmp_path: Path) 
     steps = [r for r in records if r["split"] == "train"]
     assert [r["step"] for r in steps] == list(range(1, report.steps + 1))
     assert report.steps == 3 * steps_per_epoch(make_settings(), 44) == 18
-    assert [r["phase"] for r in steps] == ["hidden"] * 6 + ["prediction"] * 12
+    assert [r["phase"] for r in steps] == ["inner"] * 6 + ["prediction"] * 12
     last = steps[-1]["levels"]
     assert isinstance(last, dict)
-    assert set(last) == {"prediction.labels", "prediction.kl", "hidden.mse"}
+    assert set(last) == {
+        "prediction.labels",
+        "prediction.kl",
+        "hidden.mse",
+        "attention.kl",
+    }
     assert last["prediction.kl"]["weighted"] == 0.5 * last["prediction.kl"]["raw"]
     total = sum(level["weighted"] for level in last.values())
     assert steps[-1]["loss"] == pytest.approx(total)
@@ -134,10 +122,7 @@ def test_a_run_that_was_stopped_ends_bit_identical(tmp_path: Path) -> None:
     expected = weights_of(whole.objective)
     for stop_at in (1, 6, 8, 17):
         work = tmp_path / f"stopped-{stop_at}"
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(training, "seed_step", stopping(stop_at))
-            with pytest.raises(Interrupted):
-                train(make_settings(), make_parts(), make_habits(work, checkpoint_every_s=0))
+        interrupt(stop_at, make_settings(), make_parts(), work)
         resumed = make_parts()
         report = train(make_settings(), resumed, make_habits(work))
         for name, value in weights_of(resumed.objective).items():
@@ -165,20 +150,64 @@ def test_the_best_epoch_is_the_later_of_equals_in_the_last_phase(
         assert torch.equal(value, kept[3][name])
 
 
-def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
+def test_damaged_checkpoints_are_passed_over(tmp_path: Path) -> None:
     whole = make_parts()
     train(make_settings(), whole, make_habits(tmp_path / "whole"))
     work = tmp_path / "work"
     train(make_settings(), make_parts(), make_habits(work))
-    (checkpoint,) = work.glob("checkpoint-*")
-    path = checkpoint / "objective.safetensors"
-    broken = bytearray(path.read_bytes())
-    broken[-1] ^= 1
-    path.write_bytes(bytes(broken))
+    for folder in work.glob("checkpoint-*"):
+        damage(folder / "objective.safetensors")
     again = make_parts()
     train(make_settings(), again, make_habits(work))
     for name, value in weights_of(again.objective).items():
         assert torch.equal(value, weights_of(whole.objective)[name])
+
+
+def damage(path: Path) -> None:
+    """Turn one bit."""
+    broken = bytearray(path.read_bytes())
+    broken[-1] ^= 1
+    path.write_bytes(bytes(broken))
+
+
+@pytest.mark.parametrize("name", ["best", "average", "objective", "optimizer"])
+def test_the_last_two_checkpoints_are_kept_and_the_older_serves_where_the_newer_is_damaged(
+    name: str, tmp_path: Path
+) -> None:
+    train(make_settings(ema_decay=0.9), make_parts(), make_habits(tmp_path))
+    older, newer = sorted(tmp_path.glob("checkpoint-*"))
+    assert (older.name, newer.name) == ("checkpoint-00000012", "checkpoint-00000018")
+    files = {path.name for path in newer.iterdir()}
+    tensors = {f"{each}.safetensors" for each in ("best", "average", "objective", "optimizer")}
+    assert files == {"state.json"} | tensors
+    whole = checkpoint.load(tmp_path)
+    assert whole is not None
+    assert whole.state.step == 18
+    damage(newer / f"{name}.safetensors")
+    before = checkpoint.load(tmp_path)
+    assert before is not None
+    assert before.state.step == 12
+    (older / f"{name}.safetensors").unlink()
+    assert checkpoint.load(tmp_path) is None
+
+
+def test_a_checkpoint_travels_as_figures_and_tensors(tmp_path: Path) -> None:
+    train(make_settings(ema_decay=0.9), make_parts(), make_habits(tmp_path))
+    kept = checkpoint.load(tmp_path)
+    assert kept is not None
+    figures, tensors = kept.flatten()
+    again = checkpoint.unflatten(json.loads(json.dumps(figures)), tensors)
+    assert again.state.figures == kept.state.figures
+    assert again.state.figures["step"] == 18
+    for own, theirs in (
+        (again.weights, kept.weights),
+        (again.optimizer, kept.optimizer),
+        (again.state.best, kept.state.best),
+        (again.state.average, kept.state.average),
+    ):
+        assert own
+        assert set(own) == set(theirs)
+        assert all(torch.equal(own[name], theirs[name]) for name in own)
 
 
 def test_a_loss_that_is_not_finite_refuses_the_update(tmp_path: Path) -> None:
@@ -214,6 +243,20 @@ def test_biases_and_norms_are_not_decayed() -> None:
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
     assert all(parameter.dim() == 1 for parameter in plain["params"])
     assert all(parameter.dim() > 1 for parameter in decayed["params"])
+
+
+def test_the_optimizer_is_fused_and_its_state_is_the_checkpoint_s(tmp_path: Path) -> None:
+    parts = make_parts()
+    fresh = new_optimizer(parts.objective, make_settings(), 1e-3)
+    assert fresh.defaults["fused"]
+    train(make_settings(), parts, make_habits(tmp_path))
+    kept = checkpoint.load(tmp_path)
+    assert kept is not None
+    checkpoint.restore_optimizer(fresh, kept.optimizer)
+    parameters = [p for group in fresh.param_groups for p in group["params"]]
+    for name, value in kept.optimizer.items():
+        index, key = name.split(".")
+        assert torch.equal(fresh.state[parameters[int(index)]][key], value)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
-from tasks.kd.objective import Objective, TeacherShape
-from tasks.kd.params import (
+from tasks.kd import gradients
+from tasks.kd.levels import (
+    AttentionKLLevel,
+    AttentionMSELevel,
     HiddenLevel,
-    InitialRandom,
     KLLevel,
     LabelsLevel,
-    Optimizer,
     Phase,
-    Student,
+    RelationLevel,
 )
+from tasks.kd.objective import Objective, TeacherShape
+from tasks.kd.params import Compute, InitialRandom, Optimizer, Student
 from tasks.kd.sinks import JsonLines
 from tasks.kd.students import build_student
 from tasks.kd.targets import LiveTargets
-from tasks.kd.training import Habits, Parts
+from tasks.kd.training import Habits, Parts, train
 from tests.kd.conftest import make_split, make_teacher
 
-STREAMS = ("logits", "hidden.0", "hidden.2", "hidden.4")
+STREAMS = (
+    "logits",
+    *("hidden.0", "hidden.2", "hidden.4"),
+    *("attention.2", "attention.4"),
+    *("relation.2", "relation.4"),
+)
 
 LABELS = LabelsLevel(level="prediction", loss="labels", weight=0.5)
 KL = KLLevel(level="prediction", loss="kl", temperature=2.0, weight=0.5)
@@ -35,9 +44,23 @@ HIDDEN = HiddenLevel(
     projection="linear",
     weight=0.3,
 )
+SCORES = AttentionMSELevel(
+    level="attention", loss="mse", layer_map="uniform", heads="each", weight=0.2
+)
+ATTENTION = AttentionKLLevel(
+    level="attention", loss="kl", layer_map="last", heads="average", weight=0.2
+)
+RELATION = RelationLevel(
+    level="relation",
+    loss="kl",
+    layer_map="uniform",
+    relations=("queries", "keys", "values"),
+    relation_heads=8,
+    weight=0.2,
+)
 PHASES = (
-    Phase(name="hidden", epochs=1, learning_rate=2e-3, levels=(HIDDEN,)),
-    Phase(name="prediction", epochs=2, learning_rate=2e-3, levels=(LABELS, KL, HIDDEN)),
+    Phase(name="inner", epochs=1, learning_rate=2e-3, levels=(HIDDEN, SCORES, RELATION)),
+    Phase(name="prediction", epochs=2, learning_rate=2e-3, levels=(LABELS, KL, HIDDEN, ATTENTION)),
 )
 
 
@@ -50,6 +73,9 @@ def make_settings(**changes: Any) -> Optimizer:
             "warmup_fraction": 0.1,
             "schedule": "linear",
             "max_grad_norm": 1.0,
+            "ema_decay": None,
+            "stop_after_epochs": None,
+            "max_non_finite": 1,
             "seed": 3,
             **changes,
         }
@@ -81,13 +107,61 @@ def make_parts(phases: tuple[Phase, ...] = PHASES, *, width: int = 16, examples:
     )
 
 
-def make_habits(work: Path, *, checkpoint_every_s: float = 1e9) -> Habits:
+def make_compute(**changes: Any) -> Compute:
+    return Compute(
+        **{
+            "processes": 1,
+            "threads": 1,
+            "machines": 1,
+            "machine_rank": None,
+            "rendezvous": None,
+            "peer_timeout_s": 60.0,
+            "mixed_precision": "no",
+            "gradient_checkpointing": False,
+            "compile": False,
+            "grad_norm_every": None,
+            "profile_step": None,
+            "checkpoint_every_s": 1e9,
+            "copies_gib": 1.0,
+            **changes,
+        }
+    )
+
+
+def make_habits(work: Path, **compute: Any) -> Habits:
     work.mkdir(parents=True, exist_ok=True)
     return Habits(
         work,
-        checkpoint_every_s,
+        work / "profiles",
+        make_compute(**compute),
         lambda step: [JsonLines(work / "metrics.jsonl", resume_at=step)],
     )
+
+
+class Interrupted(Exception):
+    """A training is stopped from outside."""
+
+
+def interrupt(stop_at: int, settings: Optimizer, parts: Parts, work: Path, **compute: Any) -> None:
+    """Train, with a checkpoint after each step, until that step begins."""
+    seed_step = gradients.seed_step
+
+    def seed(seed: int, step: int, rank: int) -> None:
+        if step == stop_at:
+            raise Interrupted
+        seed_step(seed, step, rank)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gradients, "seed_step", seed)
+        with pytest.raises(Interrupted):
+            train(settings, parts, make_habits(work, checkpoint_every_s=1e-9, **compute))
+
+
+def records_of(work: Path, *splits: str) -> list[dict[str, Any]]:
+    """Records of a training, of the given splits or of all."""
+    lines = (work / "metrics.jsonl").read_text().splitlines()
+    records: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    return [record for record in records if not splits or record["split"] in splits]
 
 
 def without_dropout(parts: Parts) -> Parts:

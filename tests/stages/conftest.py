@@ -113,7 +113,16 @@ def make_recipe(quickstart: Path) -> Any:
         learning_rate=1e-2,
     )
     recipe["train_teacher"]["optimizer"]["batch_examples"] = 8
-    recipe["cache_teacher"].update(streams=["logits", "hidden.0", "hidden.2", "hidden.4"])
+    recipe["cache_teacher"].update(
+        streams=["logits", "hidden.0", "hidden.2", "hidden.4", "attention.2", "relation.4"],
+        max_relative_error=0.02,
+    )
+    attention = {"level": "attention", "loss": "kl", "layer_map": [[1, 2]], "heads": "each"}
+    relation = {"level": "relation", "loss": "kl", "layer_map": "last", "relation_heads": 4}
+    recipe["train_student"]["phases"][0]["levels"] += [
+        {**attention, "weight": 0.1},
+        {**relation, "relations": ["queries", "keys", "values"], "weight": 0.1},
+    ]
     student = recipe["train_student"]["student"]
     student.update(layers=2, hidden_size=16, attention_heads=2, intermediate_size=32)
     for phase in recipe["train_student"]["phases"]:

@@ -1,31 +1,42 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+
+def entries_of(manifest: Any) -> dict[str, Any]:
+    return {**manifest["streams"], **manifest["pieces"]}
+
+
+def shards_in(store: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in store.rglob("shard*")}
 
 
 def test_its_out_is_the_manifest_alone_and_the_shards_are_in_the_store(finished: Any) -> None:
     manifest = finished.json("cache_teacher", "manifest.json")
     assert [path.name for path in finished.out("cache_teacher").iterdir()] == ["manifest.json"]
-    folder = finished.root / ".store" / manifest["fingerprint"]
-    for shard in manifest["shards"]:
-        assert (folder / shard["name"]).stat().st_size == shard["bytes"]
-    assert set(manifest["streams"]) == {"logits", "hidden.2", "hidden.4"}
-    assert manifest["computed"] == ["hidden.0"]
+    for stream in manifest["streams"].values():
+        for shard in stream["shards"]:
+            path = finished.root / ".store" / stream["fingerprint"] / shard["name"]
+            assert path.stat().st_size == shard["bytes"]
+    assert set(manifest["streams"]) == {"logits", "hidden.1", "hidden.2", "hidden.3", "hidden.4"}
+    assert set(manifest["computed"]) == {"hidden.0", "attention.2", "relation.4"}
+    assert set(manifest["pieces"]) == {"embeddings", "layer.2", "layer.4"}
 
 
 def test_a_second_run_writes_nothing_and_ends_with_the_same_manifest(broken: Any) -> None:
     before = broken.json("cache_teacher", "manifest.json")
-    shards = {path: path.stat().st_mtime_ns for path in (broken.root / ".store").rglob("shard*")}
+    shards = shards_in(broken.root / ".store")
     assert broken.run("cache_teacher").returncode == 0
     assert broken.json("cache_teacher", "manifest.json") == before
-    assert shards == {path: path.stat().st_mtime_ns for path in shards}
+    assert shards == shards_in(broken.root / ".store")
 
 
 def test_the_store_can_be_moved(broken: Any, tmp_path: Any) -> None:
     done = broken.run("cache_teacher", STILLHOUSE_STORE=str(tmp_path / "elsewhere"))
     assert done.returncode == 0, done.stderr
-    fingerprint = broken.json("cache_teacher", "manifest.json")["fingerprint"]
-    assert (tmp_path / "elsewhere" / fingerprint / "manifest.json").exists()
+    for entry in entries_of(broken.json("cache_teacher", "manifest.json")).values():
+        assert (tmp_path / "elsewhere" / entry["fingerprint"] / "manifest.json").exists()
 
 
 def test_a_quota_that_is_too_small_is_refused_before_writing(broken: Any) -> None:
@@ -46,3 +57,53 @@ def test_a_disk_that_fills_up_is_said_in_one_line_and_loses_nothing(broken: Any)
     assert not broken.out("cache_teacher").exists()
     assert broken.run("cache_teacher", STILLHOUSE_STORE=elsewhere).returncode == 0
     assert broken.json("cache_teacher", "manifest.json") == before
+
+
+def test_two_processes_write_the_same_cache(broken: Any) -> None:
+    before = broken.json("cache_teacher", "manifest.json")
+    broken.change(lambda recipe: recipe["compute"].update(processes=2))
+    done = broken.run("cache_teacher", STILLHOUSE_STORE=str(broken.root / "elsewhere"))
+    assert done.returncode == 0, done.stderr
+    assert broken.json("cache_teacher", "manifest.json") == before
+
+
+def test_one_stream_more_is_added_and_the_others_are_left_alone(broken: Any) -> None:
+    shards = shards_in(broken.root / ".store")
+    broken.change(lambda recipe: recipe["cache_teacher"]["streams"].append("relation.3"))
+    broken.change(lambda recipe: recipe["cache_teacher"]["streams"].append("attention.1"))
+    assert broken.run("cache_teacher").returncode == 0
+    assert shards_in(broken.root / ".store") == shards  # hidden.2 is there, hidden.0 is computed
+    broken.change(lambda recipe: recipe["cache_teacher"].update(codec="int8"))
+    assert broken.run("cache_teacher").returncode == 0
+    more = shards_in(broken.root / ".store")
+    assert {path: more[path] for path in shards} == shards
+    manifest = broken.json("cache_teacher", "manifest.json")
+    logits = broken.root / ".store" / manifest["streams"]["logits"]["fingerprint"]
+    assert not [path for path in more if path not in shards and path.parent == logits]
+
+
+def test_a_recipe_may_run_the_teacher_instead(broken: Any) -> None:
+    broken.change(lambda recipe: recipe["cache_teacher"].update(mode="live"))
+    done = broken.run("cache_teacher", STILLHOUSE_STORE=str(broken.root / "elsewhere"))
+    assert done.returncode == 0, done.stderr
+    assert not (broken.root / "elsewhere").exists()
+    assert broken.json("cache_teacher", "manifest.json")["kind"] == "live"
+    done = broken.run("train_student", STILLHOUSE_STORE=str(broken.root / "elsewhere"))
+    assert done.returncode == 0, done.stderr
+    assert "the teacher itself is run: the recipe says so" in done.stderr
+    path = broken.out("train_teacher") / "report.json"
+    path.write_text(path.read_text().replace('"teacher_sha256": "', '"teacher_sha256": "00'))
+    done = broken.run("train_student")
+    assert done.returncode == 1
+    assert broken.error("train_student")["type"] == "CacheStaleError"
+
+
+def test_auto_measures_and_says_what_it_chose_and_why(broken: Any) -> None:
+    broken.change(lambda recipe: recipe["cache_teacher"].update(mode="auto"))
+    done = broken.run("cache_teacher")
+    assert done.returncode == 0, done.stderr
+    kind = broken.json("cache_teacher", "manifest.json")["kind"]
+    said = next(line for line in done.stderr.splitlines() if "a pass of the teacher takes" in line)
+    assert said.startswith(f"cache_teacher: {kind}: ")
+    assert broken.run("train_student").returncode == 0
+    assert not list((broken.root / ".store").glob("trial-*"))

@@ -15,11 +15,12 @@ from tasks.kd.digests import read_json
 from tasks.kd.encoders import load_classifier
 from tasks.kd.errors import DataError
 from tasks.kd.inference import predict_torch
-from tasks.kd.params import Compute, EvaluateStudent, ExportStudent
+from tasks.kd.params import EvaluateStudent, ExportStudent
 from tasks.stages import Stage, evaluate_student, export_student
+from tests.kd.training_setup import make_compute
 from tests.tiny import LABELS, tiny_artifacts, tiny_tokenizer
 
-COMPUTE = Compute(processes=1, threads=1, checkpoint_every_s=60.0)
+COMPUTE = make_compute(checkpoint_every_s=60.0)
 
 
 @pytest.fixture(scope="module")

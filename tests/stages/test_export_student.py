@@ -8,9 +8,10 @@ import pytest
 
 from tasks.kd.digests import read_json, write_json
 from tasks.kd.errors import ExportError
-from tasks.kd.params import Compute, ExportStudent
+from tasks.kd.params import ExportStudent
 from tasks.stages import Stage
 from tasks.stages.export_student import main
+from tests.kd.training_setup import make_compute
 from tests.tiny import LABELS, tiny_artifacts
 
 
@@ -21,7 +22,7 @@ def stage(tmp_path: Path) -> Stage:
     params = ExportStudent(
         serve="int8", max_logit_difference=1e-4, min_int8_agreement=0.5, parity_examples=30
     )
-    compute = Compute(processes=1, threads=1, checkpoint_every_s=60.0)
+    compute = make_compute(checkpoint_every_s=60.0)
     stage = Stage("export_student", "tiny", params, compute, tmp_path, tmp_path / ".work")
     stage.draft.mkdir(parents=True)
     return stage

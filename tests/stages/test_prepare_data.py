@@ -69,6 +69,19 @@ def test_texts_longer_than_the_teacher_reads_are_refused(broken: Any) -> None:
     assert "Expected at most 32, found 64" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("family", "positions"), [("bert", 32), ("modernbert", 32), ("roberta", 31), ("mpnet", 31)]
+)
+def test_positions_begin_after_the_padding_id_in_some_families(
+    broken: Any, family: str, positions: int
+) -> None:
+    path = broken.out("fetch_sources") / "teacher" / "config.json"
+    path.write_text(path.read_text().replace('"model_type": "bert"', f'"model_type": "{family}"'))
+    broken.change(lambda recipe: recipe["prepare_data"].update(max_length_tokens=64))
+    done = broken.run("prepare_data")
+    assert f"Expected at most {positions}, found 64" in done.stderr
+
+
 def test_a_tokenizer_with_more_tokens_than_the_teacher_s_table_is_refused(broken: Any) -> None:
     path = broken.out("fetch_sources") / "teacher" / "config.json"
     path.write_text(path.read_text().replace('"vocab_size": 64', '"vocab_size": 60'))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ def test_it_leaves_half_the_layers_and_the_whole_story(finished: Any) -> None:
     assert report["cache_fingerprint"] == manifest["fingerprint"]
     lines = (finished.out("train_student") / "metrics.jsonl").read_text().splitlines()
     levels = [set(json.loads(line).get("levels", {})) for line in lines]
-    assert {"hidden.mse"} in levels
+    assert {"hidden.mse", "attention.kl", "relation.kl"} in levels
     assert {"prediction.labels", "prediction.kl", "hidden.mse"} in levels
 
 
@@ -38,10 +39,19 @@ def test_a_cache_of_another_teacher_is_refused_with_what_mends_it(broken: Any) -
     assert "Run: dvc repro -s -f cache_teacher@small" in done.stderr
 
 
+def test_the_manifest_of_something_else_is_refused(broken: Any) -> None:
+    manifest = broken.out("cache_teacher") / "manifest.json"
+    stream = read_json(manifest)["streams"]["logits"]["fingerprint"]
+    shutil.copy(broken.root / ".store" / stream / "manifest.json", manifest)
+    done = broken.run("train_student")
+    assert done.returncode == 1
+    assert "Expected kind cache or live, found stream" in done.stderr
+
+
 def test_a_damaged_shard_is_found_before_the_first_step(broken: Any) -> None:
     shard = next((broken.root / ".store").rglob("shard-*.safetensors"))
     content = bytearray(shard.read_bytes())
-    content[-3] ^= 1
+    content[-3] ^= 1  # damage that is found by its digest alone
     shard.write_bytes(bytes(content))
     done = broken.run("train_student")
     assert done.returncode == 1
@@ -54,14 +64,14 @@ def test_a_damaged_shard_is_found_before_the_first_step(broken: Any) -> None:
 
 def test_a_level_whose_stream_was_not_cached_is_refused_by_name(broken: Any) -> None:
     def change(recipe: Any) -> None:
-        recipe["cache_teacher"]["streams"].append("hidden.3")
-        recipe["train_student"]["phases"][0]["levels"][0]["layer_map"] = [[1, 3]]
+        recipe["cache_teacher"]["streams"].append("attention.3")
+        recipe["train_student"]["phases"][0]["levels"][1]["layer_map"] = [[1, 3]]
 
     broken.change(change)
     done = broken.run("train_student")
     assert done.returncode == 1
     assert broken.error("train_student")["type"] == "CacheIncompleteError"
-    assert "found no hidden.3" in done.stderr
+    assert "found no attention.3" in done.stderr
 
 
 def test_two_processes_are_two(broken: Any) -> None:

@@ -5,9 +5,52 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from typing import Any
 
 FORMAT_VERSION = 1
 Fields = Mapping[str, object]
+
+
+def base_fields(
+    *, teacher_sha256: str, tokenizer_sha256: str, encoded_sha256: str
+) -> dict[str, object]:
+    """What every stream of one teacher on one set of encoded examples was made of.
+
+    What only moves work about (shards, batches, processes) is not in it.
+    """
+    return {
+        "format_version": FORMAT_VERSION,
+        "teacher_sha256": teacher_sha256,
+        "tokenizer_sha256": tokenizer_sha256,
+        "encoded_sha256": encoded_sha256,
+        "numerics": {"dtype": "float32", "attention": "sdpa"},
+    }
+
+
+def base_fields_of(card: Mapping[str, Any], teacher_report: Mapping[str, Any]) -> dict[str, object]:
+    """The same, from a data card and the teacher's report."""
+    return base_fields(
+        teacher_sha256=teacher_report["teacher_sha256"],
+        tokenizer_sha256=card["tokenizer_sha256"],
+        encoded_sha256=card["encoded_sha256"],
+    )
+
+
+def stream_fields(
+    base: Fields, stream: str, *, codec: str, max_relative_error: float
+) -> dict[str, object]:
+    """What one stored stream was made of. Logits are float32 whatever the codec."""
+    kept = {"codec": codec, "max_relative_error": max_relative_error}
+    return {**base, "stream": stream, **(kept if stream != "logits" else {"codec": "float32"})}
+
+
+def piece_fields(base: Fields, piece: str) -> dict[str, object]:
+    """What one frozen piece was made of: the teacher, whatever the examples."""
+    return {
+        "format_version": base["format_version"],
+        "teacher_sha256": base["teacher_sha256"],
+        "piece": piece,
+    }
 
 
 def fingerprint(fields: Fields) -> str:

@@ -1,370 +1,460 @@
-"""Running the teacher once over all examples and keeping its streams.
+"""Running the teacher once over all examples and keeping what the levels need of it.
 
+Every stream is an entry of its own, so that a recipe which needs one more adds that one alone.
 Finished shards are kept and only the rest is computed when a killed writer starts again: the
-work list is a function of the examples and the settings alone.
+work list is a function of the examples and the settings alone, whoever does which part of it.
 """
 
 from __future__ import annotations
 
-import fcntl
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from tasks.kd.batching import Rows, split_by_tokens
-from tasks.kd.cache import codec as codecs
-from tasks.kd.cache.fingerprint import FORMAT_VERSION, example_key, fingerprint
-from tasks.kd.cache.manifest import MANIFEST, Manifest, Shard, Stream, read_manifest, verify_files
-from tasks.kd.data import Ids
-from tasks.kd.digests import commit_file, read_json, sha256_file, write_json
-from tasks.kd.encoders import embeddings_of
-from tasks.kd.errors import (
-    CacheCorruptError,
-    CacheIncompleteError,
-    CacheQuotaError,
-    NonFiniteLossError,
+from tasks.kd.cache.calibration import Calibrated, Sample
+from tasks.kd.cache.codec import Codec, Encoded, Statistics, encode, is_finite
+from tasks.kd.cache.fingerprint import (
+    FORMAT_VERSION,
+    example_key,
+    fingerprint,
+    piece_fields,
+    stream_fields,
 )
+from tasks.kd.cache.manifest import MANIFEST, Manifest, Piece, Stream
+from tasks.kd.cache.shards import (
+    commit_shard,
+    commit_tensors,
+    describe_file,
+    find_shard,
+    note_name,
+    shard_tensors,
+)
+from tasks.kd.cache.store import Store, disk_faults
+from tasks.kd.cache.streams import (
+    Plan,
+    in_order,
+    layer_of,
+    plan,
+    state_bytes,
+    stream_bytes,
+)
+from tasks.kd.data import Ids
+from tasks.kd.digests import read_json, sha256_file, sha256_json, write_json
+from tasks.kd.errors import CacheQuotaError, NonFiniteLossError
+from tasks.kd.families import config_json, depth, pieces_of, width
 from tasks.kd.params import CacheTeacher
-from tasks.kd.targets import hidden_layers, pad, run_teacher
+from tasks.kd.targets import pad, run_teacher
 
-SLICES = "slices.safetensors"
+WEIGHTS, STATISTICS, CALIBRATION = (
+    "weights.safetensors",
+    "statistics.safetensors",
+    "calibration.json",
+)
 MEBIBYTE = 2**20
-_CALIBRATION_EXAMPLES = 64
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that decides a cache's content: `made_of` is what its fingerprint is taken over."""
+    """All that decides a cache's content."""
 
     teacher: torch.nn.Module
     input_ids: Sequence[Ids]
     pad_id: int
     params: CacheTeacher
-    made_of: dict[str, Any]
+    base: Mapping[str, object]
 
-    @property
-    def computed(self) -> tuple[str, ...]:
-        """Streams that are recomputed from slices instead of stored."""
-        return tuple(s for s in self.params.streams if s == "hidden.0")
+    @cached_property
+    def made_of(self) -> dict[str, Any]:
+        """The fields that the cache's fingerprint is taken over."""
+        return fields_of(self.base, self.params)
 
-    @property
-    def stored(self) -> tuple[str, ...]:
-        """Streams that are stored."""
-        return tuple(s for s in self.params.streams if s != "hidden.0")
+    @cached_property
+    def plan(self) -> Plan:
+        """What is stored and what is computed."""
+        return plan(self.params.streams, self.params.recompute)
+
+    @cached_property
+    def streams(self) -> dict[str, str]:
+        """Fingerprint of each stored stream's entry."""
+        kept = {"codec": self.params.codec, "max_relative_error": self.params.max_relative_error}
+        return {
+            name: fingerprint(stream_fields(self.base, name, **kept))  # type: ignore[arg-type]
+            for name in self.plan.stored
+        }
+
+    @cached_property
+    def pieces(self) -> dict[str, str]:
+        """Fingerprint of each frozen piece's entry."""
+        return {name: fingerprint(piece_fields(self.base, name)) for name in self.plan.pieces}
 
 
-def fields_of(
-    *, teacher_sha256: str, tokenizer_sha256: str, encoded_sha256: str, params: CacheTeacher
-) -> dict[str, Any]:
-    """The fields of a cache's fingerprint. What only moves work about (shards, batches) is not."""
+# Does a share of the shards, for each stream in its codec: in this process, or in several.
+Spread = Callable[[dict[str, Codec]], None]
+
+
+def fields_of(base: Mapping[str, object], params: CacheTeacher) -> dict[str, Any]:
+    """The fields of a cache's fingerprint."""
     return {
-        "format_version": FORMAT_VERSION,
-        "teacher_sha256": teacher_sha256,
-        "tokenizer_sha256": tokenizer_sha256,
-        "encoded_sha256": encoded_sha256,
+        **base,
         "streams": sorted(params.streams),
         "codec": params.codec,
         "max_relative_error": params.max_relative_error,
-        "numerics": {"dtype": "float32", "attention": "sdpa"},
+        "recompute": params.recompute,
     }
 
 
-def write_cache(job: Job, store: Path, *, on_tokens: Callable[[int], None]) -> Manifest:
+def write_cache(
+    job: Job,
+    store: Store,
+    *,
+    on_tokens: Callable[[int], None],
+    spread: Spread | None = None,
+) -> Manifest:
     """Make the cache, or find it made. One writer at a time; a second waits and finds it done.
 
-    `on_tokens` is called with the number of real tokens of each part that is finished. Raises
+    `on_tokens` is called with the number of real tokens of each part that is finished. `spread`
+    runs `write_share` in several processes; without it this process does all. Raises
     CacheQuotaError before the first byte if it would not fit, NonFiniteLossError for a teacher
     whose states are not finite.
     """
-    folder = store / fingerprint(job.made_of)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _only_writer(folder):
-        if (found := _finished(folder)) is not None:
-            return found
+    name = fingerprint(job.made_of)
+    with store.writing([name, *job.streams.values(), *job.pieces.values()]):
+        whole = store.finished(name)
+        entries = {stream: store.finished(at) for stream, at in job.streams.items()}
+        pieces = {piece: _piece(job, store, piece) for piece in job.plan.pieces}
+        lacking = [stream for stream, entry in entries.items() if not isinstance(entry, Stream)]
+        if isinstance(whole, Manifest) and not lacking and all(map(store.holds, whole.entries)):
+            return whole
         job.teacher.eval()
-        keys, unique = _unique(job.input_ids)
-        streams = _calibrate(job, unique)
-        require_space(job, unique, streams, folder)
-        shards = []
-        for number, rows in enumerate(_work_list(unique, job, streams)):
-            shards.append(_shard(folder, number, rows, (job, unique, keys, streams)))
-            on_tokens(shards[-1].tokens)
-        for leftover in set(folder.glob("shard-*")) - _files_of(folder, shards):
-            leftover.unlink()
-        slices = _write_slices(job, folder, shards)
+        keys, texts = distinct(job.input_ids)
+        measured = _Measured(job, texts)
+        if lacking:
+            calibrated = {s: measured.calibrated(store, s) for s in lacking}
+            require_space(job, texts, calibrated, store, entries)
+            codecs = {stream: found.codec for stream, found in calibrated.items()}
+            if spread is None:
+                write_share(job, store, codecs, on_tokens=on_tokens)
+            else:
+                spread(codecs)
+            for stream in lacking:
+                entries[stream] = _finish(job, store, stream, (keys, texts, calibrated[stream]))
         manifest = Manifest(
             format_version=FORMAT_VERSION,
-            fingerprint=folder.name,
+            fingerprint=name,
             made_of=job.made_of,
-            streams=streams,
-            computed=job.computed,
-            examples=len(unique),
-            tokens=sum(shard.tokens for shard in shards),
-            bytes=sum(shard.bytes for shard in shards) + slices.bytes,
-            shards=tuple(shards),
-            slices=slices,
+            kind="cache",
+            streams={s: entry for s, entry in entries.items() if isinstance(entry, Stream)},
+            computed=measured.derived_errors(store, entries),
+            pieces=pieces,
+            layers=depth(job.teacher),
         )
-        manifest.write(folder / MANIFEST)
+        manifest.write(store.entry(name) / MANIFEST)
         return manifest
 
 
-def bytes_per_token(streams: dict[str, Stream]) -> int:
-    """Stored bytes per real token: the hidden streams and the token id."""
-    return 4 + sum(
-        stream.width * codecs.DTYPES[stream.codec].itemsize
-        for name, stream in streams.items()
-        if name != "logits"
-    )
+def write_share(
+    job: Job,
+    store: Store,
+    codecs: Mapping[str, Codec],
+    *,
+    on_tokens: Callable[[int], None],
+    rank: int = 0,
+    world_size: int = 1,
+) -> None:
+    """Compute and commit every `world_size`-th shard, from the `rank`-th on.
+
+    A shard that is there and whole is left alone. Writing one overlaps the next one's forward
+    passes.
+    """
+    keys, texts = distinct(job.input_ids)
+    shards = work_list(texts, job)
+    statistics = {s: _statistics_in(store.entry(job.streams[s]) / STATISTICS) for s in codecs}
+    with disk_faults(store.folder), ThreadPoolExecutor(1) as thread:
+        writing: list[Future[None]] = []
+        for number in range(rank, len(shards), world_size):
+            rows = shards[number]
+            raw = b"".join(keys[row] for row in rows)
+            wanted = {
+                stream: codec
+                for stream, codec in codecs.items()
+                if find_shard(store.entry(job.streams[stream]), number, raw) is None
+            }
+            if not wanted:
+                on_tokens(sum(len(texts[row]) for row in rows))
+                continue
+            parts = _compute(job, [texts[row] for row in rows], wanted, statistics, on_tokens)
+            for done in writing:
+                done.result()
+            writing = [
+                thread.submit(
+                    commit_shard,
+                    store.entry(job.streams[stream]),
+                    number,
+                    shard_tensors(raw, [texts[row] for row in rows], encoded),
+                )
+                for stream, encoded in parts.items()
+            ]
+        for done in writing:
+            done.result()
 
 
-def _bytes_per_example(streams: dict[str, Stream]) -> int:
-    """Key, offset and logits."""
-    return 24 + (4 * streams["logits"].width if "logits" in streams else 0)
+def distinct(input_ids: Sequence[Ids]) -> tuple[list[bytes], list[Ids]]:
+    """Each distinct text once with its key, sorted by length and key."""
+    found = {example_key(ids.astype("<i4").tobytes()): ids for ids in input_ids}
+    order = sorted(found, key=lambda key: (len(found[key]), key))
+    return order, [found[key] for key in order]
+
+
+def work_list(texts: Sequence[Ids], job: Job) -> list[Rows]:
+    """The rows of each shard: consecutive, of the recipe's size if they were float32."""
+    lengths = np.asarray([len(ids) for ids in texts], dtype=np.int64)
+    tokens = max(1, job.params.shard_mib * MEBIBYTE // state_bytes("float32", width(job.teacher)))
+    ends = np.searchsorted(np.cumsum(lengths), np.arange(1, lengths.sum() // tokens + 1) * tokens)
+    cuts = np.unique(np.clip(ends + 1, 0, len(texts)))
+    return [part for part in np.split(np.arange(len(texts)), cuts) if len(part)]
 
 
 def require_space(
-    job: Job, unique: Sequence[Ids], streams: dict[str, Stream], folder: Path
+    job: Job,
+    texts: Sequence[Ids],
+    calibrated: Mapping[str, Calibrated],
+    store: Store,
+    entries: Mapping[str, object],
 ) -> None:
-    """Raise CacheQuotaError unless the estimate fits the quota and the free disk."""
-    tokens = sum(len(ids) for ids in unique)
-    need = tokens * bytes_per_token(streams) + len(unique) * _bytes_per_example(streams)
-    written = sum(path.stat().st_size for path in folder.glob("shard-*.safetensors"))
-    quota, free = int(job.params.quota_gib * 2**30), shutil.disk_usage(folder).free
-    if need > quota:
+    """Raise CacheQuotaError unless all streams fit the quota, and what is lacking the free disk."""
+    tokens = sum(len(ids) for ids in texts)
+    need, written = 0, 0
+    for stream, found in calibrated.items():
+        need += stream_bytes(stream, found.codec, found.width, examples=len(texts), tokens=tokens)
+        folder = store.entry(job.streams[stream])
+        written += sum(path.stat().st_size for path in folder.glob("shard-*.safetensors"))
+    there = [entry for entry in entries.values() if isinstance(entry, Stream)]
+    whole = need + sum(file.bytes for entry in there for file in entry.files)
+    quota, free = int(job.params.quota_gib * 2**30), shutil.disk_usage(store.folder).free
+    if whole > quota:
         raise CacheQuotaError(
             "the teacher cache would pass its quota",
             where="cache_teacher.quota_gib",
             expected=f"at most {quota / 2**30:.2f} GiB",
-            found=f"an estimate of {need / 2**30:.2f} GiB for {tokens} tokens",
+            found=f"an estimate of {whole / 2**30:.2f} GiB for {tokens} tokens",
             advice="Raise the quota, keep fewer streams, or choose a smaller codec.",
         )
     if need - written > free:
         raise CacheQuotaError(
             "the disk is too full for the teacher cache",
-            where=folder,
+            where=store.folder,
             expected=f"{(need - written) / 2**30:.2f} GiB free",
             found=f"{free / 2**30:.2f} GiB",
             advice="Make room, or set STILLHOUSE_STORE to a folder on another disk.",
         )
 
 
-def _finished(folder: Path) -> Manifest | None:
-    """The cache that stands there whole; a damaged one loses its manifest, so that it is mended."""
-    if not (folder / MANIFEST).exists():
+def read_statistics(store: Store, stream: Stream) -> Statistics | None:
+    """What a stream's int8 values are decoded with; None for logits."""
+    if stream.statistics is None:
         return None
+    return _statistics_in(store.path(stream, stream.statistics))
+
+
+def _statistics_in(path: Path) -> Statistics | None:
+    if not path.exists():
+        return None
+    tensors = load_file(path)
+    return Statistics(tensors["mean"], tensors["deviation"])
+
+
+class _Measured:
+    """The teacher on the calibration texts, run once and only if something is to be measured."""
+
+    def __init__(self, job: Job, texts: Sequence[Ids]) -> None:
+        self._job, self._texts = job, texts
+
+    @cached_property
+    def _sample(self) -> Sample:
+        job = self._job
+        streams = in_order({*job.plan.stored, *job.plan.computed})
+        tokens = job.params.batch_tokens
+        return Sample(job.teacher, self._texts, streams, pad_id=job.pad_id, batch_tokens=tokens)
+
+    def calibrated(self, store: Store, stream: str) -> Calibrated:
+        """A stream's calibration: that of the writer which began it, or a new one, kept."""
+        job, folder = self._job, store.entry(self._job.streams[stream])
+        if (found := _read_calibration(folder)) is not None:
+            return found
+        for stale in (*folder.glob("shard-*"), folder / CALIBRATION, folder / STATISTICS):
+            stale.unlink(missing_ok=True)  # encoded with statistics that are gone
+        params = job.params
+        found = self._sample.calibrate(stream, params.codec, params.max_relative_error)
+        digest = None
+        if found.statistics is not None:
+            tensors = {"mean": found.statistics.mean_D, "deviation": found.statistics.deviation_D}
+            digest = commit_tensors(tensors, folder / STATISTICS).model_dump(mode="json")
+        said = {name: value for name, value in vars(found).items() if name != "statistics"}
+        said["statistics"] = digest
+        write_json(folder / CALIBRATION, {"said": said, "sha256": sha256_json(said)})
+        return found
+
+    def derived_errors(self, store: Store, entries: Mapping[str, object]) -> dict[str, float]:
+        """Relative error of every computed stream, with its inputs as they were stored."""
+        kept = {}
+        for stream, entry in entries.items():
+            if isinstance(entry, Stream) and (found := read_statistics(store, entry)) is not None:
+                kept[layer_of(stream)] = (entry.codec, found)
+        computed = self._job.plan.computed
+        return self._sample.derived_errors(computed, kept) if computed else {}
+
+
+def _read_calibration(folder: Path) -> Calibrated | None:
+    """What an earlier writer measured, if it is there and its statistics are whole."""
     try:
-        manifest = read_manifest(folder / MANIFEST)
-        verify_files(manifest, folder)
-    except (CacheCorruptError, CacheIncompleteError):
-        (folder / MANIFEST).unlink()
+        document = read_json(folder / CALIBRATION)
+        said = document["said"]
+        if sha256_json(said) != document["sha256"]:
+            return None
+        digest = said.pop("statistics")
+        if digest is not None and sha256_file(folder / STATISTICS) != digest["sha256"]:
+            return None
+        return Calibrated(**said, statistics=_statistics_in(folder / STATISTICS))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         return None
-    return manifest
 
 
-def _files_of(folder: Path, shards: Sequence[Shard]) -> set[Path]:
-    """The shards and their notes; others are of a run with another shard size."""
-    names = {folder / shard.name for shard in shards}
-    return names | {path.with_suffix(".json") for path in names}
-
-
-@contextmanager
-def _only_writer(folder: Path) -> Iterator[None]:
-    with (folder / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _unique(input_ids: Sequence[Ids]) -> tuple[list[bytes], list[Ids]]:
-    """Each distinct text once, sorted by length and key."""
-    found = {example_key(ids.astype("<i4").tobytes()): ids for ids in input_ids}
-    order = sorted(found, key=lambda key: (len(found[key]), key))
-    return order, [found[key] for key in order]
-
-
-def _calibrate(job: Job, unique: Sequence[Ids]) -> dict[str, Stream]:
-    """Codec and measured error per stored stream, on examples spread over all lengths."""
-    rows = np.unique(np.linspace(0, len(unique) - 1, _CALIBRATION_EXAMPLES).astype(np.int64))
-    states: dict[str, list[torch.Tensor]] = {name: [] for name in job.stored}
-    for row in rows:
-        for name, value in _run(job, [unique[row]]).items():
-            states[name].append(value)
-    streams = {}
-    for name, parts in states.items():
-        together = torch.cat(parts)
-        wanted: codecs.Codec = "float32" if name == "logits" else job.params.codec
-        kept, error = codecs.choose(together, wanted, job.params.max_relative_error)
-        streams[name] = Stream(codec=kept, relative_error=error, width=together.shape[-1])
-    return streams
-
-
-def _run(job: Job, examples: Sequence[Ids]) -> dict[str, torch.Tensor]:
-    """Stored streams of a batch, padding dropped: logits [B, C], hidden [tokens, D].
-
-    Raises NonFiniteLossError, naming the stream, if the teacher gives NaN or infinity.
-    """
-    ids_BT, mask_BT = pad(examples, job.pad_id)
-    streams = run_teacher(job.teacher, ids_BT, mask_BT, hidden_layers(job.stored))
-    kept = {}
-    for name in job.stored:
-        value = streams[name] if name == "logits" else streams[name][mask_BT]
-        if not bool(torch.isfinite(value).all()):
-            raise NonFiniteLossError(
-                f"the teacher's {name} holds NaN or infinity",
-                where=f"a text of {len(examples[0])} tokens that begins {examples[0][:8].tolist()}",
-                advice="Its weights or its training are at fault; nothing was kept of this shard.",
-            )
-        kept[name] = value
-    return kept
-
-
-def _work_list(unique: Sequence[Ids], job: Job, streams: dict[str, Stream]) -> list[Rows]:
-    """The rows of each shard: consecutive, of about the recipe's size."""
-    lengths = np.asarray([len(ids) for ids in unique], dtype=np.int64)
-    tokens_per_shard = max(1, job.params.shard_mib * MEBIBYTE // bytes_per_token(streams))
-    ends = np.searchsorted(
-        np.cumsum(lengths), np.arange(1, lengths.sum() // tokens_per_shard + 1) * tokens_per_shard
+def _piece(job: Job, store: Store, name: str) -> Piece:
+    """Write one frozen piece, or find it."""
+    found = store.finished(job.pieces[name])
+    if isinstance(found, Piece):
+        return found
+    embeddings = name == "embeddings"
+    layers = () if embeddings else (layer_of(name),)
+    tensors = pieces_of(job.teacher, layers, embeddings=embeddings)[name]
+    folder = store.entry(job.pieces[name])
+    piece = Piece(
+        format_version=FORMAT_VERSION,
+        fingerprint=folder.name,
+        made_of=piece_fields(job.base, name),
+        kind="piece",
+        weights=commit_tensors(tensors, folder / WEIGHTS, {"config": config_json(job.teacher)}),
     )
-    cuts = np.unique(np.clip(ends + 1, 0, len(unique)))
-    return [part for part in np.split(np.arange(len(unique)), cuts) if len(part)]
+    piece.write(folder / MANIFEST)
+    return piece
 
 
-def _shard(
-    folder: Path,
-    number: int,
-    rows: Rows,
-    content: tuple[Job, Sequence[Ids], Sequence[bytes], dict[str, Stream]],
-) -> Shard:
-    """Write one shard, or find it whole from an earlier run."""
-    name = f"shard-{number:05d}.safetensors"
-    path, note = folder / name, folder / f"shard-{number:05d}.json"
-    if path.exists() and note.exists():
-        shard = Shard.model_validate(read_json(note))
-        whole = path.stat().st_size == shard.bytes and sha256_file(path) == shard.sha256
-        if whole and _keys_in(path) == b"".join(content[2][row] for row in rows):
-            return shard
-    tensors = _compute(rows, content)
-    shard = _commit(tensors, path)
-    write_json(note, shard.model_dump(mode="json"))
-    return shard
-
-
-def _keys_in(path: Path) -> bytes:
-    """The keys of a shard's records; they change with the recipe's shard size."""
-    with safe_open(path, framework="pt") as file:
-        return bytes(file.get_tensor("keys").numpy().tobytes())
+def _finish(
+    job: Job, store: Store, stream: str, content: tuple[Sequence[bytes], Sequence[Ids], Calibrated]
+) -> Stream:
+    """Write the manifest of a stream whose shards are all there; drop what is not of it."""
+    keys, texts, calibrated = content
+    folder = store.entry(job.streams[stream])
+    shards = []
+    for number, rows in enumerate(work_list(texts, job)):
+        kept = find_shard(folder, number, b"".join(keys[row] for row in rows))
+        if kept is None:
+            raise AssertionError(f"{folder}: shard {number} was not written")
+        shards.append(kept)
+    names = {shard.name for shard in shards} | {note_name(shard.name) for shard in shards}
+    for path in (*folder.glob("shard-*"), *folder.glob(".*")):
+        if path.name not in names:
+            path.unlink()
+    has_statistics = calibrated.statistics is not None
+    entry = Stream(
+        format_version=FORMAT_VERSION,
+        fingerprint=folder.name,
+        made_of=stream_fields(
+            job.base,
+            stream,
+            codec=job.params.codec,
+            max_relative_error=job.params.max_relative_error,
+        ),
+        kind="stream",
+        codec=calibrated.codec,
+        relative_error=calibrated.relative_error,
+        attention_kl=calibrated.attention_kl,
+        width=calibrated.width,
+        examples=len(texts),
+        tokens=sum(shard.tokens for shard in shards),
+        statistics=describe_file(folder / STATISTICS) if has_statistics else None,
+        shards=tuple(shards),
+    )
+    entry.write(folder / MANIFEST)
+    return entry
 
 
 def _compute(
-    rows: Rows, content: tuple[Job, Sequence[Ids], Sequence[bytes], dict[str, Stream]]
-) -> dict[str, torch.Tensor]:
-    """A shard's tensors, as FORMAT.md says."""
-    job, unique, keys, streams = content
-    lengths = np.asarray([len(unique[row]) for row in rows], dtype=np.int64)
-    parts: dict[str, list[torch.Tensor]] = {name: [] for name in streams}
-    pieces = split_by_tokens(np.arange(len(rows)), lengths, max_tokens=job.params.batch_tokens)
-    for piece in pieces:
-        for name, value in _run(job, [unique[rows[i]] for i in piece]).items():
-            parts[name].append(codecs.encode(value, streams[name].codec))  # type: ignore[arg-type]
-    tensors = {name: torch.cat(part) for name, part in parts.items()}
-    for name in [name for name in tensors if name != "logits"]:
-        tensors[f"sum.{name}"], tensors[f"square.{name}"] = _sums(name, parts[name])
-    raw = b"".join(keys[row] for row in rows)
-    tensors["keys"] = torch.frombuffer(bytearray(raw), dtype=torch.uint8).reshape(-1, 16)
-    tensors["offsets"] = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]))
-    tensors["input_ids"] = torch.from_numpy(
-        np.concatenate([unique[row] for row in rows]).astype(np.int32)
-    )
-    return tensors
+    job: Job,
+    texts: Sequence[Ids],
+    codecs: Mapping[str, Codec],
+    statistics: Mapping[str, Statistics | None],
+    on_tokens: Callable[[int], None],
+) -> dict[str, Encoded]:
+    """The encoded streams of one shard's texts, filled batch by batch."""
+    lengths = np.asarray([len(ids) for ids in texts], dtype=np.int64)
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    found: dict[str, Encoded] = {}
+    for piece in split_by_tokens(
+        np.arange(len(texts)), lengths, max_tokens=job.params.batch_tokens
+    ):
+        for stream, states in _run(job, [texts[i] for i in piece], codecs):
+            begins = texts[piece[0]][:8].tolist()
+            encoded = _encode(stream, states, codecs[stream], statistics[stream], begins)
+            is_logits = stream == "logits"
+            rows = len(texts) if is_logits else int(ends[-1])
+            at = int(piece[0]) if is_logits else int(ends[piece[0]])
+            if stream not in found:
+                found[stream] = _empty_like(encoded, rows)
+            found[stream].values[at : at + len(states)] = encoded.values
+            if encoded.scale is not None:
+                found[stream].scale[at : at + len(states)] = encoded.scale  # type: ignore[index]
+        on_tokens(int(lengths[piece].sum()))
+    return found
 
 
-def _sums(name: str, encoded: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums over tokens of the decoded states and of their squares, float64 [D].
+def _run(
+    job: Job, texts: Sequence[Ids], streams: Mapping[str, Codec]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Stored streams of a batch, padding dropped: logits [B, C], hidden [tokens, D]."""
+    ids_BT, mask_BT = pad(texts, job.pad_id)
+    found = run_teacher(job.teacher, ids_BT, mask_BT, streams)
+    for name, value in found.items():
+        yield name, value if name == "logits" else value[mask_BT]
 
-    Raises NonFiniteLossError if a value overflowed its codec.
-    """
-    total, square = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    for part in encoded:
-        decoded = codecs.decode(part).double()
-        total, square = total + decoded.sum(0), square + decoded.square().sum(0)
-    if not bool(torch.isfinite(total).all()):
+
+def _encode(
+    stream: str,
+    states: torch.Tensor,
+    codec: Codec,
+    statistics: Statistics | None,
+    begins: list[int],
+) -> Encoded:
+    """In the codec's form. Raises NonFiniteLossError, naming the stream, for what has none."""
+    encoded = Encoded(states) if statistics is None else encode(states, codec, statistics)
+    if not is_finite(encoded):
+        if not bool(torch.isfinite(states).all()):
+            raise NonFiniteLossError(
+                f"the teacher's {stream} holds NaN or infinity",
+                where=f"the batch whose first text begins {begins}",
+                advice="Its weights or its training are at fault; nothing was kept of this shard.",
+            )
         raise NonFiniteLossError(
-            f"{name} has values that overflow {encoded[0].dtype}",
+            f"{stream} has values that overflow {codec}",
             where="cache_teacher.codec",
             advice="Set it to bfloat16 or float32.",
         )
-    return total, square
+    return encoded
 
 
-def _write_slices(job: Job, folder: Path, shards: Sequence[Shard]) -> Shard:
-    """Channel means and deviations, and the embedding module where layer 0 is wanted."""
-    tensors: dict[str, torch.Tensor] = {}
-    tokens = sum(shard.tokens for shard in shards)
-    for layer in hidden_layers(job.stored):
-        mean, square = _moments(folder, shards, layer)
-        mean, square = mean / tokens, square / tokens
-        tensors[f"mean.hidden.{layer}"] = mean.float()
-        tensors[f"deviation.hidden.{layer}"] = _deviation(mean, square)
-    if job.computed:
-        embeddings = embeddings_of(job.teacher)
-        for name, value in embeddings.state_dict().items():
-            tensors[f"embeddings.{name}"] = value
-        mean, square = _embedding_moments(job, embeddings)
-        tensors["mean.hidden.0"] = mean.float()
-        tensors["deviation.hidden.0"] = _deviation(mean, square)
-    return _commit(tensors, folder / SLICES)
+def _empty_like(encoded: Encoded, rows: int) -> Encoded:
+    def empty(like: torch.Tensor) -> torch.Tensor:
+        return torch.empty((rows, *like.shape[1:]), dtype=like.dtype)
 
-
-def _moments(
-    folder: Path, shards: Sequence[Shard], layer: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    total, square = torch.zeros(()), torch.zeros(())
-    for shard in shards:
-        with safe_open(folder / shard.name, framework="pt") as file:
-            total = total + file.get_tensor(f"sum.hidden.{layer}")
-            square = square + file.get_tensor(f"square.hidden.{layer}")
-    return total, square
-
-
-@torch.inference_mode()
-def _embedding_moments(job: Job, embeddings: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    _, unique = _unique(job.input_ids)
-    total, square, tokens = torch.zeros(()), torch.zeros(()), 0
-    lengths = np.asarray([len(ids) for ids in unique], dtype=np.int64)
-    for piece in split_by_tokens(
-        np.arange(len(unique)), lengths, max_tokens=job.params.batch_tokens
-    ):
-        ids_BT, mask_BT = pad([unique[i] for i in piece], job.pad_id)
-        states = embeddings(input_ids=ids_BT)[mask_BT].double()
-        total, square = total + states.sum(0), square + states.square().sum(0)
-        tokens += len(states)
-    return total / tokens, square / tokens
-
-
-def _deviation(mean: torch.Tensor, square: torch.Tensor) -> torch.Tensor:
-    """Standard deviation per channel; a channel that hardly moves counts as the median one."""
-    deviation = (square - mean.square()).clamp_min(0).sqrt()
-    return torch.where(deviation < 1e-3 * deviation.median(), deviation.median(), deviation).float()
-
-
-def _commit(tensors: dict[str, torch.Tensor], path: Path) -> Shard:
-    """Write a safetensors file under a temporary name, then give it its own."""
-    temporary = path.with_suffix(".tmp")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
-    digest, size = sha256_file(temporary), temporary.stat().st_size
-    commit_file(temporary, path)
-    offsets = tensors.get("offsets")
-    return Shard(
-        name=path.name,
-        examples=len(offsets) - 1 if offsets is not None else 0,
-        tokens=int(offsets[-1]) if offsets is not None else 0,
-        bytes=size,
-        sha256=digest,
-    )
+    scale = empty(encoded.scale) if encoded.scale is not None else None
+    return Encoded(empty(encoded.values), scale)

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from tasks.kd.cache.fingerprint import base_fields
 from tasks.kd.cache.manifest import Manifest
 from tasks.kd.cache.reader import CachedTargets, open_cache
-from tasks.kd.cache.writer import Job, fields_of, write_cache
-from tasks.kd.data import Split
-from tasks.kd.encoders import embeddings_of
+from tasks.kd.cache.store import LOCK, USE, Store
+from tasks.kd.cache.writer import Job, write_cache
+from tasks.kd.data import Ids, Split
+from tasks.kd.digests import sha256_file
 from tasks.kd.params import CacheTeacher
-from tests.kd.conftest import make_teacher
+from tasks.kd.targets import LiveTargets, run_teacher
+from tests.kd.conftest import VOCABULARY, make_split, make_teacher
 
-STREAMS = ("logits", "hidden.0", "hidden.2", "hidden.4")
+STREAMS = ("logits", "hidden.0", "hidden.2", "hidden.4", "attention.2", "relation.4")
+CODECS = ("float32", "float16", "bfloat16", "int8")
+MEND = "dvc repro cache_teacher@x"
 
 
 def make_params(**changes: Any) -> CacheTeacher:
     return CacheTeacher(
         **{
+            "mode": "cache",
             "streams": STREAMS,
             "codec": "float16",
-            "max_relative_error": 0.01,
+            "max_relative_error": 0.02,
+            "recompute": "projections",
             "batch_tokens": 64,
             "shard_mib": 1,
             "quota_gib": 1.0,
@@ -34,36 +45,118 @@ def make_params(**changes: Any) -> CacheTeacher:
     )
 
 
-def make_job(split: Split, params: CacheTeacher, teacher: Any = None) -> Job:
-    made_of = fields_of(
-        teacher_sha256="t" * 64,
-        tokenizer_sha256="k" * 64,
-        encoded_sha256="e" * 64,
-        params=params,
-    )
-    return Job(teacher or make_teacher(), split.input_ids, 0, params, made_of)
+def make_job(split: Split, params: CacheTeacher, teacher: Any = None, **fields: str) -> Job:
+    return job_of(split.input_ids, params, teacher, **fields)
 
 
-def open_written(job: Job, manifest: Manifest, store: Path) -> CachedTargets:
-    cached = open_cache(manifest, store, expected=job.made_of, mend="dvc repro cache_teacher@x")
-    if manifest.computed:
-        cached.use_embeddings(embeddings_of(make_teacher(seed=9)), pad_id=0)
-    return cached
+def job_of(texts: Sequence[Ids], params: CacheTeacher, teacher: Any = None, **fields: str) -> Job:
+    digests = {
+        "teacher_sha256": "t" * 64,
+        "tokenizer_sha256": "k" * 64,
+        "encoded_sha256": "e" * 64,
+        **fields,
+    }
+    return Job(teacher or make_teacher(), texts, 0, params, base_fields(**digests))
+
+
+def texts_of(lengths: Sequence[int], seed: int = 0) -> list[Ids]:
+    """Random texts of those lengths in tokens."""
+    random = np.random.default_rng(seed)
+    return [random.integers(2, VOCABULARY, length).astype(np.int32) for length in lengths]
+
+
+def spread_teacher() -> Any:
+    """With weights so large that texts differ, and attention is far from even."""
+    teacher = make_teacher()
+    spread(teacher)
+    return teacher
+
+
+def spread(model: torch.nn.Module) -> None:
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() == 2:
+                weight.mul_(6)
+
+
+def write(job: Job, store: Path, **options: Any) -> Manifest:
+    return write_cache(job, Store(store), **{"on_tokens": lambda _: None, **options})
+
+
+def open_written(job: Job, manifest: Manifest, store: Path, **options: Any) -> CachedTargets:
+    return open_cache(manifest, Store(store), expected=job.made_of, pad_id=0, mend=MEND, **options)
+
+
+def live_of(job: Job) -> LiveTargets:
+    """The teacher that a cache is of, for the streams that its recipe asked for."""
+    return LiveTargets(job.teacher, job.params.streams, pad_id=job.pad_id)
+
+
+def content_of(store: Path) -> dict[str, str]:
+    """Digests of all that a store holds, but for what is locked, which has no content."""
+    return {
+        path.relative_to(store).as_posix(): sha256_file(path)
+        for path in sorted(store.rglob("*"))
+        if path.is_file() and path.name not in (LOCK, USE)
+    }
+
+
+def identities_in(store: Path) -> dict[Path, tuple[int, int]]:
+    """Inode and time of change of each shard: what a file that is left alone keeps."""
+    shards = sorted(store.rglob("shard-*.safetensors"))
+    return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in shards}
+
+
+def finished_in(store: Path) -> dict[Path, tuple[int, int]]:
+    """The shards that count: those whose note was written too."""
+    found = identities_in(store)
+    return {path: found[path] for path in found if path.with_suffix(".json").exists()}
+
+
+def same_streams(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    """Bit for bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[s], second[s]) for s in first)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Models this small are many times slower on several."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several shards although the data are few."""
-    monkeypatch.setattr("tasks.kd.cache.writer.MEBIBYTE", 2**13)
+    monkeypatch.setattr("tasks.kd.cache.writer.MEBIBYTE", 2**14)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test here cuts the power."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """The streams of each pass of the teacher that fills shards, from now on."""
+    passes: list[tuple[str, ...]] = []
+
+    def watched(teacher: Any, ids: Any, mask: Any, streams: Any) -> Any:
+        passes.append(tuple(streams))
+        return run_teacher(teacher, ids, mask, passes[-1])
+
+    monkeypatch.setattr("tasks.kd.cache.writer.run_teacher", watched)
+    return passes
 
 
 @pytest.fixture(scope="session")
 def written(tmp_path_factory: pytest.TempPathFactory, split: Split) -> tuple[Job, Manifest, Path]:
+    """In float16, in several shards."""
     store = tmp_path_factory.mktemp("store")
     job = make_job(split, make_params())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tasks.kd.cache.writer.MEBIBYTE", 2**13)
-        return job, write_cache(job, store, on_tokens=lambda _: None), store
+        patch.setattr("tasks.kd.cache.writer.MEBIBYTE", 2**14)
+        return job, write(job, store), store
 
 
 @pytest.fixture
@@ -72,3 +165,9 @@ def copied(written: tuple[Job, Manifest, Path], tmp_path: Path) -> tuple[Job, Ma
     job, manifest, store = written
     shutil.copytree(store, tmp_path / "store")
     return job, manifest, tmp_path / "store"
+
+
+@pytest.fixture(scope="session")
+def other_split() -> Split:
+    """Ten examples that the cache does not hold."""
+    return make_split(10, seed=9)

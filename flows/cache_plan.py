@@ -1,0 +1,203 @@
+"""What `stillhouse cache plan` does: what a recipe's levels read of its teacher, and its price.
+
+From the recipe alone, so it works before there is a teacher or a text; once the data are prepared,
+it knows totals too. A recipe whose only fault is its `streams` can be planned: this is what says
+what they ought to be.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.kd.errors import ParamsError
+
+if TYPE_CHECKING:
+    from tasks.kd.cache.estimate import Estimate, Texts
+    from tasks.kd.params import Recipe
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A recipe that is valid with the streams that it names, or else with those `read` by levels.
+
+    `text` is its file with the streams that are read, None where it names just these.
+    """
+
+    path: Path
+    recipe: Recipe
+    read: tuple[str, ...]
+    text: bytes | None
+
+    @property
+    def unread(self) -> list[str]:
+        """Streams that the recipe names and no level reads."""
+        return [s for s in self.recipe.cache_teacher.streams if s not in self.read]
+
+
+def read_planned(root: Path, recipe: str) -> Planned:
+    """The recipe of that name or path. Raises ParamsError for faults other than of its streams."""
+    from tasks.kd.recipes import find_recipe, load_recipe
+
+    path = find_recipe(recipe, root)
+    try:
+        loaded = load_recipe(path)
+    except ParamsError as error:
+        text, read = _fit(path, error)
+        return Planned(path, _load_text(path, text, error), read, text)
+    read = loaded.streams_read
+    same = set(read) == set(loaded.cache_teacher.streams)
+    return Planned(path, loaded, read, None if same else _fit(path, None)[0])
+
+
+def write_streams(planned: Planned) -> bool:
+    """Write the streams that the levels read into the recipe's file; False if they stand there.
+
+    Raises ParamsError where no level reads the teacher, as a recipe must name some stream.
+    """
+    from tasks.kd.digests import write_bytes
+
+    if planned.text is None:
+        return False
+    if not planned.read:
+        raise ParamsError("no level of this recipe reads its teacher", where=planned.path)
+    write_bytes(planned.path, planned.text)
+    return True
+
+
+def describe_plan(root: Path, planned: Planned) -> dict[str, Any]:
+    """All figures, as JSON; bytes in total are None before the data are prepared."""
+    from flows.care import open_store
+    from tasks.kd.cache.estimate import Teacher, estimate
+
+    recipe, name = planned.recipe, planned.path.stem
+    params, teacher = recipe.cache_teacher, recipe.train_teacher
+    artifacts = root / "artifacts" / name
+    texts = _read_texts(artifacts / "prepare_data" / "data_card.json")
+    found = estimate(
+        params.streams,
+        params.recompute,
+        params.codec,
+        Teacher(
+            teacher.layers, teacher.hidden_size, teacher.attention_heads, teacher.intermediate_size
+        ),
+        longest=recipe.prepare_data.max_length_tokens,
+        texts=texts,
+    )
+    need, quota = found.sizes[params.codec].bytes, int(params.quota_gib * 2**30)
+    free = _free_bytes(open_store(root).store.folder)
+    return {
+        "recipe": name,
+        "mode": params.mode,
+        "measured": _measured(artifacts / "cache_teacher" / "manifest.json"),
+        "streams": list(planned.read),
+        "unread": planned.unread,
+        "codec": params.codec,
+        "recompute": params.recompute,
+        "served": [asdict(one) for one in found.served],
+        "codecs": _describe_sizes(found),
+        "naive_bytes_per_token": found.naive_bytes_per_token,
+        "tokens_per_example": found.tokens_per_example,
+        "texts": asdict(texts) if texts is not None else None,
+        "bytes": need,
+        "quota_bytes": quota,
+        "free_bytes": free,
+        "fits": None if need is None else need <= min(quota, free),
+        "recompute_share": found.recompute_share,
+        "break_even_epochs": found.break_even if math.isfinite(found.break_even) else None,
+        "epochs": recipe.epochs_read,
+    }
+
+
+def _describe_sizes(found: Estimate) -> dict[str, dict[str, float | int | None]]:
+    return {
+        codec: {
+            "bytes_per_token": size.bytes_per_token,
+            "bytes": size.bytes,
+            "naive_ratio": found.naive_bytes_per_token / size.bytes_per_token
+            if size.bytes_per_token
+            else None,
+        }
+        for codec, size in found.sizes.items()
+    }
+
+
+def _fit(path: Path, error: ParamsError | None) -> tuple[bytes, tuple[str, ...]]:
+    """The file's text with the streams that its levels read, and these. Raises the error given."""
+    from ruamel.yaml.error import YAMLError
+
+    from flows.new import open_yaml
+    from tasks.kd.levels import streams_read
+    from tasks.kd.params import TrainStudent
+
+    try:
+        document, dump = open_yaml(path)
+        student = TrainStudent.model_validate_json(json.dumps(document["train_student"]))
+        depth = int(document["train_teacher"]["layers"])
+        read = streams_read(student.phases, student.student.layers, depth)
+        put_streams(document["cache_teacher"], read)
+        return dump(document), read
+    except (KeyError, TypeError, ValueError, YAMLError):  # other faults, which the error names
+        if error is None:
+            raise
+        raise error from None
+
+
+def put_streams(section: Any, streams: tuple[str, ...]) -> None:
+    """Name those streams in a section, in the layout that it has, with what follows them."""
+    from ruamel.yaml.comments import CommentedSeq
+
+    old, new = section.get("streams"), CommentedSeq(streams)
+    if not (isinstance(old, CommentedSeq) and old) or old.fa.flow_style():
+        new.fa.set_flow_style()
+    elif (following := old.ca.items.get(len(old) - 1)) is not None and new:
+        new.ca.items[len(new) - 1] = following
+    section["streams"] = new
+
+
+def _load_text(path: Path, text: bytes, error: ParamsError) -> Recipe:
+    """The recipe of a text. Raises the error given if it has other faults."""
+    from tasks.kd.recipes import load_recipe
+
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Path(folder) / path.name
+        trial.write_bytes(text)
+        try:
+            return load_recipe(trial)
+        except ParamsError:
+            raise error from None
+
+
+def _read_texts(card: Path) -> Texts | None:
+    """What the training split holds; None before it is there."""
+    from tasks.kd.cache.estimate import Texts
+    from tasks.kd.digests import read_json
+
+    if not card.is_file():
+        return None
+    found = read_json(card)
+    train = found["splits"]["train"]
+    return Texts(train["examples"], train["tokens"], len(found["labels"]))
+
+
+def _measured(manifest: Path) -> str | None:
+    """Why the stage chose to run the teacher, if it did; a cache doesn't say what was measured."""
+    from tasks.kd.cache.manifest import Live, read_document
+    from tasks.kd.errors import CacheError
+
+    try:
+        document = read_document(manifest)
+    except CacheError:  # `ls` and `verify` say so
+        return None
+    return document.why if isinstance(document, Live) else None
+
+
+def _free_bytes(folder: Path) -> int:
+    """On the disk where the store is, or will be."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return shutil.disk_usage(there).free

@@ -1,0 +1,208 @@
+"""What `stillhouse cache ls`, `verify` and `gc` do, as plain values."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tasks.kd.cache.caring import (
+    Entry,
+    Fault,
+    Kept,
+    Needs,
+    choose,
+    compare,
+    open_kept,
+    prepare,
+    read_entries,
+    read_needs,
+)
+from tasks.kd.cache.clearing import Waste, find_waste, remove
+from tasks.kd.cache.manifest import Live
+from tasks.kd.cache.store import store_place
+from tasks.kd.errors import CacheError, KDError
+
+
+def open_store(root: Path) -> Kept:
+    """The store of a repository, as this process's environment names it."""
+    return open_kept(*store_place(os.environ, root))
+
+
+def needs_of(root: Path) -> Needs:
+    """What the recipes of a repository need that have a file, by their caches' manifests."""
+    paths = {
+        name: root / "artifacts" / name / "cache_teacher" / "manifest.json"
+        for name in recipe_names(root)
+    }
+    return read_needs({name: path for name, path in paths.items() if path.is_file()})
+
+
+def recipe_names(root: Path) -> list[str]:
+    """All that have a file, listed for DVC or not."""
+    from tasks.kd.recipes import RECIPES_FILE
+
+    files = sorted((root / RECIPES_FILE).parent.glob("*.yaml"))
+    return [path.stem for path in files if path.name != RECIPES_FILE.name]
+
+
+def mend(recipe: str) -> str:
+    """The command that writes a recipe's cache again where it is damaged."""
+    return f"dvc repro -s -f cache_teacher@{recipe}"
+
+
+# --- ls ------------------------------------------------------------------------------------------
+
+
+def list_store(root: Path) -> dict[str, Any]:
+    """`entries` in order, each cache before its members; `recipes` with what each lacks here.
+
+    `bytes` are of this machine, `remote_bytes` of the URL, `unneeded_bytes` of what no recipe needs
+    (None where one's manifest can't be read).
+    """
+    kept, needs = open_store(root), needs_of(root)
+    entries = read_entries(kept, needs)
+    finished = {entry.fingerprint for entry in entries if entry.state == "finished"}
+    recipes = {
+        name: {
+            "mode": "live" if isinstance(needs.manifests.get(name), Live) else "cache",
+            "lacks": [
+                doc.fingerprint for doc in needs.read_by(name) if doc.fingerprint not in finished
+            ],
+            "fault": str(needs.faults[name]) if name in needs.faults else None,
+        }
+        for name in sorted({*needs.manifests, *needs.faults})
+    }
+    here = [entry for entry in entries if not entry.remote]
+    return {
+        "store": kept.place,
+        "entries": [_describe(entry, entries) for entry in entries],
+        "bytes": sum(entry.bytes for entry in here),
+        "remote_bytes": sum(entry.bytes for entry in entries if entry.remote),
+        "unneeded_bytes": None if needs.faults else sum(e.bytes for e in here if not e.recipes),
+        "recipes": recipes,
+    }
+
+
+def _describe(entry: Entry, entries: Sequence[Entry]) -> dict[str, Any]:
+    caches = [e.fingerprint for e in entries if entry.fingerprint in e.members]
+    used = [e for e in entries if e.fingerprint in {entry.fingerprint, *entry.members}]
+    last_use = max((e.last_use for e in used if e.last_use is not None), default=None)
+    examples, tokens = entry.counts or (None, None)
+    return {
+        "fingerprint": entry.fingerprint,
+        "kind": entry.document.kind if entry.document is not None else None,
+        "what": entry.what,
+        "teacher_sha256": entry.teacher or None,
+        "examples": examples,
+        "tokens": tokens,
+        "bytes": entry.bytes,
+        "state": entry.state,
+        "fault": entry.fault,
+        "remote": entry.remote,
+        "recipes": list(entry.recipes),
+        "caches": sorted(set(caches)),
+        "last_use": _when(last_use),
+        "in_use": any(e.in_use for e in used),
+    }
+
+
+def _when(seconds: float | None) -> str | None:
+    """ISO 8601, UTC, to the second."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, tz=UTC).isoformat(timespec="seconds")
+
+
+# --- verify --------------------------------------------------------------------------------------
+
+
+def verify_store(root: Path, names: Sequence[str], bar: Callable[[int], Any]) -> dict[str, Any]:
+    """`faults`, each with its mend, `unfinished` entries, and how much was compared.
+
+    `names` are recipes (or their paths) and beginnings of fingerprints, none for all. `bar` makes
+    a progress bar for so many bytes. Raises ParamsError for a name that means nothing.
+    """
+    kept, needs = open_store(root), needs_of(root)
+    entries = read_entries(kept, needs)
+    wanted = [Path(name).stem if name.endswith((".yaml", ".yml")) else name for name in names]
+    check = prepare(entries, needs, choose(entries, needs, wanted, recipe_names(root)))
+    with bar(check.bytes) as progress:
+        faults = [*check.faults, *compare(kept, check, on_bytes=progress.update)]
+    return {
+        "store": kept.place,
+        "faults": [
+            {
+                "entry": fault.fingerprint,
+                "fault": fault.what,
+                "recipes": list(fault.recipes),
+                "mend": _mend_fault(kept, fault),
+            }
+            for fault in faults
+        ],
+        "unfinished": [
+            {"entry": entry.fingerprint, "bytes": entry.bytes, "being_written": entry.in_use}
+            for entry in check.unfinished
+        ],
+        "files": check.files,
+        "bytes": check.bytes,
+    }
+
+
+def _mend_fault(kept: Kept, fault: Fault) -> str:
+    """What mends it: writing it again, or doing without it where no recipe needs it."""
+    if not fault.recipes:
+        return f"stillhouse cache gc{' --remote' if fault.remote else ''}"
+    if fault.remote:  # the writer goes by digests that lie beside the files: it would not send them
+        return f"delete {kept.place}/{fault.fingerprint}, then: {mend(fault.recipes[0])}"
+    return mend(fault.recipes[0])
+
+
+# --- gc ------------------------------------------------------------------------------------------
+
+
+def find_unneeded(root: Path, kept: Kept, *, remote: bool) -> list[Waste]:
+    """What no recipe needs. Raises CacheError where a recipe's manifest can't be read."""
+    needs = needs_of(root)
+    for recipe, fault in needs.faults.items():
+        raise CacheError(
+            f"what recipe {recipe} needs can't be told, so nothing is removed",
+            advice=str(fault),
+            mend=mend(recipe),
+        )
+    return find_waste(kept, needs, remote=remote)
+
+
+def clear(root: Path, kept: Kept, wanted: Sequence[Waste], *, remote: bool) -> dict[str, Any]:
+    """Remove what was shown, if it is still needed by no recipe and not in use.
+
+    `removed`, and `kept` with the reason; `failed` if the system refused something.
+    """
+    now = {(one.kind, one.name): one for one in find_unneeded(root, kept, remote=remote)}
+    removed, stays, failed = [], [], False
+    for one in wanted:
+        found = now.get((one.kind, one.name))
+        if found is None:
+            stays.append({**describe_waste(one), "kept": "needed by now, or gone"})
+            continue
+        try:
+            if remove(kept, found):
+                removed.append(describe_waste(found))
+            else:
+                stays.append({**describe_waste(found), "kept": "in use"})
+        except KDError as error:
+            failed = True
+            stays.append({**describe_waste(found), "kept": str(error)})
+    return {
+        "removed": removed,
+        "kept": stays,
+        "bytes": sum(one["bytes"] for one in removed),
+        "failed": failed,
+    }
+
+
+def describe_waste(waste: Waste) -> dict[str, Any]:
+    """As JSON."""
+    return {"name": waste.name, "kind": waste.kind, "why": waste.why, "bytes": waste.bytes}

@@ -1,0 +1,161 @@
+"""The families of encoders: their modules' paths, their field names, what each can be used for.
+
+Plain data: neither torch nor transformers is loaded to check a recipe against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tasks.kd.errors import DataError
+
+EMBEDDINGS = "embeddings"
+
+
+@dataclass(frozen=True)
+class Family:
+    """Paths of modules, below the base model (`layers` and shared ones) or below a layer."""
+
+    layers: str
+    projections: tuple[str, ...]  # query, key, value; one path where they are fused; none: refused
+    norm: str | None = None  # what a layer applies before its projections
+    embeddings: tuple[str, ...] = (EMBEDDINGS,)  # the last that is there gives hidden layer 0
+    each_layer: tuple[str, ...] = ()  # shared by all layers
+    first_layer: tuple[str, ...] = ()
+    last_layer: tuple[str, ...] = ()
+    sdpa: bool = True
+    fields: Mapping[str, str] = field(default_factory=dict)  # names in its configuration
+
+
+@dataclass(frozen=True)
+class Shape:
+    """An encoder's size; the fields of a recipe's student."""
+
+    layers: int
+    hidden_size: int
+    attention_heads: int
+    intermediate_size: int
+
+
+_BERT = Family(
+    layers="encoder.layer",
+    projections=("attention.self.query", "attention.self.key", "attention.self.value"),
+)
+BY_NAME = {
+    "bert": _BERT,
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
+    "distilbert": Family(
+        layers="transformer.layer",
+        projections=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
+        fields={
+            "num_hidden_layers": "n_layers",
+            "hidden_size": "dim",
+            "num_attention_heads": "n_heads",
+            "intermediate_size": "hidden_dim",
+        },
+    ),
+    "electra": Family(
+        layers="encoder.layer",
+        projections=_BERT.projections,
+        embeddings=(EMBEDDINGS, "embeddings_project"),
+    ),
+    "mpnet": Family(
+        layers="encoder.layer",
+        projections=("attention.attn.q", "attention.attn.k", "attention.attn.v"),
+        each_layer=("encoder.relative_attention_bias",),
+        sdpa=False,
+    ),
+    "modernbert": Family(
+        layers="layers",
+        projections=("attn.Wqkv",),
+        norm="attn_norm",
+        last_layer=("final_norm",),
+    ),
+    "deberta-v2": Family(
+        layers="encoder.layer",
+        projections=(),
+        each_layer=("encoder.rel_embeddings", "encoder.LayerNorm"),
+        first_layer=("encoder.conv",),
+        sdpa=False,
+    ),
+}
+FAMILIES: tuple[str, ...] = tuple(BY_NAME)
+ATTENTION_FAMILIES: tuple[str, ...] = tuple(
+    name for name, family in BY_NAME.items() if family.projections
+)
+
+
+def require_family(family: str, *, where: object = None) -> None:
+    """Raise DataError unless this `model_type` is supported."""
+    if family not in BY_NAME:
+        raise DataError(
+            "this family of encoders is not supported",
+            where=where,
+            expected=f"model_type {' or '.join(FAMILIES)}",
+            found=family,
+        )
+
+
+def require_attention(family: str, *, where: object = None) -> None:
+    """Raise DataError unless this `model_type` has the attention and relation levels.
+
+    DeBERTa's scores are sums of content and position terms (disentangled attention,
+    arXiv:2006.03654, section 3.1), so that no one pair of queries and keys gives them.
+    """
+    require_family(family, where=where)
+    if family not in ATTENTION_FAMILIES:
+        raise DataError(
+            f"{family} has disentangled attention, which the attention and relation levels can't "
+            "be taken from",
+            where=where,
+            expected=f"a model of {' or '.join(ATTENTION_FAMILIES)}",
+            found=family,
+            advice="Use the levels prediction and hidden.",
+        )
+
+
+def kernel(family: str) -> str:
+    """The attention implementation to load it with: `sdpa` where transformers has that."""
+    require_family(family)
+    return "sdpa" if BY_NAME[family].sdpa else "eager"
+
+
+def reshaped(fields: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
+    """A configuration's fields (all of them) for a like encoder in another shape.
+
+    What was as wide as the encoder stays so: ELECTRA's and DeBERTa's embeddings where they are not
+    factorised, DeBERTa's pooler. ModernBERT's pattern of global and local layers goes on, or ends,
+    with the new depth. Raises DataError for a family that is not supported.
+    """
+    require_family(fields["model_type"])
+    names = BY_NAME[fields["model_type"]].fields
+    new = dict(fields)
+    before = fields[names.get("hidden_size", "hidden_size")]
+    for follower in ("embedding_size", "pooler_hidden_size"):
+        if fields.get(follower) == before:
+            new[follower] = shape.hidden_size
+    if "attention_head_size" in fields:
+        new["attention_head_size"] = shape.hidden_size // shape.attention_heads
+    if fields.get("layer_types"):
+        new["layer_types"] = _continued(fields["layer_types"], shape.layers)
+        new.pop("global_attn_every_n_layers", None)  # says the same, and is not read beside it
+    wanted = {
+        "num_hidden_layers": shape.layers,
+        "hidden_size": shape.hidden_size,
+        "num_attention_heads": shape.attention_heads,
+        "intermediate_size": shape.intermediate_size,
+    }
+    return new | {names.get(name, name): value for name, value in wanted.items()}
+
+
+def _continued(types: Sequence[str], layers: int) -> list[str]:
+    """The shortest pattern that repeats in `types`, over that many layers."""
+    period = next(
+        n
+        for n in range(1, len(types) + 1)
+        if all(kind == types[i % n] for i, kind in enumerate(types))
+    )
+    return [types[i % period] for i in range(layers)]

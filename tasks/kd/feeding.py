@@ -1,0 +1,100 @@
+"""From the rows of a step to its micro-batches, made while the step before is computed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+
+from tasks.kd import ranks
+from tasks.kd.batching import Rows, micro_batches
+from tasks.kd.data import Split
+from tasks.kd.objective import Batch
+from tasks.kd.targets import Targets, pad
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One micro-batch on its way to the model; `weight` 0 for a rank that has no example."""
+
+    rows: Rows
+    batch: Batch
+    targets: Mapping[str, torch.Tensor]
+    weight: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """A step's rows over all ranks, this rank's micro-batches, and the seconds waited for them."""
+
+    rows: Rows
+    batches: Sequence[MicroBatch]
+    max_tokens: int
+    waited_s: float
+
+
+class Feed:
+    """Assembles micro-batches of a split, all in one thread of its own."""
+
+    def __init__(
+        self, split: Split, targets: Targets, *, pad_id: int, device: torch.device
+    ) -> None:
+        """`targets` is asked for the teacher's streams from that thread alone."""
+        self._split, self._targets, self._pad_id, self._device = split, targets, pad_id, device
+        self._lengths = split.lengths
+        self._thread = ThreadPoolExecutor(1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def work(self, todo: Sequence[Rows], max_tokens: int) -> Iterator[Work]:
+        """Each of the steps; the next one is assembled while the caller works on this one."""
+        coming: Future[list[MicroBatch]] | None = None
+        for number, rows in enumerate(todo):
+            started = time.monotonic()
+            now = coming or self._thread.submit(self._assemble, rows, max_tokens)
+            batches = now.result()
+            waited_s = time.monotonic() - started
+            after = todo[number + 1 : number + 2]
+            coming = self._thread.submit(self._assemble, after[0], max_tokens) if after else None
+            yield Work(rows, batches, max_tokens, waited_s)
+
+    def cut(self, work: Work, max_tokens: int) -> Work:
+        """The same step in micro-batches of at most that many padded tokens."""
+        if work.max_tokens <= max_tokens:
+            return work
+        batches = self._thread.submit(self._assemble, work.rows, max_tokens).result()
+        return Work(work.rows, batches, max_tokens, work.waited_s)
+
+    def _assemble(self, rows: Rows, max_tokens: int) -> list[MicroBatch]:
+        """This rank's micro-batches of a global batch, with the teacher's streams."""
+        shares = micro_batches(
+            rows,
+            self._lengths,
+            max_tokens=max_tokens,
+            rank=ranks.rank(),
+            world_size=ranks.world_size(),
+        )
+        return [
+            self._micro_batch(share if len(share) else rows[:1], 1.0 if len(share) else 0.0)
+            for share in shares
+        ]
+
+    def _micro_batch(self, rows: Rows, weight: float) -> MicroBatch:
+        input_ids = [self._split.input_ids[row] for row in rows]
+        ids_BT, mask_BT = pad(input_ids, self._pad_id)
+        labels_B = torch.from_numpy(self._split.labels[rows])
+        targets = self._targets.fetch(input_ids)
+        return MicroBatch(
+            rows,
+            Batch(*(value.to(self._device) for value in (ids_BT, mask_BT, labels_B))),
+            {name: value.to(self._device) for name, value in targets.items()},
+            weight,
+        )
