@@ -166,6 +166,15 @@ def _mend_fault(kept: Kept, fault: Fault) -> str:
 def find_unneeded(root: Path, kept: Kept, *, remote: bool) -> list[Waste]:
     """What no recipe needs. Raises CacheError where a recipe's manifest can't be read."""
     needs = needs_of(root)
+    for recipe in recipe_names(root):
+        trained = root / "artifacts" / recipe / "train_teacher"
+        if trained.is_dir() and recipe not in {*needs.manifests, *needs.faults}:
+            raise CacheError(
+                f"recipe {recipe} has a teacher and no cache yet, so nothing is removed",
+                where=trained,
+                advice="A cache that was begun would be lost: end it, or remove this folder.",
+                mend=f"dvc repro -s cache_teacher@{recipe}",
+            )
     for recipe, fault in needs.faults.items():
         raise CacheError(
             f"what recipe {recipe} needs can't be told, so nothing is removed",

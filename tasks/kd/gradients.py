@@ -80,7 +80,9 @@ class Computer:
             self._forget()
             if outcome >= _ALONE:
                 raise self._too_large(outcome - _ALONE)
-            halved_to = state.micro_batch_tokens = max(1, int(max(each[1] for each in said)) // 2)
+            # An example longer than the bound is a micro-batch of its own: not what to halve.
+            largest = min(state.micro_batch_tokens, int(max(each[1] for each in said)))
+            halved_to = state.micro_batch_tokens = max(1, largest // 2)
 
     def _pass(self, work: Work, state: State, *, measured: bool) -> _Pass:
         """This rank's micro-batches, forwards and backwards, until memory does not suffice."""

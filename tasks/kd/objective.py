@@ -93,12 +93,14 @@ class Objective(torch.nn.Module):
                 input_ids=batch.input_ids_BT, attention_mask=batch.mask_BT.long()
             ).logits
         totals = {}
-        for level in levels:
-            if isinstance(level, PredictionLevel):
-                totals[level_name(level)] = _predict(level, logits, targets, batch.labels_B)
-            else:
-                total = self._compare(level, captured, targets, batch.mask_BT)
-                totals[level_name(level)] = total
+        # In float32 whatever the precision of the passes: scores and projections as well.
+        with torch.autocast(batch.mask_BT.device.type, enabled=False):
+            for level in levels:
+                if isinstance(level, PredictionLevel):
+                    totals[level_name(level)] = _predict(level, logits, targets, batch.labels_B)
+                else:
+                    total = self._compare(level, captured, targets, batch.mask_BT)
+                    totals[level_name(level)] = total
         return totals
 
     def counts(self, phase: int, lengths: npt.NDArray[np.int64]) -> dict[str, int]:
@@ -134,12 +136,12 @@ class Objective(torch.nn.Module):
         for own, theirs in self._matched[level]:
             target = targets[f"{level.level}.{theirs}"]
             if isinstance(level, RelationLevel):
-                part = _relate(level, captured.qkv[own], target, mask_BT)
+                part = _relate(level, _float(captured.qkv[own]), target, mask_BT)
             elif isinstance(level, AttentionLevel):
-                student_BHTT = scores(self.student, own, captured.qkv[own], mask_BT)
+                student_BHTT = scores(self.student, own, _float(captured.qkv[own]), mask_BT)
                 part = _ATTENTION[level.loss](student_BHTT, target, mask_BT, heads=level.heads)
             else:
-                student_BTD = captured.hidden[own]
+                student_BTD = captured.hidden[own].float()
                 if isinstance(level, ProjectedLevel) and level.projection == "linear":
                     student_BTD = self.projections[f"{own}_{theirs}"](student_BTD)
                 options: dict[str, Any] = _options(level)
@@ -213,6 +215,10 @@ def _relate(level: RelationLevel, qkv: QKV, target: torch.Tensor, mask_BT: torch
         for name in level.relations
     ]
     return functools.reduce(Total.merge, parts)
+
+
+def _float(qkv: QKV) -> QKV:
+    return QKV(qkv.queries_BTD.float(), qkv.keys_BTD.float(), qkv.values_BTD.float())
 
 
 def _options(level: Level) -> dict[str, Any]:

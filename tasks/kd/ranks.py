@@ -103,6 +103,8 @@ def _answered() -> Iterator[None]:
     """Name the fault of a process that died, hangs or can't be reached."""
     try:
         yield
+    except torch.OutOfMemoryError:  # this one's own fault
+        raise
     except RuntimeError as error:
         raise TransientError(
             "another process of the training does not answer",

@@ -132,8 +132,8 @@ def _begin(
     state.average = {name: value.to(device) for name, value in state.average.items()}
     bound = settings.micro_batch_tokens
     state.micro_batch_tokens = min(state.micro_batch_tokens or bound, bound)
-    if state.step == 0 or habits.compute.mixed_precision != "fp16":
-        state.loss_scale = first_scale(habits.compute)
+    if habits.compute.mixed_precision != "fp16" or state.loss_scale <= 1:
+        state.loss_scale = first_scale(habits.compute)  # or it began in another precision
     return begun
 
 
@@ -289,7 +289,7 @@ class _Loop:
         """Dev accuracy after an epoch; keeps the weights if it is the best of the last phase."""
         student = self.parts.objective.student
         with averaged(student, state.average) if state.average else nullcontext():
-            accuracy, loss = self._measure()
+            accuracy, loss = self._measure(state.micro_batch_tokens)
             if self._is_last(state):
                 gained = accuracy > state.best_accuracy
                 state.epochs_without_gain = 0 if gained else state.epochs_without_gain + 1
@@ -299,7 +299,7 @@ class _Loop:
                 state.best = {name: value.detach().clone() for name, value in weights.items()}
         self._tell(state, {"split": "dev", "accuracy": accuracy, "loss": loss})
 
-    def _measure(self) -> tuple[float, float]:
+    def _measure(self, max_tokens: int) -> tuple[float, float]:
         """Accuracy and loss on the dev split, of which each rank takes its part."""
         dev = self.parts.dev
         own = dev.take(np.arange(ranks.rank(), len(dev), ranks.world_size()))
@@ -309,7 +309,7 @@ class _Loop:
                 self.parts.objective.student,
                 own,
                 pad_id=self.parts.pad_id,
-                max_tokens=self.settings.micro_batch_tokens,
+                max_tokens=max_tokens,
             )
         if ranks.world_size() == 1:
             return accuracy, loss

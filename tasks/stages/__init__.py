@@ -20,7 +20,6 @@ from typing import Any, NoReturn
 
 from safetensors import SafetensorError
 
-from tasks.kd.cache.store import Store, open_store, store_place
 from tasks.kd.digests import (
     replace_folder,
     sha256_file,
@@ -96,13 +95,6 @@ class Stage:
             )
         return folder
 
-    @property
-    def store(self) -> Store:
-        """The store of all teacher caches: .store, or the folder or URL of STILLHOUSE_STORE."""
-        place, local = store_place(os.environ, self.root)
-        copies_bytes = int(self.compute.copies_gib * 2**30)
-        return open_store(place, local, copies_bytes=copies_bytes)
-
     def log(self, message: str) -> None:
         """One line for whoever watches."""
         print(f"{self.name}: {message}", file=sys.stderr, flush=True)
@@ -161,6 +153,9 @@ def _run(name: str, main: Callable[[Stage], None], root: Path, path: Path) -> No
         ]
     )[:16]
     work = root / ".work" / f"{name}-{path.stem}-{fingerprint}"
+    rank = _rank(recipe.compute)
+    if rank:
+        work = work.with_name(f"{work.name}-{rank}")
     work.mkdir(parents=True, exist_ok=True)
     stage = Stage(name, path.stem, params, recipe.compute, root, work, recipe.epochs_read)
     _set_threads(recipe.compute.threads)
@@ -168,12 +163,25 @@ def _run(name: str, main: Callable[[Stage], None], root: Path, path: Path) -> No
     stage.draft.mkdir()
     started = time.monotonic()
     main(stage)
+    if rank:
+        shutil.rmtree(work)
+        stage.log("done; the first process keeps the results")
+        return
     replace_folder(stage.draft, stage.out)
     for done in work.parent.glob(
         f"{name}-{path.stem}-{16 * '[0-9a-f]'}"
     ):  # and what earlier settings left
         shutil.rmtree(done)
     stage.log(f"done in {time.monotonic() - started:.1f} s")
+
+
+def _rank(compute: Compute) -> str:
+    """What sets this program apart from the first of a training's several; empty for the first.
+
+    They are started by a cluster (RANK) or on several machines; the first alone has results.
+    """
+    rank, machine = int(os.environ.get("RANK", "0")), compute.machine_rank or 0
+    return f"process{rank}" if rank else f"machine{machine}" if machine else ""
 
 
 def digest_code(folder: Path) -> list[str]:

@@ -10,39 +10,45 @@ from tasks.kd.cache.manifest import MANIFEST, Live, Manifest
 from tasks.kd.cache.reader import open_cache
 from tasks.kd.cache.writer import Job, write_cache, write_share
 from tasks.kd.data import read_data_card, read_split
-from tasks.kd.digests import read_json
 from tasks.kd.encoders import load_classifier
+from tasks.kd.errors import CacheCorruptError
 from tasks.kd.families import depth
 from tasks.kd.launch import run_processes
 from tasks.kd.params import CacheTeacher
 from tasks.kd.targets import LiveTargets
 from tasks.stages import Stage, run_stage
+from tasks.stored import read_report, store_of
 
 
 def main(stage: Stage) -> None:
     """Fill the store; write manifest.json."""
     params: CacheTeacher = stage.params
     job = make_job(stage)
-    if params.mode != "cache":
-        mode, why = (
-            ("live", "the recipe says so") if params.mode == "live" else _measured(stage, job)
-        )
-        stage.log(f"{mode}: {why}")
+    if params.mode == "live":
+        _write_live(stage, job, "the recipe says so")
+        return
+    if params.mode == "auto":
+        mode, why = _measured(stage, job)
+        stage.log(f"{mode}: {why}")  # not in the out, which two measurements would not share
         if mode == "live":
-            _write_live(stage, job, why)
+            _write_live(stage, job, "it was measured to be quicker than a cache")
             return
     manifest = _write(stage, job)
     cached = open_cache(
         manifest,
-        stage.store,
+        store_of(stage),
         expected=job.made_of,
         pad_id=job.pad_id,
         mend=stage.redo,
         verify=False,  # the writer has just read every byte
     )
     live = LiveTargets(job.teacher, cached.streams, pad_id=job.pad_id)
-    audited = audit(cached, live, job.input_ids, count=params.audit_examples)
-    stage.store.share(manifest)
+    try:
+        audited = audit(cached, live, job.input_ids, count=params.audit_examples)
+    except CacheCorruptError as error:
+        store_of(stage).discard(manifest)  # what is whole and wrong would be found again
+        raise CacheCorruptError(f"{error} The cache was discarded", mend=stage.redo) from None
+    store_of(stage).share(manifest)
     manifest.write(stage.draft / MANIFEST)
     _tell(stage, manifest, audited)
 
@@ -51,7 +57,7 @@ def make_job(stage: Stage) -> Job:
     """The teacher, the examples and the settings of a stage."""
     data, teacher_folder = stage.input("prepare_data"), stage.input("train_teacher")
     card, split = read_data_card(data), read_split(data / "train.arrow")
-    base = base_fields_of(card, read_json(teacher_folder / "report.json"))
+    base = base_fields_of(card, read_report(teacher_folder))
     teacher = load_classifier(teacher_folder / "model")
     return Job(teacher, split.input_ids, card["pad_token_id"], stage.params, base)
 
@@ -60,12 +66,12 @@ def _write(stage: Stage, job: Job) -> Manifest:
     processes = stage.compute.processes
     if processes == 1:
         with stage.bar(sum(len(ids) for ids in job.input_ids), "token") as bar:
-            return write_cache(job, stage.store, on_tokens=bar.update)
+            return write_cache(job, store_of(stage), on_tokens=bar.update)
 
     def spread(codecs: dict[str, Codec]) -> None:
         run_processes(share, stage, codecs, processes=processes)
 
-    return write_cache(job, stage.store, on_tokens=lambda _: None, spread=spread)
+    return write_cache(job, store_of(stage), on_tokens=lambda _: None, spread=spread)
 
 
 def share(stage: Stage, codecs: dict[str, Codec]) -> None:
@@ -77,13 +83,18 @@ def share(stage: Stage, codecs: dict[str, Codec]) -> None:
     total = sum(len(ids) for ids in job.input_ids) // world_size
     with stage.bar(total, "token", quiet=rank > 0) as bar:
         write_share(
-            job, stage.store, codecs, on_tokens=bar.update, rank=rank, world_size=world_size
+            job,
+            store_of(stage),
+            codecs,
+            on_tokens=bar.update,
+            rank=rank,
+            world_size=world_size,
         )
 
 
 def _measured(stage: Stage, job: Job) -> tuple[str, str]:
     return choose(
-        measure(job, stage.store),
+        measure(job, store_of(stage)),
         epochs=stage.epochs,
         quota_bytes=int(job.params.quota_gib * 2**30),
     )

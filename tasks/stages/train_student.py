@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from typing import Any
 
@@ -13,11 +14,10 @@ from tasks.kd.cache.fingerprint import base_fields_of
 from tasks.kd.cache.manifest import MANIFEST, Live, Manifest, read_document
 from tasks.kd.cache.reader import open_cache, require_fresh
 from tasks.kd.data import Split, read_data_card, read_split
-from tasks.kd.digests import read_json
 from tasks.kd.encoders import load_classifier
 from tasks.kd.errors import CacheCorruptError, CacheIncompleteError
 from tasks.kd.families import depth, width
-from tasks.kd.launch import run_processes
+from tasks.kd.launch import run_training
 from tasks.kd.levels import streams_read
 from tasks.kd.objective import Objective, TeacherShape, standardised_layers
 from tasks.kd.params import Student, TrainStudent
@@ -26,6 +26,7 @@ from tasks.kd.targets import LiveTargets, Targets
 from tasks.kd.training import Parts, steps_per_epoch, train
 from tasks.stages import Stage, run_stage
 from tasks.stages.train_teacher import habits, save
+from tasks.stored import read_report, store_of
 
 # Records compared with the teacher before a training; cache_teacher compared more.
 _AUDITED = 4
@@ -33,7 +34,7 @@ _AUDITED = 4
 
 def main(stage: Stage) -> None:
     """Write model/, report.json and metrics.jsonl."""
-    run_processes(distil, stage, processes=stage.compute.processes)
+    run_training(distil, stage, compute=stage.compute, environment=os.environ)
     tokenizer = stage.input("prepare_data") / "tokenizer"
     shutil.copytree(tokenizer, stage.draft / "model", dirs_exist_ok=True)
 
@@ -104,14 +105,14 @@ def _open_targets(
             found=f"no {', '.join(missing)}",
             mend=mend,
         )
-    report = read_json(stage.input("train_teacher") / "report.json")
+    report = read_report(stage.input("train_teacher"))
     expected = {**document.made_of, **base_fields_of(card, report)}
     pad_id = card["pad_token_id"]
     if isinstance(document, Live):
         require_fresh(document, expected, mend=mend)
         stage.log(f"the teacher itself is run: {document.why}")
         return LiveTargets(teacher, needed, pad_id=pad_id), document.fingerprint
-    cached = open_cache(document, stage.store, expected=expected, pad_id=pad_id, mend=mend)
+    cached = open_cache(document, store_of(stage), expected=expected, pad_id=pad_id, mend=mend)
     live = LiveTargets(teacher, cached.streams, pad_id=pad_id)
     audit(cached, live, split.input_ids, count=_AUDITED)
     return cached, document.fingerprint

@@ -129,13 +129,23 @@ def ended_by(*acts: Callable[[], object]) -> None:
         os._exit(ended)
 
 
-def in_a_fork(*acts: Callable[[], object], kill_after_s: float | None = None) -> int:
-    """Do them in a child process; how that ended: its code, or minus the signal."""
+def in_a_fork(
+    *acts: Callable[[], object], when: Callable[[], bool] | None = None, after_s: float = 0.0
+) -> int:
+    """Do them in a child process; how that ended: its code, or minus the signal.
+
+    With `when` it is killed so many seconds after that is true, if it lives so long.
+    """
     child = os.fork()
     if child == 0:
         ended_by(*acts)
-    if kill_after_s is not None:
-        time.sleep(kill_after_s)
+    if when is not None:
+        while not when():
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.0005)
+        time.sleep(after_s)
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status)
@@ -167,16 +177,25 @@ def at_boundaries(root: Path, whole: dict[str, str]) -> dict[str, Any]:
 
 
 def at_random(root: Path, whole: dict[str, str], whole_s: float) -> list[dict[str, Any]]:
-    """One writer after the other, killed at a random moment; then one that is not."""
+    """One writer after the other, killed at a random moment; then one that is not.
+
+    At random moments of its progress rather than of time, which a busy machine stretches.
+    """
     chance, found, kills = random.Random(1), list[dict[str, Any]](), 0
+    total = sum("/shard-" in name for name in whole)
     while kills < RANDOM_KILLS and len(found) < 4 * RANDOM_KILLS:
         store, own = root / f"random {len(found)}", 0
         for _ in range(chance.randint(1, 4)):
-            kill_after_s = chance.uniform(0.02, 0.9) * whole_s
-            own += in_a_fork(partial(write, store), kill_after_s=kill_after_s) < 0
+            reached = partial(_has_shards, store, chance.randint(0, total - 1))
+            after_s = chance.random() * whole_s / total
+            own += in_a_fork(partial(write, store), when=reached, after_s=after_s) < 0
         kills += own
         found.append({"kills": own, **go_on(store, whole)})
     return found
+
+
+def _has_shards(store: Path, count: int) -> bool:
+    return sum(1 for _ in store.glob("*/shard-*.safetensors")) >= count
 
 
 def one_of_two(root: Path, whole: dict[str, str]) -> dict[str, Any]:

@@ -442,6 +442,16 @@ def test_gc_looks_again_after_it_was_answered(
     assert place.names(place.old) <= left_in(place)
 
 
+def test_gc_removes_nothing_while_a_cache_may_be_half_written(place: Place, ask: Ask) -> None:
+    before = left_in(place)
+    shutil.rmtree(place.manifest("mobile").parent)  # as DVC does before it runs the stage
+    (place.root / "artifacts" / "mobile" / "train_teacher").mkdir()
+    result = ask("gc", "--yes")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "recipe mobile has a teacher and no cache yet" in result.stderr
+    assert left_in(place) == before
+
+
 def test_gc_removes_nothing_while_a_recipes_manifest_cant_be_read(place: Place, ask: Ask) -> None:
     before = left_in(place)
     place.manifest("mobile").write_text("{")

@@ -5,6 +5,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from pydantic import Tag
+from torch.overrides import TorchFunctionMode
 
 from tasks.kd import losses
 from tasks.kd.encoders import capture_hidden
@@ -176,3 +177,32 @@ def test_levels_that_need_three_classes_are_refused_for_two(loss: str) -> None:
     student.config.num_labels = 2
     with pytest.raises(ParamsError, match=f"prediction.{loss}.*at least 3 classes"):
         Objective(student, (phase_with(fields),), TeacherShape(4, 32, {}))
+
+
+@pytest.mark.parametrize("loss", ["mse", "kl"])
+def test_levels_are_in_float32_whatever_the_precision_of_the_passes(loss: str) -> None:
+    name = {"mse": "attention.mse", "kl": "relation.kl"}[loss]
+    fields = next(f for f in EVERY_LEVEL if f"{f['level']}.{f['loss']}" == name)
+    parts = make_parts((phase_with(fields),))
+    texts = parts.train.input_ids[:6]
+    ids, mask = pad(texts, 0)
+    batch = Batch(ids, mask, torch.from_numpy(parts.train.labels[:6]))
+    streams = streams_read(parts.objective.phases, 2, 4)
+    targets = LiveTargets(make_teacher(), streams, pad_id=0).fetch(texts)
+    seen: list[torch.dtype] = []
+
+    class Products(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            del types
+            result = func(*args, **(kwargs or {}))
+            if getattr(func, "__name__", "") in ("matmul", "linear"):
+                seen.append(result.dtype)
+            return result
+
+    parts.objective.eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16), Products():
+        parts.objective(batch, targets, 0)
+    assert torch.bfloat16 in seen  # the student's passes
+    assert seen[-1] == torch.float32  # what the level itself multiplies

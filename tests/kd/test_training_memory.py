@@ -93,6 +93,30 @@ def test_the_step_is_repeated_with_its_seed_and_from_nothing(tmp_path: Path) -> 
         assert torch.equal(weights_of(limited.objective)[name], value)
 
 
+def test_gradients_of_a_pass_that_failed_later_are_forgotten(tmp_path: Path) -> None:
+    settings = make_settings(micro_batch_tokens=70)
+    whole, parts = (without_dropout(make_parts()) for _ in range(2))
+    forward, failed = parts.objective.forward, list[int]()
+    weight = next(parts.objective.parameters())
+
+    def failing_once(batch: Any, *arguments: Any) -> Any:
+        is_begun = weight.grad is not None  # another micro-batch has left its gradients
+        if is_begun and not failed and len(batch.labels_B) > 1:
+            failed.append(1)
+            raise MemoryError
+        return forward(batch, *arguments)
+
+    parts.objective.forward = failing_once  # type: ignore[assignment, method-assign]
+    train(settings, whole, make_habits(tmp_path / "whole"))
+    train(settings, parts, make_habits(tmp_path / "failed"))
+    (told,) = records_of(tmp_path / "failed", "notice")
+    expected, found = (
+        next(r for r in records_of(tmp_path / name, "train") if r["step"] == told["step"])
+        for name in ("whole", "failed")
+    )
+    assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
+
+
 def test_the_bound_is_kept_in_the_checkpoint(tmp_path: Path) -> None:
     def parts() -> Parts:
         return with_memory_for(60, make_parts())
@@ -126,3 +150,11 @@ def test_another_error_is_not_taken_for_a_lack_of_memory(tmp_path: Path) -> None
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         train(make_settings(), parts, make_habits(tmp_path))
     assert not is_out_of_memory(ValueError("not a matter of space"))
+
+
+def test_an_example_longer_than_the_bound_does_not_keep_it_from_falling(tmp_path: Path) -> None:
+    parts = without_dropout(make_parts(examples=8))
+    longest = max(len(ids) for ids in parts.train.input_ids)
+    settings = make_settings(micro_batch_tokens=longest - 1)
+    with pytest.raises(ParamsError):
+        train(settings, with_memory_for(0, parts), make_habits(tmp_path))

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from tasks.kd import training
 from tasks.kd.errors import NonFiniteLossError
+from tasks.kd.optimizers import update_average
 from tasks.kd.params import Optimizer
 from tasks.kd.training import Parts, train
 from tests.kd.training_setup import (
@@ -73,6 +74,14 @@ def test_the_average_is_what_is_evaluated_kept_and_exported(
         for name, weight in student.named_parameters():
             expected[name] = stays * expected[name] + (1 - stays) * weight.detach().double()
 
+    updates: list[int] = []
+
+    def update(average: dict[str, torch.Tensor], *arguments: Any) -> None:
+        update_average(average, *arguments)
+        updates.append(1)
+        for name, value in average.items():
+            torch.testing.assert_close(value.double(), expected[name], atol=1e-6, rtol=1e-5)
+
     seen: list[dict[str, torch.Tensor]] = []
 
     def look(model: torch.nn.Module, *_: object, **__: object) -> tuple[float, float]:
@@ -82,9 +91,10 @@ def test_the_average_is_what_is_evaluated_kept_and_exported(
         return 0.5, 1.0
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step_and_average)
+    monkeypatch.setattr(training, "update_average", update)
     monkeypatch.setattr(training, "evaluate", look)
     train(make_settings(ema_decay=0.7), parts, make_habits(tmp_path))
-    assert len(seen) == 3
+    assert (len(updates), len(seen)) == (18, 3)
     trained = last_weights(tmp_path)
     for name, weight in student.named_parameters():
         assert torch.equal(weight, seen[-1][name])

@@ -16,8 +16,11 @@ import numpy as np
 import pytest
 import torch
 from ruamel.yaml import YAML
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
+from tasks.kd.digests import write_json
+from tasks.kd.encoders import model_sha256
 from tasks.stages import INPUTS
 from tests.tiny import WORDS, tiny_model, tiny_tokenizer
 
@@ -70,6 +73,16 @@ class Project:
         change(document)
         with path.open("w") as file:
             yaml.dump(document, file)
+
+    def tune_teacher_further(self) -> None:
+        """Another teacher, with the report that is its own."""
+        folder = self.out("train_teacher")
+        weights = load_file(folder / "model" / "model.safetensors")
+        weights["classifier.bias"] += 1
+        save_file(weights, folder / "model" / "model.safetensors", {"format": "pt"})
+        report = self.json("train_teacher", "report.json")
+        digest = model_sha256(folder / "model")
+        write_json(folder / "report.json", {**report, "teacher_sha256": digest})
 
     def copy(self, target: Path) -> Project:
         shutil.copytree(self.root, target)

@@ -3,6 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
+
+from tasks.kd.digests import read_json, sha256_file, write_json
+
 
 def entries_of(manifest: Any) -> dict[str, Any]:
     return {**manifest["streams"], **manifest["pieces"]}
@@ -91,8 +95,7 @@ def test_a_recipe_may_run_the_teacher_instead(broken: Any) -> None:
     done = broken.run("train_student", STILLHOUSE_STORE=str(broken.root / "elsewhere"))
     assert done.returncode == 0, done.stderr
     assert "the teacher itself is run: the recipe says so" in done.stderr
-    path = broken.out("train_teacher") / "report.json"
-    path.write_text(path.read_text().replace('"teacher_sha256": "', '"teacher_sha256": "00'))
+    broken.tune_teacher_further()
     done = broken.run("train_student")
     assert done.returncode == 1
     assert broken.error("train_student")["type"] == "CacheStaleError"
@@ -107,3 +110,23 @@ def test_auto_measures_and_says_what_it_chose_and_why(broken: Any) -> None:
     assert said.startswith(f"cache_teacher: {kind}: ")
     assert broken.run("train_student").returncode == 0
     assert not list((broken.root / ".store").glob("trial-*"))
+
+
+def test_a_cache_that_fails_its_audit_is_discarded_and_made_anew(broken: Any) -> None:
+    before = broken.json("cache_teacher", "manifest.json")
+    stream = before["streams"]["hidden.2"]
+    folder = broken.root / ".store" / stream["fingerprint"]
+    for shard in folder.glob("shard-*.safetensors"):  # wrong values under the right digests
+        tensors = load_file(shard)
+        tensors["values"] = -tensors["values"]
+        save_file(tensors, shard)
+        note = read_json(shard.with_suffix(".json"))
+        note.update(sha256=sha256_file(shard), bytes=shard.stat().st_size)
+        write_json(shard.with_suffix(".json"), note)
+    (folder / "manifest.json").unlink()
+    done = broken.run("cache_teacher")
+    assert done.returncode == 1
+    assert "hidden.2 is not what the teacher says" in done.stderr
+    assert "The cache was discarded" in done.stderr
+    assert broken.run("cache_teacher").returncode == 0
+    assert broken.json("cache_teacher", "manifest.json") == before

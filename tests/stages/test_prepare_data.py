@@ -70,7 +70,7 @@ def test_texts_longer_than_the_teacher_reads_are_refused(broken: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "positions"), [("bert", 32), ("modernbert", 32), ("roberta", 31), ("mpnet", 31)]
+    ("family", "positions"), [("bert", 32), ("electra", 32), ("roberta", 31), ("mpnet", 31)]
 )
 def test_positions_begin_after_the_padding_id_in_some_families(
     broken: Any, family: str, positions: int

@@ -30,13 +30,42 @@ def test_it_leaves_half_the_layers_and_the_whole_story(finished: Any) -> None:
 
 
 def test_a_cache_of_another_teacher_is_refused_with_what_mends_it(broken: Any) -> None:
-    path = broken.out("train_teacher") / "report.json"
-    write_json(path, {**read_json(path), "teacher_sha256": "0" * 64})
+    broken.tune_teacher_further()
     done = broken.run("train_student")
     assert done.returncode == 1
     assert broken.error("train_student")["type"] == "CacheStaleError"
-    assert 'teacher_sha256: expected "000' in done.stderr
+    assert "teacher_sha256: expected" in done.stderr
     assert "Run: dvc repro -s -f cache_teacher@small" in done.stderr
+
+
+@pytest.mark.parametrize("stage", ["cache_teacher", "train_student"])
+def test_a_teacher_that_is_not_the_one_of_its_report_is_refused(broken: Any, stage: str) -> None:
+    path = broken.out("train_teacher") / "report.json"
+    write_json(path, {**read_json(path), "teacher_sha256": "0" * 64})
+    done = broken.run(stage)
+    assert done.returncode == 2
+    assert (
+        f"the teacher is not the one that its report is of: {path.parent / 'model'}" in done.stderr
+    )
+
+
+def test_a_cluster_s_launcher_is_used_and_its_first_process_keeps_the_results(broken: Any) -> None:
+    before = broken.json("train_student", "report.json")
+    shutil.rmtree(broken.out("train_student"))
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, "-m", "tasks.stages.train_student", "params/small.yaml"],
+        cwd=broken.root,
+        env={**os.environ, "PYTHONPATH": str(CODE)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the first process keeps the results" in done.stderr
+    assert broken.json("train_student", "report.json")["steps"] == before["steps"]
+    assert (broken.out("train_student") / "model" / "model.safetensors").exists()
+    assert not list((broken.root / ".work").glob("train_student-*"))
 
 
 def test_the_manifest_of_something_else_is_refused(broken: Any) -> None:

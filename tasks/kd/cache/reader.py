@@ -74,7 +74,8 @@ class CachedTargets:
         self._stored = {
             name: _StoredStream(name, stream, mapped) for name, stream in manifest.streams.items()
         }
-        self._index = _Index(next(iter(self._stored.values()))) if self._stored else None
+        smallest = min(self._stored.values(), key=_StoredStream.size, default=None)
+        self._index = _Index(smallest) if smallest is not None else None
         self._frozen = _frozen(manifest.pieces, mapped)
 
     def fetch(self, input_ids: Sequence[Ids]) -> dict[str, torch.Tensor]:
@@ -182,6 +183,10 @@ class _StoredStream:
             _require_tensors(tensors, expected, stream.statistics)
             self._statistics = Statistics(tensors["mean"], tensors["deviation"])
 
+    def size(self) -> int:
+        """Bytes of its shards."""
+        return sum(file.bytes for file in self.stream.shards)
+
     def shard(self, number: int) -> _Shard:
         """A shard by number."""
         return self._mapped.shard(self.stream, self.stream.shards[number])
@@ -226,12 +231,13 @@ class _Index:
     """Where an example's record is: records are sorted by length and then by key."""
 
     def __init__(self, stored: _StoredStream) -> None:
-        count = len(stored.stream.shards)
-        shards = [stored.shard(number) for number in range(count)]
-        lengths = np.concatenate([np.diff(shard.offsets) for shard in shards])
-        self._keys = np.concatenate(
-            [np.ascontiguousarray(shard.keys).view(">u8")[:, 0] for shard in shards]
-        ).astype(np.uint64)
+        parts = []
+        for number in range(len(stored.stream.shards)):
+            shard = stored.shard(number)  # copied from, not held: it may have to go again
+            keys = np.ascontiguousarray(shard.keys).view(">u8")[:, 0].astype(np.uint64)
+            parts.append((np.diff(shard.offsets), keys))
+        lengths = np.concatenate([part[0] for part in parts])
+        self._keys = np.concatenate([part[1] for part in parts])
         present, firsts = np.unique(lengths, return_index=True)
         ends = np.append(firsts[1:], len(lengths))
         self._groups = {

@@ -109,6 +109,16 @@ class Store:
         text = self._remote.manifest(fingerprint) if self._remote is not None else None
         return parse_document(text, fingerprint) if text is not None else None
 
+    def discard(self, manifest: Manifest) -> None:
+        """Remove a cache that was found wrong, with all that it was made of, on this machine."""
+        names = [manifest.fingerprint, *(entry.fingerprint for entry in manifest.entries)]
+        with self.writing(names):
+            for name in names:
+                (self.entry(name) / MANIFEST).unlink(missing_ok=True)
+                for path in self.entry(name).iterdir():
+                    if path.name not in (LOCK, USE):
+                        path.unlink()
+
     def path(self, entry: Stream | Piece, file: File) -> Path:
         """A file of an entry on this machine. Raises CacheIncompleteError if it is nowhere."""
         here = self.entry(entry.fingerprint) / file.name
