@@ -17,7 +17,7 @@ export DVC_NO_ANALYTICS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help setup check test demo bench goldens docs ui clean
+.PHONY: help setup check test demo bench study goldens docs ui clean
 
 help: # print this list
 	@echo "stillhouse: make demo runs everything, make test checks everything"
@@ -55,8 +55,12 @@ goldens: $(STAMP) ## compute the golden numbers and the golden cache again
 	$(BIN)/python -m tests.golden.make
 	$(BIN)/python -m tests.golden.make_cache
 
-bench: $(STAMP) ## measure the teacher cache (ARGS="writing steps" for some parts); results are files in tests/bench
+bench: $(STAMP) ## measure cache and training (ARGS="writing steps" for some parts); results are files in tests/bench
 	$(BIN)/python -m tests.bench $(ARGS)
+
+study: $(STAMP) ## find which levels pay, at equal steps: hours, and goes on where it stopped (ARGS="--data r52 --arm hidden_kept")
+	$(BIN)/python -m tests.study run $(ARGS)
+	$(BIN)/python -m tests.study report
 
 clean: ## delete artifacts, work in progress and tool caches; keep all that is costly to make again
 	rm -rf artifacts .work .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -81,11 +81,16 @@ def describe_type(annotation: Any, metadata: list[Any]) -> str:
         return " or ".join(f"`{value}`" for value in parts)
     if origin in (Union, types.UnionType):
         return " or ".join(describe_type(part, []) for part in parts)
-    if origin is tuple:
-        return describe_tuple(parts, metadata)
+    if origin in (tuple, dict):
+        return describe_tuple(parts, metadata) if origin is tuple else describe_mapping(*parts)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return f"[{annotation.__name__}]({anchor(annotation)})"
     return " ".join([NAMES[annotation], *describe_bounds(metadata)])
+
+
+def describe_mapping(name: Any, value: Any) -> str:
+    """Things by name."""
+    return f"by name ({describe_type(name, [])}), {describe_type(value, [])}"
 
 
 def describe_tuple(parts: tuple[Any, ...], metadata: list[Any]) -> str:

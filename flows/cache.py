@@ -104,19 +104,20 @@ def gc(*, yes: bool, dry_run: bool, remote: bool, as_json: bool) -> None:
     """Remove what no recipe needs.
 
     That is: entries that are in no present cache of this repository's recipes, unfinished ones
-    whose writer is gone, and what killed programs left. Asks first. What is in use stays. Of a
-    store at a URL, this machine's copies go; the entries there only with --remote, as nobody can
-    see from here who else needs them.
+    whose writer is gone, and what killed programs left. Asks first. What is in use stays, and what
+    another repository that shares the folder needs. Of a store at a URL, this machine's copies go;
+    the entries there only with --remote, as nobody can see from here who else needs them.
     """
     from flows import show
-    from flows.care import clear, describe_waste, find_unneeded, open_store
+    from flows.care import clear, describe_waste, find_unneeded, gone_users, open_store, why_kept
 
     root = find_root()
     kept = open_store(root)
     if remote and kept.remote is None:
         raise ParamsError("--remote is for a store at a URL", where=kept.place)
     waste = find_unneeded(root, kept, remote=remote)
-    free = [one for one in waste if not one.in_use]
+    free = [one for one in waste if not (one.in_use or one.needed_by)]
+    gone = sorted({user.root for user in gone_users(root, kept)})
     size = show.size(sum(one.bytes for one in free))
     asks = bool(free) and not (yes or dry_run)
     if asks and (as_json or not sys.stdin.isatty()):
@@ -127,10 +128,12 @@ def gc(*, yes: bool, dry_run: bool, remote: bool, as_json: bool) -> None:
         )
     if not as_json:
         show.print_rows(f"No recipe of {root} needs, in {kept.place}", _waste_rows(waste))
+        for other in gone:
+            show.print_line(f"{other} is not there any more: nothing is kept for it", "yellow")
     go = bool(free) and not dry_run and (yes or click.confirm(f"Remove {size}?"))
     done = clear(root, kept, free if go else [], remote=remote)
-    in_use = [{**describe_waste(one), "kept": "in use"} for one in waste if one.in_use]
-    done = {**done, "kept": [*in_use, *done["kept"]], "dry_run": dry_run}
+    stays = [{**describe_waste(one), "kept": why_kept(one)} for one in waste if one not in free]
+    done = {**done, "kept": [*stays, *done["kept"]], "dry_run": dry_run, "gone": gone}
     if as_json:
         unneeded = [describe_waste(one) for one in free]
         _print_json({**done, "unneeded": unneeded, "store": kept.place})
@@ -234,7 +237,7 @@ def _entry_rows(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
                 "examples, tokens": "" if None in counts else f"{counts[0]:,}, {counts[1]:,}",
                 "size": _size(entry["bytes"]),
                 "last use": _state(entry),
-                "needed by": "\n".join(entry["recipes"]) or "no recipe",
+                "needed by": "\n".join([*entry["recipes"], *entry["others"]]) or "no recipe",
             }
         )
     return rows
@@ -262,13 +265,15 @@ def _size(value: float | None) -> str:
 
 def _waste_rows(waste: Iterable[Waste]) -> list[dict[str, str]]:
     """Rows what / why / size / stays."""
+    from flows.care import why_kept
+
     kinds = {"temporary": "temporary files in ", "remote": "at the URL: "}
     return [
         {
             "what": kinds.get(one.kind, "") + one.name,
             "why": one.why,
             "size": _size(one.bytes),
-            "stays": "in use" if one.in_use else "",
+            "stays": why_kept(one) if one.in_use or one.needed_by else "",
         }
         for one in waste
     ]

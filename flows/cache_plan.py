@@ -132,8 +132,8 @@ def _fit(path: Path, error: ParamsError | None) -> tuple[bytes, tuple[str, ...]]
     from ruamel.yaml.error import YAMLError
 
     from flows.new import open_yaml
-    from tasks.kd.levels import streams_read
     from tasks.kd.params import TrainStudent
+    from tasks.kd.phases import streams_read
 
     try:
         document, dump = open_yaml(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from tasks.kd.cache.caring import (
 from tasks.kd.cache.clearing import Waste, find_waste, remove
 from tasks.kd.cache.manifest import Live
 from tasks.kd.cache.store import store_place
+from tasks.kd.cache.users import User, forget, read_users
 from tasks.kd.errors import CacheError, KDError
 
 
@@ -38,6 +39,37 @@ def needs_of(root: Path) -> Needs:
         for name in recipe_names(root)
     }
     return read_needs({name: path for name, path in paths.items() if path.is_file()})
+
+
+def needed_by_others(root: Path, kept: Kept) -> dict[str, tuple[str, ...]]:
+    """Who of other repositories needs an entry of the store's folder, by its fingerprint.
+
+    Of a repository on this machine its recipes' present manifests count, or where there is none
+    that can be read what the recipe has noted; of one on another machine its note. Raises
+    CacheCorruptError for a note that can't be read.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for user in read_users(kept.store, apart_from=root):
+        where = user.root if user.is_here else f"{user.root} on {user.machine}"
+        for name in _entries_of(user):
+            found[name] = (*found.get(name, ()), f"{user.recipe} of {where}")
+    return found
+
+
+def _entries_of(user: User) -> Sequence[str]:
+    if user.is_gone:
+        return ()
+    if not user.is_here:
+        return user.entries
+    needs = needs_of(Path(user.root))
+    if user.recipe not in needs.manifests:
+        return user.entries
+    return [name for name, recipes in needs.recipes.items() if user.recipe in recipes]
+
+
+def gone_users(root: Path, kept: Kept) -> list[User]:
+    """Those of this machine whose repository is not there any more."""
+    return [user for user in read_users(kept.store, apart_from=root) if user.is_gone]
 
 
 def recipe_names(root: Path) -> list[str]:
@@ -63,7 +95,7 @@ def list_store(root: Path) -> dict[str, Any]:
     (None where one's manifest can't be read).
     """
     kept, needs = open_store(root), needs_of(root)
-    entries = read_entries(kept, needs)
+    entries, others = read_entries(kept, needs), needed_by_others(root, kept)
     finished = {entry.fingerprint for entry in entries if entry.state == "finished"}
     recipes = {
         name: {
@@ -78,15 +110,19 @@ def list_store(root: Path) -> dict[str, Any]:
     here = [entry for entry in entries if not entry.remote]
     return {
         "store": kept.place,
-        "entries": [_describe(entry, entries) for entry in entries],
+        "entries": [_describe(entry, entries, others) for entry in entries],
         "bytes": sum(entry.bytes for entry in here),
         "remote_bytes": sum(entry.bytes for entry in entries if entry.remote),
-        "unneeded_bytes": None if needs.faults else sum(e.bytes for e in here if not e.recipes),
+        "unneeded_bytes": None
+        if needs.faults
+        else sum(e.bytes for e in here if not e.recipes and e.fingerprint not in others),
         "recipes": recipes,
     }
 
 
-def _describe(entry: Entry, entries: Sequence[Entry]) -> dict[str, Any]:
+def _describe(
+    entry: Entry, entries: Sequence[Entry], others: Mapping[str, tuple[str, ...]]
+) -> dict[str, Any]:
     caches = [e.fingerprint for e in entries if entry.fingerprint in e.members]
     used = [e for e in entries if e.fingerprint in {entry.fingerprint, *entry.members}]
     last_use = max((e.last_use for e in used if e.last_use is not None), default=None)
@@ -103,6 +139,7 @@ def _describe(entry: Entry, entries: Sequence[Entry]) -> dict[str, Any]:
         "fault": entry.fault,
         "remote": entry.remote,
         "recipes": list(entry.recipes),
+        "others": [] if entry.remote else list(others.get(entry.fingerprint, ())),
         "caches": sorted(set(caches)),
         "last_use": _when(last_use),
         "in_use": any(e.in_use for e in used),
@@ -164,7 +201,10 @@ def _mend_fault(kept: Kept, fault: Fault) -> str:
 
 
 def find_unneeded(root: Path, kept: Kept, *, remote: bool) -> list[Waste]:
-    """What no recipe needs. Raises CacheError where a recipe's manifest can't be read."""
+    """What no recipe of this repository needs; what others need says so.
+
+    Raises CacheError where a recipe's manifest or another repository's note can't be read.
+    """
     needs = needs_of(root)
     for recipe in recipe_names(root):
         trained = root / "artifacts" / recipe / "train_teacher"
@@ -181,13 +221,14 @@ def find_unneeded(root: Path, kept: Kept, *, remote: bool) -> list[Waste]:
             advice=str(fault),
             mend=mend(recipe),
         )
-    return find_waste(kept, needs, remote=remote)
+    return find_waste(kept, needs, remote=remote, others=needed_by_others(root, kept))
 
 
 def clear(root: Path, kept: Kept, wanted: Sequence[Waste], *, remote: bool) -> dict[str, Any]:
     """Remove what was shown, if it is still needed by no recipe and not in use.
 
-    `removed`, and `kept` with the reason; `failed` if the system refused something.
+    `removed`, and `kept` with the reason; `failed` if the system refused something. Notes of
+    repositories that are gone go with it.
     """
     now = {(one.kind, one.name): one for one in find_unneeded(root, kept, remote=remote)}
     removed, stays, failed = [], [], False
@@ -200,16 +241,23 @@ def clear(root: Path, kept: Kept, wanted: Sequence[Waste], *, remote: bool) -> d
             if remove(kept, found):
                 removed.append(describe_waste(found))
             else:
-                stays.append({**describe_waste(found), "kept": "in use"})
+                stays.append({**describe_waste(found), "kept": why_kept(found)})
         except KDError as error:
             failed = True
             stays.append({**describe_waste(found), "kept": str(error)})
+    if wanted:
+        forget(gone_users(root, kept))
     return {
         "removed": removed,
         "kept": stays,
         "bytes": sum(one["bytes"] for one in removed),
         "failed": failed,
     }
+
+
+def why_kept(waste: Waste) -> str:
+    """Why something that no recipe of this repository needs stays."""
+    return f"needed by {', '.join(waste.needed_by)}" if waste.needed_by else "in use"
 
 
 def describe_waste(waste: Waste) -> dict[str, Any]:

@@ -75,21 +75,24 @@ def command(example: str) -> Callable[[F], click.Command]:
 @command("new triage --train data/train.csv --test data/test.csv")
 @click.argument("name")
 @click.option("--from", "base", default="quickstart", show_default=True, help="Recipe to copy.")
+@click.option("--preset", metavar="NAME", help="A method of params/presets, for example tinybert.")
 @click.option("--train", help="Training file (csv, tsv, jsonl, parquet), from the root.")
 @click.option("--test", help="Test file, of the same format.")
 @click.option("--text-column", help="Column with the text.")
 @click.option("--label-column", help="Column with the label.")
 @click.option("--teacher", help="Model folder to start from, from the root.")
-def new(name: str, base: str, **sources: str | None) -> None:
+def new(name: str, base: str, preset: str | None, **sources: str | None) -> None:
     """Write a new recipe, complete and commented.
 
-    It goes to params/NAME.yaml and into the list params/recipes.yaml.
+    It goes to params/NAME.yaml and into the list params/recipes.yaml. Without --preset, student
+    and levels are those of the recipe that is copied.
     """
     from flows.new import Sources, create_recipe
     from tasks.kd.recipes import find_recipe
 
     root = find_root()
-    path = create_recipe(root, name, base=find_recipe(base, root), sources=Sources(**sources))
+    origin = find_recipe(base, root)
+    path = create_recipe(root, name, base=origin, sources=Sources(**sources), preset=preset)
     click.echo(f"{path.relative_to(root)} is valid. Read it through, then: stillhouse run {name}")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -68,7 +69,7 @@ def run_stages(job: Job) -> dict[str, float]:
             continue
         upstream = [done[name] for name in stage.upstream if name in done]
         named = run_stage.with_options(name=stage.name, task_run_name=stage.target)
-        done[stage.name] = named(stage, job.root, wait_for=upstream, return_state=True)
+        done[stage.name] = named(stage, job, wait_for=upstream, return_state=True)
         done[stage.name].result()
     return {name: state.result() for name, state in done.items()}
 
@@ -111,19 +112,51 @@ def step(body: Callable[P, R]) -> Task[P, R]:
 
 
 @step
-def run_stage(stage: PlannedStage, root: Path) -> float:
+def run_stage(stage: PlannedStage, job: Job) -> float:
     """One stage, as a supervised dvc process; returns the seconds that it took."""
     logger = get_run_logger()
     logger.info("runs, because: %s", "; ".join(stage.reasons))
     reporter = Reporter(logger, ProgressBar(stage.target).show)
     start = time.monotonic()
     try:
-        versioning.reproduce(root, stage, on_line=reporter.line, on_progress=reporter.progress)
+        with watched(job, stage.name):
+            versioning.reproduce(
+                job.root, stage, on_line=reporter.line, on_progress=reporter.progress
+            )
     finally:
         reporter.clear()
     took = time.monotonic() - start
     logger.info("took %s", seconds(took))
     return took
+
+
+def watched(job: Job, stage: str) -> AbstractContextManager[None]:
+    """Live curves of a training, if the recipe asks for them."""
+    every_s = job.recipe.compute.live_curves_every_s
+    if every_s is None or not stage.startswith("train_"):
+        return nullcontext()
+    return open_registry(job.root).follow(
+        job.recipe.register_.experiment,
+        f"{stage} {job.name}",
+        newest_metrics(job.root, stage, job.name),
+        every_s=every_s,
+        say=get_run_logger().info,
+    )
+
+
+def newest_metrics(root: Path, stage: str, recipe: str) -> Callable[[], Path | None]:
+    """What finds the figures of the training that runs from now on."""
+    began = time.time() - 1  # a file system's clock may be behind
+
+    def find() -> Path | None:
+        found = [
+            (path.stat().st_mtime, path)
+            for path in (root / ".work").glob(f"{stage}-{recipe}-*/metrics.jsonl")
+        ]
+        newest = max(found, default=(0.0, None))
+        return newest[1] if newest[0] >= began else None
+
+    return find
 
 
 @step

@@ -122,23 +122,24 @@ def find_settled(job: Job) -> Outcome | None:
 
 
 def estimate_cache(job: Job) -> int | None:
-    """Bytes that the teacher cache takes, at most; None before the data is prepared."""
-    from tasks.kd.cache.streams import plan, stream_bytes
+    """Bytes that the teacher cache takes in the recipe's codec; None before the data is prepared.
+
+    More if the codec turns out to be too coarse for a stream, less by texts that are there twice;
+    with `mode: auto`, if a cache is chosen; with `mode: live` none.
+    """
+    from tasks.kd.cache.estimate import Texts, stored_bytes
+    from tasks.kd.cache.streams import plan
     from tasks.kd.digests import read_json
 
     path = job.artifacts / "prepare_data" / "data_card.json"
     if not path.is_file():
         return None
     card, params = read_json(path), job.recipe.cache_teacher
-    widths = {"logits": len(card["labels"])}
-    train, width = card["splits"]["train"], job.recipe.train_teacher.hidden_size
-    return sum(
-        stream_bytes(
-            stream,
-            params.codec,
-            widths.get(stream, width),
-            examples=train["examples"],
-            tokens=train["tokens"],
-        )
-        for stream in plan(params.streams, params.recompute).stored
+    if params.mode == "live":
+        return 0
+    train = card["splits"]["train"]
+    return stored_bytes(
+        dict.fromkeys(plan(params.streams, params.recompute).stored, params.codec),
+        width=job.recipe.train_teacher.hidden_size,
+        texts=Texts(train["examples"], train["tokens"], len(card["labels"])),
     )

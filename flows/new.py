@@ -12,6 +12,7 @@ from typing import Any
 
 from tasks.kd.errors import DataError, ParamsError
 
+PRESETS = Path("params") / "presets"
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
 
 
@@ -26,11 +27,14 @@ class Sources:
     label_column: str | None = None
 
 
-def create_recipe(root: Path, name: str, *, base: Path, sources: Sources) -> Path:
+def create_recipe(
+    root: Path, name: str, *, base: Path, sources: Sources, preset: str | None = None
+) -> Path:
     """Write params/<name>.yaml and its entry of params/recipes.yaml; returns the former's path.
 
-    Raises ParamsError for a name that can't be used or is taken, and for sources that don't fit.
-    Nothing is written unless the result is valid.
+    With a preset, the student, its levels and its training are those of params/presets. Raises
+    ParamsError for a name that can't be used or is taken, for a preset that is not there, and for
+    sources that don't fit. Nothing is written unless the result is valid.
     """
     from tasks.kd.digests import write_bytes
     from tasks.kd.recipes import RECIPES_FILE, load_recipe
@@ -38,10 +42,15 @@ def create_recipe(root: Path, name: str, *, base: Path, sources: Sources) -> Pat
     path = root / "params" / f"{name}.yaml"
     _check_name(root, name, path)
     load_recipe(base)
-    document, dump = open_yaml(base)
+    copied = base.read_text(encoding="utf-8")
+    if preset is not None:
+        copied = _with_preset(copied, root, preset)
+    document, dump = parse_yaml(copied)
     _rename(document, name, base.stem)
     _replace_sources(document, sources)
     _fit_teacher(document, root)
+    if preset is not None:
+        _fit_streams(document)
     text = dump(document)
     listing = _check_and_list(root, name, text)
     write_bytes(path, text)
@@ -66,6 +75,11 @@ def _check_name(root: Path, name: str, path: Path) -> None:
 
 def open_yaml(path: Path) -> tuple[Any, Any]:
     """A document with its comments, and the function that writes it in the same layout."""
+    return parse_yaml(path.read_text(encoding="utf-8"))
+
+
+def parse_yaml(text: str) -> tuple[Any, Any]:
+    """As `open_yaml`, of a text."""
     from ruamel.yaml import YAML
     from ruamel.yaml.representer import RoundTripRepresenter
     from ruamel.yaml.util import load_yaml_guess_indent
@@ -76,7 +90,6 @@ def open_yaml(path: Path) -> tuple[Any, Any]:
     Representer.add_representer(
         type(None), lambda self, _: self.represent_scalar("tag:yaml.org,2002:null", "null")
     )
-    text = path.read_text(encoding="utf-8")
     _, indent, offset = load_yaml_guess_indent(text)
     yaml = YAML(typ="rt")
     yaml.Representer = Representer
@@ -91,6 +104,25 @@ def open_yaml(path: Path) -> tuple[Any, Any]:
         return stream.getvalue()
 
     return document, dump
+
+
+def list_presets(root: Path) -> list[str]:
+    """Names of the presets: one per paper, and our own."""
+    return sorted(path.stem for path in (root / PRESETS).glob("*.yaml"))
+
+
+def _with_preset(recipe: str, root: Path, preset: str) -> str:
+    """The recipe's text with the preset's in the place of the section of that name."""
+    if preset not in list_presets(root):
+        raise ParamsError(
+            f"there is no preset {preset!r}",
+            where=root / PRESETS,
+            expected=", ".join(list_presets(root)),
+        )
+    text = (root / PRESETS / f"{preset}.yaml").read_text(encoding="utf-8")
+    section = re.compile(r"^train_student:\n(?:[ #].*\n|\n(?=[ #]))*", re.MULTILINE)
+    assert section.search(recipe), "a valid recipe has the section"
+    return section.sub(lambda _: text, recipe, count=1)
 
 
 def _rename(document: Any, name: str, base: str) -> None:
@@ -154,8 +186,11 @@ def _fit_teacher(document: Any, root: Path) -> None:
     except (ValueError, TypeError) as error:
         raise DataError("the teacher's config.json can't be read", where=config) from error
     teacher, student = document["train_teacher"], document["train_student"]["student"]
+    is_narrower = student["hidden_size"] != teacher["hidden_size"]
     _take(found, "num_hidden_layers", teacher, "layers")
     for section in (teacher, student):
+        if section is student and is_narrower:
+            continue  # its width is the preset's, not the teacher's
         _take(found, "hidden_size", section, "hidden_size")
         _take(found, "num_attention_heads", section, "attention_heads")
         _take(found, "intermediate_size", section, "intermediate_size")
@@ -171,8 +206,8 @@ def _take(found: dict[str, Any], key: str, section: Any, field: str) -> None:
 def _fit_streams(document: Any) -> None:
     """Keep what the levels read of a teacher of that depth."""
     from flows.cache_plan import put_streams
-    from tasks.kd.levels import streams_read
     from tasks.kd.params import TrainStudent
+    from tasks.kd.phases import streams_read
 
     depth = int(document["train_teacher"]["layers"])
     try:
@@ -180,7 +215,7 @@ def _fit_streams(document: Any) -> None:
         streams = streams_read(wanted.phases, wanted.student.layers, depth)
     except ValueError:  # the whole recipe is checked next, and says where
         return
-    put_streams(document["cache_teacher"], streams)
+    put_streams(document["cache_teacher"], streams or ("logits",))
 
 
 def _check_and_list(root: Path, name: str, text: bytes) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tasks.kd.cache.store import Store, open_store, store_place
 from tasks.kd.digests import read_json
-from tasks.kd.encoders import model_sha256
+from tasks.kd.ensemble import teacher_sha256
 from tasks.kd.errors import DataError
 from tasks.stages import Stage
 
@@ -26,7 +26,7 @@ def read_report(teacher_folder: Path) -> dict[str, Any]:
     Caches are named after the digest in it.
     """
     report: dict[str, Any] = read_json(teacher_folder / "report.json")
-    found = model_sha256(teacher_folder / "model")
+    found = teacher_sha256(teacher_folder)
     if report["teacher_sha256"] != found:
         raise DataError(
             "the teacher is not the one that its report is of",

@@ -1,6 +1,7 @@
 """A training's state on disk: safetensors and JSON, whole or not there, verified when read.
 
-The last two are kept, so that one that was damaged by the machine costs a little time, not all.
+The last two whole ones are kept, so that one that was damaged by the machine costs a little time,
+not all.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class State:
     """Where a training is. All randomness is a function of the seed and the step.
 
     `best` and `average` are the student's weights: the best so far, and their moving average.
-    `micro_batch_tokens` is smaller than the recipe's where memory did not suffice.
+    `micro_batch_tokens` is smaller than the recipe's where memory did not suffice. `factors` are
+    those by which a phase that balances its levels multiplies their weights; none are empty.
     """
 
     step: int = 0
@@ -43,6 +45,7 @@ class State:
     micro_batch_tokens: int = 0
     loss_scale: float = 1.0
     steps_at_scale: int = 0
+    factors: dict[str, float] = field(default_factory=dict)
     best: Tensors = field(default_factory=dict, repr=False)
     average: Tensors = field(default_factory=dict, repr=False)
 
@@ -86,32 +89,39 @@ def unflatten(figures: Mapping[str, Any], tensors: Tensors) -> Checkpoint:
     return Checkpoint(state, groups["weights"], groups["optimizer"])
 
 
-def save(
-    work: Path, state: State, objective: torch.nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
-    """Write a checkpoint, then drop those before the last two."""
-    draft = work / ".checkpoint"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    save_file(_contiguous(objective.state_dict()), draft / "objective.safetensors")
-    save_file(_contiguous(_flatten(optimizer)), draft / "optimizer.safetensors")
-    for name in _TENSORS:
-        save_file(_contiguous(getattr(state, name)), draft / f"{name}.safetensors")
-    files = {path.name: sha256_file(path) for path in sorted(draft.iterdir())}
-    write_json(draft / "state.json", {**state.figures, "files": files})
-    replace_folder(draft, work / f"{_PREFIX}{state.step:08d}")
-    for folder in sorted(work.glob(f"{_PREFIX}*"))[:-_KEPT]:
-        shutil.rmtree(folder)
+class Checkpoints:
+    """The checkpoints of a training, in its folder."""
 
+    def __init__(self, work: Path) -> None:
+        self._work = work
+        self._whole: set[Path] = set()  # verified or written by this process
 
-def load(work: Path) -> Checkpoint | None:
-    """The newest whole checkpoint; None if there is none.
+    def save(
+        self, state: State, objective: torch.nn.Module, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Write a checkpoint, then drop those before the last two whole ones."""
+        draft = self._work / ".checkpoint"
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        save_file(_contiguous(objective.state_dict()), draft / "objective.safetensors")
+        save_file(_contiguous(_flatten(optimizer)), draft / "optimizer.safetensors")
+        for name in _TENSORS:
+            save_file(_contiguous(getattr(state, name)), draft / f"{name}.safetensors")
+        files = {path.name: sha256_file(path) for path in sorted(draft.iterdir())}
+        write_json(draft / "state.json", {**state.figures, "files": files})
+        folder = self._work / f"{_PREFIX}{state.step:08d}"
+        replace_folder(draft, folder)
+        self._whole.add(folder)
+        self._drop()
 
-    One whose files are not as it says (a machine that went down) is passed over.
-    """
-    for folder in sorted(work.glob(f"{_PREFIX}*"), reverse=True):
-        if not _is_whole(folder):
-            continue
+    def load(self) -> Checkpoint | None:
+        """The newest whole checkpoint; None if there is none.
+
+        One whose files are not as it says (a machine that went down) is passed over.
+        """
+        folder = next((folder for folder in self._newest_first() if self._is_whole(folder)), None)
+        if folder is None:
+            return None
         figures = read_json(folder / "state.json")
         figures.pop("files")
         best, average, weights, optimizer = (
@@ -119,7 +129,25 @@ def load(work: Path) -> Checkpoint | None:
             for name in (*_TENSORS, "objective", "optimizer")
         )
         return Checkpoint(State(**figures, best=best, average=average), weights, optimizer)
-    return None
+
+    def _drop(self) -> None:
+        """Remove what is older than the last two; one that is not whole does not count."""
+        kept = 0
+        for folder in self._newest_first():
+            if kept == _KEPT:
+                shutil.rmtree(folder)
+                self._whole.discard(folder)
+            else:
+                kept += self._is_whole(folder)
+
+    def _newest_first(self) -> list[Path]:
+        return sorted(self._work.glob(f"{_PREFIX}*"), reverse=True)
+
+    def _is_whole(self, folder: Path) -> bool:
+        """Whether its files are as it says. Read once: what this process wrote is known."""
+        if folder not in self._whole and _is_as_it_says(folder):
+            self._whole.add(folder)
+        return folder in self._whole
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
@@ -144,7 +172,7 @@ def _contiguous(tensors: Tensors) -> Tensors:
     return {name: value.detach().contiguous() for name, value in tensors.items()}
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_as_it_says(folder: Path) -> bool:
     try:
         files = read_json(folder / "state.json")["files"]
         return all(sha256_file(folder / name) == digest for name, digest in files.items())

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from tasks.kd.digests import read_json, sha256_file, sha256_json
@@ -16,8 +17,8 @@ from tasks.kd.families import capture, kernel, layers_of, require_family
 
 __all__ = [
     "WEIGHTS",
+    "attention_kernel",
     "capture_hidden",
-    "embeddings_of",
     "layers_of",
     "load_classifier",
     "load_config",
@@ -27,16 +28,33 @@ __all__ = [
 ]
 
 WEIGHTS = "model.safetensors"
+# What transformers raises for a configuration of one field or another that can't be.
+_INVALID = (AttributeError, KeyError, OSError, StrictDataclassError, TypeError, ValueError)
 _NAMES = ("architectures", "dtype", "id2label", "label2id", "transformers_version")
 
 
 def load_config(folder: Path) -> Any:
-    """A model folder's configuration. Raises DataError if there is none or of no known family."""
+    """A model folder's configuration.
+
+    Raises DataError, naming the file, if there is none, if it is of no known family and if
+    transformers refuses it.
+    """
     if not (folder / "config.json").is_file():
         raise DataError("not a model folder: config.json is missing", where=folder)
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except _INVALID as error:
+        raise _invalid(folder, error) from error
     require_family(config.model_type, where=folder / "config.json")
     return config
+
+
+def _invalid(folder: Path, error: Exception) -> DataError:
+    return DataError(
+        "not the configuration of a model",
+        where=folder / "config.json",
+        found=" ".join(str(error).split())[:300],
+    )
 
 
 def load_classifier(folder: Path) -> torch.nn.Module:
@@ -64,17 +82,20 @@ def new_classifier(folder: Path, labels: list[str]) -> torch.nn.Module:
 def _load(folder: Path, *, new_head: bool, **config: Any) -> torch.nn.Module:
     family = load_config(folder).model_type
     require_weights(folder)
-    model, info = AutoModelForSequenceClassification.from_pretrained(
-        folder,
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        dtype=torch.float32,
-        attn_implementation=kernel(family),
-        ignore_mismatched_sizes=True,  # reported in info, and refused below
-        output_loading_info=True,
-        **config,
-    )
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            attn_implementation=kernel(family),
+            ignore_mismatched_sizes=True,  # reported in info, and refused below
+            output_loading_info=True,
+            **config,
+        )
+    except ValueError as error:  # fields that do not go together: heads that don't divide a width
+        raise _invalid(folder, error) from error
     lost = [*info["missing_keys"], *(str(name[0]) for name in info["mismatched_keys"])]
     if new_head:
         encoder = f"{model.base_model_prefix}."
@@ -107,20 +128,10 @@ def model_sha256(folder: Path) -> str:
     return sha256_json([sha256_file(folder / WEIGHTS), config])
 
 
-def embeddings_of(model: torch.nn.Module) -> torch.nn.Module:
-    """The one module that makes hidden layer 0 of token ids.
-
-    Raises DataError where there are two: ELECTRA's, and their projection (`families.embed`).
-    """
-    base: Any = model.base_model
-    if hasattr(base, "embeddings_project"):
-        raise DataError(
-            "no one module makes hidden layer 0",
-            where=base.config.model_type,
-            expected="embeddings as wide as the layers",
-            found=f"{base.config.embedding_size} for {base.config.hidden_size}",
-        )
-    return _module(base.embeddings)
+def attention_kernel(model: torch.nn.Module) -> str:
+    """The implementation of attention that a model computes with, as transformers names it."""
+    config: Any = model.config
+    return str(config._attn_implementation)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from tasks.kd.data import Ids
 from tasks.kd.digests import commit_file, write_bytes, write_json
+from tasks.kd.ensemble import classifiers_of
 from tasks.kd.errors import ExportError
 from tasks.kd.inference import (
     Logits,
@@ -175,10 +176,11 @@ def _trace(model: torch.nn.Module) -> Any:
     example = torch.tensor([[5, 6, 7, 8, 9, 6, 7], [8, 9, 5, 6, 7, 0, 0]])
     mask = (example != 0).long()
     axes = {0: "batch", 1: "sequence"}
-    config: Any = model.config
-    kernel = config._attn_implementation
-    setter: Any = model
-    setter.set_attn_implementation("eager")
+    kernels: list[tuple[Any, str]] = []
+    for part in classifiers_of(model):
+        config: Any = part.config
+        kernels.append((part, config._attn_implementation))
+        kernels[-1][0].set_attn_implementation("eager")
     try:
         with _quiet_exporter():
             return torch.onnx.export(
@@ -191,7 +193,8 @@ def _trace(model: torch.nn.Module) -> Any:
                 verbose=False,
             )
     finally:
-        setter.set_attn_implementation(kernel)
+        for part, kernel in kernels:
+            part.set_attn_implementation(kernel)
 
 
 @contextmanager

@@ -37,14 +37,32 @@ class Work:
     waited_s: float
 
 
+@dataclass(frozen=True)
+class _Coming:
+    """Micro-batches under way, and the bound that they are made for."""
+
+    batches: Future[list[MicroBatch]]
+    max_tokens: int
+
+
 class Feed:
-    """Assembles micro-batches of a split, all in one thread of its own."""
+    """Assembles micro-batches of a split, all in one thread of its own.
+
+    `max_tokens` is what a micro-batch holds at most, padded; it may be lowered at any time.
+    """
 
     def __init__(
-        self, split: Split, targets: Targets, *, pad_id: int, device: torch.device
+        self,
+        split: Split,
+        targets: Targets,
+        *,
+        pad_id: int,
+        device: torch.device,
+        max_tokens: int,
     ) -> None:
         """`targets` is asked for the teacher's streams from that thread alone."""
         self._split, self._targets, self._pad_id, self._device = split, targets, pad_id, device
+        self.max_tokens = max_tokens
         self._lengths = split.lengths
         self._thread = ThreadPoolExecutor(1)
 
@@ -54,24 +72,29 @@ class Feed:
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown(cancel_futures=True)
 
-    def work(self, todo: Sequence[Rows], max_tokens: int) -> Iterator[Work]:
+    def work(self, todo: Sequence[Rows]) -> Iterator[Work]:
         """Each of the steps; the next one is assembled while the caller works on this one."""
-        coming: Future[list[MicroBatch]] | None = None
+        coming: _Coming | None = None
         for number, rows in enumerate(todo):
             started = time.monotonic()
-            now = coming or self._thread.submit(self._assemble, rows, max_tokens)
-            batches = now.result()
+            if coming is not None and coming.max_tokens != self.max_tokens:
+                coming.batches.cancel()  # the bound was lowered while the caller worked
+                coming = None
+            now = coming or self._begin(rows)
+            batches = now.batches.result()
             waited_s = time.monotonic() - started
-            after = todo[number + 1 : number + 2]
-            coming = self._thread.submit(self._assemble, after[0], max_tokens) if after else None
-            yield Work(rows, batches, max_tokens, waited_s)
+            coming = self._begin(todo[number + 1]) if number + 1 < len(todo) else None
+            yield Work(rows, batches, now.max_tokens, waited_s)
 
-    def cut(self, work: Work, max_tokens: int) -> Work:
-        """The same step in micro-batches of at most that many padded tokens."""
-        if work.max_tokens <= max_tokens:
+    def cut(self, work: Work) -> Work:
+        """The same step, cut anew if the bound is lower than when it was assembled."""
+        if work.max_tokens <= self.max_tokens:
             return work
-        batches = self._thread.submit(self._assemble, work.rows, max_tokens).result()
-        return Work(work.rows, batches, max_tokens, work.waited_s)
+        again = self._begin(work.rows)
+        return Work(work.rows, again.batches.result(), again.max_tokens, work.waited_s)
+
+    def _begin(self, rows: Rows) -> _Coming:
+        return _Coming(self._thread.submit(self._assemble, rows, self.max_tokens), self.max_tokens)
 
     def _assemble(self, rows: Rows, max_tokens: int) -> list[MicroBatch]:
         """This rank's micro-batches of a global batch, with the teacher's streams."""

@@ -7,11 +7,20 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from tasks.kd.errors import KDError, StageError, TransientError, find_kind, from_record
+from tasks.kd.errors import (
+    KDError,
+    ParamsError,
+    StageError,
+    TransientError,
+    find_kind,
+    from_record,
+)
 from tasks.kd.params import Compute
 
 # Of processes on one machine, where one that dies is noticed at once by the others' connections.
 _TIMEOUT_S = 1800.0
+# What torchrun and others say to a process that they start.
+_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 Worker = Callable[..., None]
 
@@ -42,11 +51,12 @@ def run_training(
 
     If the environment says that this is one of several processes already (RANK and WORLD_SIZE, as
     torchrun, Kubernetes' training jobs and a SLURM script set them), it is taken as one of them;
-    otherwise this machine's are started as `compute` says. Raises as `run_processes` does.
+    otherwise this machine's are started as `compute` says. Raises as `run_processes` does,
+    ParamsError for variables that make no sense, and TransientError if the processes do not find
+    each other.
     """
     if "RANK" in environment and "WORLD_SIZE" in environment:
-        size = int(environment["WORLD_SIZE"])
-        _guarded(worker, arguments, World(size, timeout_s=compute.peer_timeout_s))
+        _guarded(worker, arguments, _world_of(environment, compute))
         return
     world = World(
         compute.processes,
@@ -65,6 +75,26 @@ def run_processes(worker: Worker, *arguments: Any, processes: int) -> None:
     error if it is one of ours, StageError with its message if not.
     """
     _start(worker, arguments, World(processes))
+
+
+def _world_of(environment: Mapping[str, str], compute: Compute) -> World:
+    """The world that a launcher has written into the environment."""
+    said = {name: environment.get(name, "") for name in _VARIABLES}
+    rank, size = said["RANK"], said["WORLD_SIZE"]
+    is_known = rank.isdecimal() and size.isdecimal() and int(rank) < int(size)
+    if is_known and int(size) > 1:
+        port = said["MASTER_PORT"]
+        is_known = bool(said["MASTER_ADDR"]) and port.isdecimal() and 0 < int(port) < 1 << 16
+    if not is_known:
+        raise ParamsError(
+            "the launcher's variables do not say which process this is and where all meet",
+            where=", ".join(_VARIABLES),
+            expected="RANK below WORLD_SIZE, and the first process's host and port",
+            found=", ".join(f"{name}={value}" for name, value in said.items()),
+            advice="Without RANK and WORLD_SIZE, the processes of the recipe are started.",
+        )
+    meeting = f"{said['MASTER_ADDR']}:{said['MASTER_PORT']}"
+    return World(int(size), rendezvous=meeting, timeout_s=compute.peer_timeout_s)
 
 
 def _start(worker: Worker, arguments: tuple[Any, ...], world: World) -> None:
@@ -117,9 +147,22 @@ def _guarded(worker: Worker, arguments: tuple[Any, ...], world: World) -> None:
     import torch
     from accelerate import PartialState
 
+    from tasks.kd.ranks import is_silence
+
     is_alone = world.size == 1
     waits = {} if is_alone else {"timeout": timedelta(seconds=world.timeout_s)}
-    found = PartialState(cpu=not torch.cuda.is_available(), **waits).num_processes
+    try:
+        found = PartialState(cpu=not torch.cuda.is_available(), **waits).num_processes
+    except RuntimeError as error:
+        if not is_silence(error):
+            raise
+        raise TransientError(
+            "the processes of the training did not find each other",
+            where=f"one of {world.size} processes",
+            expected=f"all at {world.rendezvous or 'the first one'} within {world.timeout_s:g} s",
+            found=" ".join(str(error).split())[:300],
+            advice="Is the first process there, is that its address, and its port free?",
+        ) from error
     if found != world.size:
         raise KDError(
             "the launcher started another number of processes", expected=world.size, found=found

@@ -5,6 +5,8 @@ Layers are counted from 1; 0 is the embedding output, which both models have.
 
 from __future__ import annotations
 
+from random import Random
+
 Pairs = tuple[tuple[int, int], ...]
 
 
@@ -13,10 +15,8 @@ def pairs(layer_map: str | Pairs, student_layers: int, teacher_layers: int) -> P
 
     Raises ValueError, naming the pair, for layers that are not there.
     """
-    if layer_map == "uniform":
-        return uniform(student_layers, teacher_layers)
-    if layer_map == "last":
-        return ((student_layers, teacher_layers),)
+    if layer_map in _NAMED:
+        return _NAMED[str(layer_map)](student_layers, teacher_layers)
     if isinstance(layer_map, str):
         raise ValueError(f"unknown layer map {layer_map!r}")
     for student, teacher in layer_map:
@@ -44,6 +44,37 @@ def uniform(student_layers: int, teacher_layers: int) -> Pairs:
     )
 
 
+def last(student_layers: int, teacher_layers: int) -> Pairs:
+    """The last layer of either."""
+    return ((student_layers, teacher_layers),)
+
+
+def skip(student_layers: int, teacher_layers: int) -> Pairs:
+    """PKD-Skip (arXiv:1908.09355, section 3.2): uniform, without the embeddings and the last layer.
+
+    The last layer is what the predictions see to. A student of one layer is refused.
+    """
+    if student_layers < 2:
+        raise ValueError("layer map skip leaves nothing to a student of 1 layer")
+    return uniform(student_layers, teacher_layers)[1:-1]
+
+
+def upper_middle(student_layers: int, teacher_layers: int) -> Pairs:
+    """The student's last layer and the teacher's at 7/8 of its depth, rounded half up.
+
+    MiniLMv2 (arXiv:2012.15828, section 4.5) takes layer 21 of BERT-large's 24, and the last layer
+    of a base-sized teacher (`last`).
+    """
+    return ((student_layers, (7 * teacher_layers + 4) // 8),)
+
+
+def drawn(student_layers: int, teacher_layers: int, *, seed: int, epoch: int) -> Pairs:
+    """RAIL-KD (arXiv:2109.10164): each epoch other teacher layers, drawn at random and in order."""
+    random = Random(f"{seed} {epoch}")  # noqa: S311 - not a secret
+    chosen_layers = sorted(random.sample(range(1, teacher_layers + 1), student_layers))
+    return tuple(enumerate(chosen_layers, start=1))
+
+
 def chosen(choice: str | tuple[int, ...], student_layers: int, teacher_layers: int) -> list[int]:
     """The teacher layers, 1-based, that a student's layers are copied from."""
     if student_layers > teacher_layers:
@@ -64,3 +95,6 @@ def chosen(choice: str | tuple[int, ...], student_layers: int, teacher_layers: i
             f"from 1 to {teacher_layers}"
         )
     return list(choice)
+
+
+_NAMED = {"uniform": uniform, "last": last, "skip": skip, "upper_middle": upper_middle}

@@ -5,25 +5,50 @@ One model per loss. What a level reads of the teacher are streams (`cache/stream
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from tasks.kd.cache.streams import in_order
-from tasks.kd.layers import Pairs, pairs
+from tasks.kd.layers import Pairs, drawn, pairs, uniform
+from tasks.kd.schedules import ScheduledTemperature, ScheduledWeight
 from tasks.kd.sections import Fraction, Positive, PositiveFloat, Section, Weight
 
-WEIGHT = "of this level in the step's loss; levels are means, per example, token or pair of tokens"
+WEIGHT = (
+    "of this level in the step's loss, or a schedule over the phase; levels are means, per "
+    "example, token, pair or triplet of tokens"
+)
 HEADS = "each: equal numbers are needed; average: over the heads of either side first"
-TEMPERATURE = "softmax temperature T"
+TEMPERATURE = "softmax temperature T, or a schedule over the phase"
+LAYER_MAP = (
+    "uniform, last, skip (uniform without embeddings and last), upper_middle (student's last, "
+    "teacher's at 7/8), random (others each epoch), or pairs [student layer, teacher layer], 0 the "
+    "embeddings"
+)
+PLANS = (
+    "; transport: every layer with every other, by the plan of least cost; nearest: each teacher "
+    "layer of the uniform map with the student layer that is nearest to it"
+)
+ChosenMap = Literal["random", "mixture", "transport", "nearest"]
 Projection = Annotated[
-    Literal["none", "linear"],
-    Field(description="linear: learned, one per matched layer; needed if widths differ"),
+    Literal["none", "linear", "shared", "orthogonal"],
+    Field(
+        description="learned, from the student's width to the teacher's; needed if widths differ: "
+        "linear, one per matched layer; shared, one for all; orthogonal, one per matched layer "
+        "that keeps lengths"
+    ),
 ]
-LayerMap = Annotated[
-    Literal["uniform", "last"] | Annotated[tuple[tuple[int, int], ...], Field(min_length=1)],
-    Field(description="uniform, last, or pairs [student layer, teacher layer]; 0 = embeddings"),
+_FixedMap = (
+    Literal["uniform", "last", "skip", "upper_middle", "random"]
+    | Annotated[tuple[tuple[int, int], ...], Field(min_length=1)]
+)
+LayerMap = Annotated[_FixedMap, Field(description=LAYER_MAP)]
+PlannedMap = Annotated[
+    _FixedMap | Literal["transport", "nearest"], Field(description=LAYER_MAP + PLANS)
+]
+StateMap = Annotated[
+    _FixedMap | Literal["transport", "nearest", "mixture"],
+    Field(description=f"{LAYER_MAP}{PLANS}; mixture: all teacher layers, each by its likeness"),
 ]
 
 
@@ -32,7 +57,32 @@ class LabelsLevel(Section):
 
     level: Literal["prediction"]
     loss: Literal["labels"]
-    weight: Annotated[Weight, Field(description=WEIGHT)]
+    weight: Annotated[ScheduledWeight, Field(description=WEIGHT)]
+
+
+class FocalTemperature(Section):
+    """A temperature per example: lower where the student's logits point elsewhere (FLSW)."""
+
+    rule: Literal["flsw"]
+    base: Annotated[PositiveFloat, Field(description="T of an example at the centre")]
+    slope: Annotated[Weight, Field(description="how far T moves with w, (1 - cosine) to the power")]
+    centre: Annotated[Weight, Field(description="the w at which T is the base")]
+    power: Annotated[PositiveFloat, Field(description="of 1 - cosine of both logits")]
+
+
+class ConfidenceTemperature(Section):
+    """A temperature per example: lower where the student is less confident (CWSM)."""
+
+    rule: Literal["cwsm"]
+    base: Annotated[PositiveFloat, Field(description="T of an example at the centre")]
+    slope: Annotated[Weight, Field(description="how far T moves with w, 1 / highest probability")]
+    centre: Annotated[Weight, Field(description="the w at which T is the base; w is 1 or more")]
+
+
+Temperature = (
+    ScheduledTemperature
+    | Annotated[FocalTemperature | ConfidenceTemperature, Field(discriminator="rule")]
+)
 
 
 class KLLevel(Section):
@@ -40,8 +90,10 @@ class KLLevel(Section):
 
     level: Literal["prediction"]
     loss: Literal["kl"]
-    temperature: Annotated[PositiveFloat, Field(description=TEMPERATURE)]
-    weight: Annotated[Weight, Field(description=WEIGHT)]
+    temperature: Annotated[
+        Temperature, Field(description=f"{TEMPERATURE}, or a rule that gives each example its own")
+    ]
+    weight: Annotated[ScheduledWeight, Field(description=WEIGHT)]
 
 
 class ReverseKLLevel(Section):
@@ -49,8 +101,8 @@ class ReverseKLLevel(Section):
 
     level: Literal["prediction"]
     loss: Literal["reverse_kl"]
-    temperature: Annotated[PositiveFloat, Field(description=TEMPERATURE)]
-    weight: Annotated[Weight, Field(description=WEIGHT)]
+    temperature: Annotated[ScheduledTemperature, Field(description=TEMPERATURE)]
+    weight: Annotated[ScheduledWeight, Field(description=WEIGHT)]
 
 
 class JSDLevel(Section):
@@ -58,9 +110,9 @@ class JSDLevel(Section):
 
     level: Literal["prediction"]
     loss: Literal["jsd"]
-    temperature: Annotated[PositiveFloat, Field(description=TEMPERATURE)]
+    temperature: Annotated[ScheduledTemperature, Field(description=TEMPERATURE)]
     beta: Annotated[Fraction, Field(description="share of the teacher; 0 is kl, 1 is reverse_kl")]
-    weight: Annotated[Weight, Field(description=WEIGHT)]
+    weight: Annotated[ScheduledWeight, Field(description=WEIGHT)]
 
 
 class DKDLevel(Section):
@@ -68,10 +120,10 @@ class DKDLevel(Section):
 
     level: Literal["prediction"]
     loss: Literal["dkd"]
-    temperature: Annotated[PositiveFloat, Field(description=TEMPERATURE)]
+    temperature: Annotated[ScheduledTemperature, Field(description=TEMPERATURE)]
     target_weight: Annotated[Weight, Field(description="of the true class against the others")]
     other_weight: Annotated[Weight, Field(description="of the others among themselves")]
-    weight: Annotated[Weight, Field(description=WEIGHT)]
+    weight: Annotated[ScheduledWeight, Field(description=WEIGHT)]
 
 
 class DISTLevel(Section):
@@ -79,8 +131,8 @@ class DISTLevel(Section):
 
     level: Literal["prediction"]
     loss: Literal["dist"]
-    temperature: Annotated[PositiveFloat, Field(description=TEMPERATURE)]
-    weight: Annotated[Weight, Field(description=WEIGHT)]
+    temperature: Annotated[ScheduledTemperature, Field(description=TEMPERATURE)]
+    weight: Annotated[ScheduledWeight, Field(description=WEIGHT)]
 
 
 class LogitsMSELevel(Section):
@@ -88,7 +140,7 @@ class LogitsMSELevel(Section):
 
     level: Literal["prediction"]
     loss: Literal["logits_mse"]
-    weight: Annotated[Weight, Field(description=WEIGHT)]
+    weight: Annotated[ScheduledWeight, Field(description=WEIGHT)]
 
 
 class HiddenLevel(Section):
@@ -96,12 +148,18 @@ class HiddenLevel(Section):
 
     level: Literal["hidden"]
     loss: Literal["mse"]
-    layer_map: LayerMap
+    layer_map: StateMap
     standardise: Annotated[
         bool, Field(description="divide each channel's error by the teacher's deviation there")
     ]
     projection: Projection
-    weight: Annotated[Weight, Field(description=WEIGHT)]
+    weight: Annotated[ScheduledWeight, Field(description=WEIGHT)]
+
+    @model_validator(mode="after")
+    def _a_mixture_has_no_deviation(self) -> HiddenLevel:
+        if self.standardise and self.layer_map == "mixture":
+            raise ValueError("a mixture of layers has no deviation: set standardise to false")
+        return self
 
 
 class DirectionLevel(Section):
@@ -112,20 +170,47 @@ class DirectionLevel(Section):
         Literal["cosine", "layer_norm_mse"],
         Field(description="one minus the cosine, or squared error after a layer norm of both"),
     ]
-    layer_map: LayerMap
+    layer_map: StateMap
     projection: Projection
-    weight: Annotated[Weight, Field(description=WEIGHT)]
+    weight: Annotated[ScheduledWeight, Field(description=WEIGHT)]
 
 
-class ClsLevel(Section):
-    """Hidden level: mean squared error of the first token's state."""
+class VectorLevel(Section):
+    """Hidden level: mean squared error of one vector per example."""
 
     level: Literal["hidden"]
-    loss: Literal["cls_mse"]
-    layer_map: LayerMap
-    normalised: Annotated[bool, Field(description="each state divided by its length first")]
+    loss: Annotated[
+        Literal["cls_mse", "pooled_mse"],
+        Field(description="the first token's state, or the mean of all real tokens'"),
+    ]
+    layer_map: StateMap
+    normalised: Annotated[bool, Field(description="each vector divided by its length first")]
     projection: Projection
-    weight: Annotated[Weight, Field(description=WEIGHT)]
+    weight: Annotated[ScheduledWeight, Field(description=WEIGHT)]
+
+
+class ContrastiveLevel(Section):
+    """Hidden level: the teacher's vector of the same example told from those of others."""
+
+    level: Literal["hidden"]
+    loss: Literal["contrastive"]
+    layer_map: LayerMap
+    temperature: Annotated[ScheduledTemperature, Field(description="of cosines: 0.1, not 2")]
+    negatives: Annotated[
+        Positive, Field(description="texts of the training split whose vectors are the others")
+    ]
+    projection: Projection
+    weight: Annotated[ScheduledWeight, Field(description=WEIGHT)]
+
+
+class GramLevel(Section):
+    """Hidden level: products of a matched layer's channels with those of the next one (FSP)."""
+
+    level: Literal["hidden"]
+    loss: Literal["gram"]
+    layer_map: LayerMap
+    projection: Projection
+    weight: Annotated[ScheduledWeight, Field(description=WEIGHT)]
 
 
 class GeometryLevel(Section):
@@ -133,14 +218,14 @@ class GeometryLevel(Section):
 
     level: Literal["hidden"]
     loss: Annotated[
-        Literal["nst", "cka", "procrustes", "rkd_distance"],
+        Literal["nst", "cka", "procrustes", "rkd_distance", "rkd_angle"],
         Field(
             description="similarity of tokens, centred kernel alignment, states up to the best "
-            "rotation, or distances between tokens"
+            "rotation, distances between tokens, or angles between them"
         ),
     ]
     layer_map: LayerMap
-    weight: Annotated[Weight, Field(description=WEIGHT)]
+    weight: Annotated[ScheduledWeight, Field(description=WEIGHT)]
 
 
 class AttentionMSELevel(Section):
@@ -148,9 +233,9 @@ class AttentionMSELevel(Section):
 
     level: Literal["attention"]
     loss: Literal["mse"]
-    layer_map: LayerMap
+    layer_map: PlannedMap
     heads: Annotated[Literal["each", "average"], Field(description=HEADS)]
-    weight: Annotated[Weight, Field(description=WEIGHT)]
+    weight: Annotated[ScheduledWeight, Field(description=WEIGHT)]
 
 
 class AttentionKLLevel(Section):
@@ -160,7 +245,7 @@ class AttentionKLLevel(Section):
     loss: Literal["kl"]
     layer_map: LayerMap
     heads: Annotated[Literal["each", "average"], Field(description=HEADS)]
-    weight: Annotated[Weight, Field(description=WEIGHT)]
+    weight: Annotated[ScheduledWeight, Field(description=WEIGHT)]
 
 
 class RelationLevel(Section):
@@ -176,7 +261,7 @@ class RelationLevel(Section):
     relation_heads: Annotated[
         Positive, Field(description="must divide both widths; the models' own heads do not matter")
     ]
-    weight: Annotated[Weight, Field(description=WEIGHT)]
+    weight: Annotated[ScheduledWeight, Field(description=WEIGHT)]
 
     @model_validator(mode="after")
     def _each_relation_once(self) -> RelationLevel:
@@ -194,12 +279,14 @@ def _level_and_loss(value: Any) -> str:
 PredictionLevel = (
     LabelsLevel | KLLevel | ReverseKLLevel | JSDLevel | DKDLevel | DISTLevel | LogitsMSELevel
 )
-ProjectedLevel = HiddenLevel | DirectionLevel | ClsLevel
+ProjectedLevel = HiddenLevel | DirectionLevel | VectorLevel | ContrastiveLevel | GramLevel
 AttentionLevel = AttentionMSELevel | AttentionKLLevel
 LayerLevel = (
     HiddenLevel
     | DirectionLevel
-    | ClsLevel
+    | VectorLevel
+    | ContrastiveLevel
+    | GramLevel
     | GeometryLevel
     | AttentionMSELevel
     | AttentionKLLevel
@@ -216,11 +303,15 @@ Level = Annotated[
     | Annotated[HiddenLevel, Tag("hidden.mse")]
     | Annotated[DirectionLevel, Tag("hidden.cosine")]
     | Annotated[DirectionLevel, Tag("hidden.layer_norm_mse")]
-    | Annotated[ClsLevel, Tag("hidden.cls_mse")]
+    | Annotated[VectorLevel, Tag("hidden.cls_mse")]
+    | Annotated[VectorLevel, Tag("hidden.pooled_mse")]
+    | Annotated[ContrastiveLevel, Tag("hidden.contrastive")]
+    | Annotated[GramLevel, Tag("hidden.gram")]
     | Annotated[GeometryLevel, Tag("hidden.nst")]
     | Annotated[GeometryLevel, Tag("hidden.cka")]
     | Annotated[GeometryLevel, Tag("hidden.procrustes")]
     | Annotated[GeometryLevel, Tag("hidden.rkd_distance")]
+    | Annotated[GeometryLevel, Tag("hidden.rkd_angle")]
     | Annotated[AttentionMSELevel, Tag("attention.mse")]
     | Annotated[AttentionKLLevel, Tag("attention.kl")]
     | Annotated[RelationLevel, Tag("relation.kl")],
@@ -228,63 +319,78 @@ Level = Annotated[
 ]
 
 
-class Phase(Section):
-    """A part of the training with its own levels; the optimizer starts anew in each."""
+@dataclass(frozen=True)
+class Matching:
+    """The layers that a level reads, and what its count is multiplied by.
 
-    name: Annotated[
-        str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$", description="shown in metrics and plots")
-    ]
-    epochs: Annotated[Positive, Field(description="passes over the training split")]
-    learning_rate: Annotated[PositiveFloat, Field(description="peak")]
-    levels: Annotated[tuple[Level, ...], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _levels_are_named_apart(self) -> Phase:
-        names = [f"{level.level}.{level.loss}" for level in self.levels]
-        if len(set(names)) != len(names):
-            raise ValueError(f"a phase holds each level once, found {', '.join(names)}")
-        return self
-
-
-def matched(level: LayerLevel, student_layers: int, teacher_layers: int) -> Pairs:
-    """The (student layer, teacher layer) pairs that a level compares.
-
-    Layer 0, the embedding output, has no attention: a named map leaves it out there. Raises
-    ValueError, naming the pair, for a layer that is not there.
+    `fixed` are the pairs of a map that no example and no epoch decides, else none.
     """
+
+    layer_map: ChosenMap | None
+    own: tuple[int, ...]
+    theirs: tuple[int, ...]
+    fixed: Pairs
+
+    @property
+    def parts(self) -> int:
+        """In how many comparisons each element is counted."""
+        if self.layer_map is None:
+            return len(self.fixed)
+        counted = {"transport": 1, "nearest": len(self.theirs)}
+        return counted.get(self.layer_map, len(self.own))
+
+    def pairs(self, *, seed: int, epoch: int) -> Pairs:
+        """The pairs of an epoch, for a map of pairs or `random`."""
+        if self.layer_map == "random":
+            return drawn(len(self.own), len(self.theirs), seed=seed, epoch=epoch)
+        return self.fixed
+
+
+def match(level: LayerLevel, student_layers: int, teacher_layers: int) -> Matching:
+    """The layers that a level compares.
+
+    Layer 0, the embedding output, has no attention: a named map leaves it out there, and maps that
+    choose leave it out everywhere. Raises ValueError, naming the pair, for a layer that is not
+    there, and for a student deeper than its teacher.
+    """
+    if level.layer_map in ("random", "mixture", "transport", "nearest"):
+        within = uniform(student_layers, teacher_layers)[1:]
+        own = tuple(range(1, student_layers + 1))
+        theirs = tuple(range(1, teacher_layers + 1))
+        if level.layer_map == "nearest":
+            theirs = tuple(teacher for _, teacher in within)
+        return Matching(level.layer_map, own, theirs, ())
     found = pairs(level.layer_map, student_layers, teacher_layers)
-    if level.level == "hidden":
-        return found
-    if isinstance(level.layer_map, str):
-        return tuple(pair for pair in found if min(pair) > 0)
-    if without := [list(pair) for pair in found if min(pair) == 0]:
+    if level.level != "hidden":
+        without = [list(pair) for pair in found if min(pair) == 0]
+        if without and not isinstance(level.layer_map, str):
+            raise ValueError(
+                f"layer 0, the embeddings, has no {level.level}: layer map pair {without[0]}"
+            )
+        found = tuple(pair for pair in found if min(pair) > 0)
+    if level.loss == "gram" and len(found) < 2:
         raise ValueError(
-            f"layer 0, the embeddings, has no {level.level}: layer map pair {without[0]}"
+            f"hidden.gram compares a matched layer with the next one: {len(found)} is too few"
         )
-    return found
+    own, theirs = (tuple(sorted(set(side))) for side in zip(*found, strict=True))
+    return Matching(None, own, theirs, found)
 
 
-def streams_read(
-    phases: Iterable[Phase], student_layers: int, teacher_layers: int
-) -> tuple[str, ...]:
-    """The teacher's streams that the levels of all phases read, in order.
+def level_names(levels: tuple[Level, ...]) -> tuple[str, ...]:
+    """Their names in metrics: `hidden.mse`; where that is not one alone, `hidden.mse uniform`.
 
-    Raises ValueError for a layer that is not there.
+    Raises ValueError for two of one name.
     """
-    needed: set[str] = set()
-    for phase in phases:
-        for level in phase.levels:
-            if level.level == "prediction":
-                needed.update(() if level.loss == "labels" else ("logits",))
-            else:
-                read = matched(level, student_layers, teacher_layers)
-                needed.update(f"{level.level}.{teacher}" for _, teacher in read)
-    return in_order(needed)
+    short = [f"{level.level}.{level.loss}" for level in levels]
+    names = tuple(
+        name if short.count(name) == 1 else _with_map(name, level)
+        for name, level in zip(short, levels, strict=True)
+    )
+    if len(set(names)) != len(names):
+        raise ValueError(f"a phase holds each level once, found {', '.join(names)}")
+    return names
 
 
-def layer_levels(phases: Iterable[Phase]) -> Iterator[LayerLevel]:
-    """All levels that compare layers."""
-    for phase in phases:
-        for level in phase.levels:
-            if level.level != "prediction":
-                yield level
+def _with_map(name: str, level: Level) -> str:
+    found = getattr(level, "layer_map", "")
+    return f"{name} {found if isinstance(found, str) else [list(pair) for pair in found]}".strip()

@@ -1,4 +1,4 @@
-"""AdamW and its weight-decay groups, the learning rate, the moving average of the weights."""
+"""AdamW and its weight-decay groups, the learning rate, what is frozen, the moving average."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from contextlib import contextmanager
 
 import torch
 
+from tasks.kd.errors import ParamsError
+from tasks.kd.families import depth, pieces_of
 from tasks.kd.params import Optimizer
+from tasks.kd.phases import Phase
 
 _NO_DECAY = ("bias", "LayerNorm.weight", "norm.weight")
 _FUSED_ON = ("cpu", "cuda")
@@ -19,8 +22,11 @@ Average = dict[str, torch.Tensor]
 def new_optimizer(
     module: torch.nn.Module, settings: Optimizer, learning_rate: float
 ) -> torch.optim.Optimizer:
-    """AdamW, fused where torch has it; biases and norms are not decayed."""
-    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    """AdamW, fused where torch has it; biases and norms are not decayed.
+
+    A weight without a gradient is left as it is by a step, and so are its moments.
+    """
+    named = list(module.named_parameters())
     groups = [
         {
             "params": [p for name, p in named if not name.endswith(_NO_DECAY)],
@@ -43,6 +49,43 @@ def learning_rate(settings: Optimizer, peak: float, step: int, steps: int) -> fl
     if settings.schedule == "linear":
         return peak * (1 - done)
     return peak * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def frozen_weights(student: torch.nn.Module, phase: Phase) -> list[torch.nn.Parameter]:
+    """The weights of a student that a phase does not train.
+
+    What all layers share (MPNet's and DeBERTa's positions) is trained with any of them; a pooler
+    and the head only with "all". Raises ParamsError for a layer that is not there.
+    """
+    if phase.trained_layers == "all":
+        return []
+    layers = range(depth(student) + 1)
+    if missing := [layer for layer in phase.trained_layers if layer not in layers]:
+        raise ParamsError(
+            "the student has no such layer to train",
+            where=f"phase {phase.name}, trained_layers",
+            expected=f"layers 0 to {layers[-1]}",
+            found=", ".join(str(layer) for layer in missing),
+        )
+    chosen = set(phase.trained_layers)
+    pieces = pieces_of(student, tuple(sorted(chosen - {0})), embeddings=0 in chosen)
+    names = {name for weights in pieces.values() for name in weights}
+    base: torch.nn.Module = student.base_model  # type: ignore[assignment]
+    trained = {id(weight) for name, weight in base.named_parameters() if name in names}
+    return [weight for weight in student.parameters() if id(weight) not in trained]
+
+
+@contextmanager
+def frozen(weights: list[torch.nn.Parameter]) -> Iterator[None]:
+    """While open, these weights get no gradient, so that no step changes or decays them."""
+    held = [weight for weight in weights if weight.requires_grad]
+    for weight in held:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in held:
+            weight.requires_grad_(True)
 
 
 def begin_average(module: torch.nn.Module) -> Average:

@@ -12,14 +12,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from tasks.kd.architectures import ATTENTION_FAMILIES
 from tasks.kd.cache.streams import STREAM, layer_of
+from tasks.kd.ensemble_sections import MAIN, MEMBER, EnsembleRule, WeightedLogits
 from tasks.kd.layers import chosen
-from tasks.kd.levels import (
-    Phase,
-    RelationLevel,
-    layer_levels,
-    streams_read,
-)
+from tasks.kd.levels import RelationLevel
+from tasks.kd.phases import Phase, layer_levels, streams_read
 from tasks.kd.sections import (
     Fraction,
     OpenFraction,
@@ -27,9 +25,16 @@ from tasks.kd.sections import (
     PositiveFloat,
     Section,
     Seed,
-    Sha256,
     Text,
     Weight,
+)
+from tasks.kd.source_sections import DataSource, ModelSource
+from tasks.kd.student_sections import (
+    InitialCheckpoint,
+    InitialRandom,
+    InitialTeacherLayers,
+    InitialWidthReduction,
+    Student,
 )
 
 RECIPE_NAME = r"^[a-z0-9][a-z0-9_-]{0,31}$"
@@ -39,90 +44,25 @@ MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"
 # --- fetch_sources -------------------------------------------------------------------------------
 
 
-class FileFormat(Section):
-    """How a table on disk is read."""
-
-    kind: Annotated[
-        Literal["csv", "tsv", "jsonl", "parquet"],
-        Field(description="csv is quoted as usual; tsv is split at tabs and never quoted"),
-    ]
-    skip_lines: Annotated[
-        int, Field(ge=0, description="lines to leave out right after the header line (csv, tsv)")
-    ]
-
-    @model_validator(mode="after")
-    def _only_text_has_lines_to_skip(self) -> FileFormat:
-        if self.skip_lines and self.kind in ("jsonl", "parquet"):
-            raise ValueError(f"a {self.kind} file has no header line: skip_lines must be 0")
-        return self
-
-
-class WheelData(Section):
-    """A data set inside a Python wheel: read as a zip, never installed or executed."""
-
-    kind: Literal["wheel"]
-    package: Annotated[Text, Field(description="name of the package that ships the data")]
-    version: Annotated[Text, Field(description="its exact version")]
-    sha256: Annotated[Sha256, Field(description="digest of the wheel file")]
-    train: Annotated[Text, Field(description="path of the training split inside the wheel")]
-    test: Annotated[Text, Field(description="path of the test split inside the wheel")]
-    format: FileFormat
-
-
-class HubData(Section):
-    """A data set on the Hugging Face hub, by id and revision; code of the hub is never run."""
-
-    kind: Literal["hub"]
-    id: Annotated[Text, Field(description="for example `ag_news`")]
-    subset: Annotated[str | None, Field(description="the data set's configuration, or null")]
-    revision: Annotated[Text, Field(description="a commit, better than a branch")]
-    train: Annotated[Text, Field(description="name of the training split")]
-    test: Annotated[Text, Field(description="name of the test split")]
-
-
-class PathData(Section):
-    """Files of this repository, DVC-tracked (`dvc add`, `dvc import`) or not."""
-
-    kind: Literal["path"]
-    train: Annotated[Text, Field(description="path of the training file, from the root")]
-    test: Annotated[Text, Field(description="path of the test file, from the root")]
-    format: FileFormat
-
-
-class WheelModel(Section):
-    """A model folder inside a Python wheel: read as a zip, never installed or executed."""
-
-    kind: Literal["wheel"]
-    package: Annotated[Text, Field(description="name of the package that ships the model")]
-    version: Annotated[Text, Field(description="its exact version")]
-    sha256: Annotated[Sha256, Field(description="digest of the wheel file")]
-    folder: Annotated[Text, Field(description="the model's folder inside the wheel")]
-
-
-class HubModel(Section):
-    """A model on the Hugging Face hub, by id and revision; safetensors only, no code of the hub."""
-
-    kind: Literal["hub"]
-    id: Annotated[Text, Field(description="for example `bert-base-uncased`")]
-    revision: Annotated[Text, Field(description="a commit, better than a branch")]
-
-
-class PathModel(Section):
-    """A model folder of this repository (config, safetensors, tokenizer), DVC-tracked or not."""
-
-    kind: Literal["path"]
-    folder: Annotated[Text, Field(description="path of the folder, from the root")]
-
-
-DataSource = Annotated[WheelData | HubData | PathData, Field(discriminator="kind")]
-ModelSource = Annotated[WheelModel | HubModel | PathModel, Field(discriminator="kind")]
-
-
 class FetchSources(Section):
     """Where the text and the teacher's weights come from."""
 
     data: Annotated[DataSource, Field(description="labelled text with its own test split")]
     teacher: Annotated[ModelSource, Field(description="the encoder that the teacher starts from")]
+    student: Annotated[
+        ModelSource | None,
+        Field(
+            description="the encoder that the student starts from (`initial.kind: checkpoint`), "
+            "with the teacher's vocabulary; null for all other starts"
+        ),
+    ]
+    more_teachers: Annotated[
+        dict[Annotated[str, Field(pattern=MEMBER)], ModelSource],
+        Field(
+            description="by name, classifiers tuned to the same labels, of the teacher's "
+            "vocabulary, that teach together with it (`train_teacher.ensemble`); {} for none"
+        ),
+    ]
 
 
 # --- prepare_data --------------------------------------------------------------------------------
@@ -189,13 +129,23 @@ class Optimizer(Section):
 
 
 class TrainTeacher(Section):
-    """The teacher: fine-tuned here, or given and only checked."""
+    """The teacher: fine-tuned here, or given and only checked; alone or with others."""
 
     mode: Annotated[
         Literal["fine_tune", "given"],
         Field(description="given: fetch_sources.teacher is a tuned classifier, left as it is"),
     ]
-    layers: Annotated[Positive, Field(description="its depth; checked against its config.json")]
+    ensemble: Annotated[
+        EnsembleRule | None,
+        Field(description="how the teachers of fetch_sources teach together, or null for one"),
+    ]
+    layers: Annotated[
+        Positive,
+        Field(
+            description="depth of the teacher whose layers are matched; checked against its "
+            "config.json"
+        ),
+    ]
     hidden_size: Annotated[Positive, Field(description="its width; checked likewise")]
     attention_heads: Annotated[Positive, Field(description="per layer; checked likewise")]
     intermediate_size: Annotated[
@@ -248,48 +198,6 @@ class CacheTeacher(Section):
     audit_examples: Annotated[
         Positive, Field(description="records recomputed alone after writing and compared")
     ]
-
-
-class InitialTeacherLayers(Section):
-    """Embeddings, head and chosen layers are copied from the teacher (same width)."""
-
-    kind: Literal["teacher_layers"]
-    layers: Annotated[
-        Literal["uniform", "first", "last"] | tuple[int, ...],
-        Field(description="which teacher layers, 1-based, one per student layer"),
-    ]
-
-
-class InitialRandom(Section):
-    """New weights, from the recipe's seed."""
-
-    kind: Literal["random"]
-
-
-class Student(Section):
-    """The student's shape. Its family, vocabulary and labels are the teacher's."""
-
-    layers: Annotated[Positive, Field(description="depth, embeddings not counted")]
-    hidden_size: Annotated[Positive, Field(description="width; a multiple of attention_heads")]
-    attention_heads: Annotated[Positive, Field(description="per layer")]
-    intermediate_size: Annotated[Positive, Field(description="width of the feed-forward part")]
-    initial: Annotated[
-        InitialTeacherLayers | InitialRandom, Field(discriminator="kind", description="weights")
-    ]
-
-    @model_validator(mode="after")
-    def _heads_divide_the_width(self) -> Student:
-        if self.hidden_size % self.attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} must be a multiple of "
-                f"attention_heads {self.attention_heads}"
-            )
-        named = self.initial.layers if isinstance(self.initial, InitialTeacherLayers) else ""
-        if isinstance(named, tuple) and len(named) != self.layers:
-            raise ValueError(
-                f"initial.layers names {len(named)} teacher layers, the student has {self.layers}"
-            )
-        return self
 
 
 class TrainStudent(Section):
@@ -427,6 +335,13 @@ class Compute(Section):
     checkpoint_every_s: Annotated[
         PositiveFloat, Field(description="seconds between checkpoints of a training")
     ]
+    live_curves_every_s: Annotated[
+        PositiveFloat | None,
+        Field(
+            description="seconds between looks at a running training whose figures go to MLflow at "
+            "once, in a run of their own; null: they go there when the stages are done"
+        ),
+    ]
     copies_gib: Annotated[
         PositiveFloat,
         Field(description="kept on this machine of a store elsewhere (STILLHOUSE_STORE is a URL)"),
@@ -463,10 +378,32 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Recipe:
-        faults = [*self._stream_faults(), *self._initial_faults(), *self._width_faults()]
+        faults = [
+            *self._ensemble_faults(),
+            *self._stream_faults(),
+            *self._initial_faults(),
+            *self._width_faults(),
+        ]
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    def _ensemble_faults(self) -> Iterator[str]:
+        """Teachers that nobody listens to, and rules about teachers that are not there."""
+        if MAIN in self.fetch_sources.more_teachers:
+            yield f"fetch_sources.more_teachers: {MAIN} is the name of fetch_sources.teacher"
+        names, rule = {MAIN, *self.fetch_sources.more_teachers}, self.train_teacher.ensemble
+        if rule is None:
+            if len(names) > 1:
+                yield "fetch_sources.more_teachers needs a rule in train_teacher.ensemble"
+            return
+        known = f"the teachers are {', '.join(sorted(names))}"
+        if len(names) == 1:
+            yield "train_teacher.ensemble needs fetch_sources.more_teachers"
+        elif rule.layers not in names:
+            yield f"train_teacher.ensemble.layers: no {rule.layers}; {known}"
+        elif isinstance(rule, WeightedLogits) and set(rule.weights) != names:
+            yield f"train_teacher.ensemble.weights: {', '.join(sorted(rule.weights))}; {known}"
 
     def _stream_faults(self) -> Iterator[str]:
         """What the cache would lack, and what the teacher does."""
@@ -486,21 +423,56 @@ class Recipe(Section):
                 yield f"cache_teacher.streams: {stream}, but the teacher has {layers} layers"
 
     def _initial_faults(self) -> Iterator[str]:
-        """What keeps the teacher's layers from being copied."""
+        """What keeps the student's weights from starting as the recipe says."""
+        student, given = self.train_student.student, self.fetch_sources.student
+        place = "train_student.student.initial"
+        if isinstance(student.initial, InitialCheckpoint) and given is None:
+            yield f"{place}: a checkpoint needs its source in fetch_sources.student, found null"
+        if not isinstance(student.initial, InitialCheckpoint) and given is not None:
+            yield (
+                f"fetch_sources.student: a model that kind {student.initial.kind} makes no use of; "
+                f"write null here, or `kind: checkpoint` in {place}"
+            )
+        yield from (f"{place}: {fault}" for fault in self._size_faults())
+        levels = {level.level for level in layer_levels(self.train_student.phases)}
+        if student.family not in (None, *ATTENTION_FAMILIES) and (levels - {"hidden"}):
+            yield (
+                f"train_student.student.family: {student.family} has no attention that the levels "
+                "attention and relation could read; use prediction and hidden"
+            )
+
+    def _size_faults(self) -> Iterator[str]:
+        """Where the teacher's weights don't fit the student that starts from them."""
         teacher, student = self.train_teacher, self.train_student.student
-        if not isinstance(student.initial, InitialTeacherLayers):
+        initial = student.initial
+        if isinstance(initial, InitialRandom):
+            if initial.embeddings == "pca" and student.hidden_size > teacher.hidden_size:
+                yield (
+                    f"embeddings of width {teacher.hidden_size} have no {student.hidden_size} "
+                    "principal components; use `embeddings: new` or a hidden_size up to theirs"
+                )
+            return
+        if isinstance(initial, InitialCheckpoint):
             return
         for name in ("hidden_size", "attention_heads", "intermediate_size"):
             own, theirs = getattr(student, name), getattr(teacher, name)
-            if own != theirs:
+            if isinstance(initial, InitialTeacherLayers) and own != theirs:
                 yield (
-                    "train_student.student.initial: layers can be copied from the teacher only at "
-                    f"its {name} {theirs}, the student's is {own}"
+                    f"layers can be copied from the teacher only at its {name} {theirs}, "
+                    f"the student's is {own}"
                 )
+            elif own > theirs:
+                yield f"{name} {own} can't be reduced from the teacher's {theirs}"
+        own, theirs = (m.hidden_size // m.attention_heads for m in (student, teacher))
+        if isinstance(initial, InitialWidthReduction) and own > theirs:
+            yield (
+                f"attention heads {own} wide can't be reduced from the teacher's, {theirs} wide; "
+                "use more heads or a smaller hidden_size"
+            )
         try:
-            chosen(student.initial.layers, student.layers, teacher.layers)
+            chosen(initial.layers, student.layers, teacher.layers)
         except ValueError as error:
-            yield f"train_student.student.initial: {error}"
+            yield str(error)
 
     def _width_faults(self) -> Iterator[str]:
         """Levels between widths and heads that do not fit."""

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch._functorch import config as functorch
 
 from tasks.kd.errors import ParamsError
 from tasks.kd.families import layers_of
@@ -72,8 +73,13 @@ def require_means(compute: Compute, objective: Objective, device: torch.device) 
 
 
 @contextmanager
-def prepared(student: torch.nn.Module, compute: Compute) -> Iterator[None]:
-    """While open, the model's layers are recomputed or compiled as the recipe says."""
+def prepared(
+    student: torch.nn.Module, compute: Compute, *, measured: bool = False
+) -> Iterator[None]:
+    """While open, the model's layers are recomputed or compiled as the recipe says.
+
+    `measured`: a pass may be followed by several backward passes, one for each level.
+    """
     model: Any = student
     layers = layers_of(student)
     if compute.gradient_checkpointing:
@@ -82,8 +88,11 @@ def prepared(student: torch.nn.Module, compute: Compute) -> Iterator[None]:
         for layer in layers:
             # Of the layer's own forward, so that hooks on the layer are run outside of it.
             layer.forward = torch.compile(layer.forward, dynamic=True)
+    # A compiled backward pass otherwise lets go of what a second one would need.
+    keeps = functorch.patch(donated_buffer=False) if compute.compile and measured else nullcontext()
     try:
-        yield
+        with keeps:
+            yield
     finally:
         if compute.gradient_checkpointing:
             model.activation_checkpointing_disable()

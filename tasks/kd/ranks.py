@@ -14,11 +14,16 @@ from typing import Any
 
 import torch
 from torch import distributed
+from torch.distributed import DistError
 
 from tasks.kd.errors import TransientError
 
 # Gradients travel together in pieces of about this many numbers.
 _TOGETHER = 1 << 23
+# From so many rows on a matrix is taken for a table of words.
+_TABLE_ROWS = 4096
+# What gloo says of a peer that is gone or silent; it raises a bare RuntimeError.
+_SILENCE = ("/gloo/transport/", "Timed out waiting", "caused pair closure", "Connection ")
 
 
 def rank() -> int:
@@ -46,13 +51,15 @@ def add_up(tensors: Sequence[torch.Tensor]) -> None:
     """Replace each tensor with its sum over all processes: float32 on one device."""
     if world_size() == 1:
         return
-    with _answered():
-        for group in _groups(tensors):
-            flat = torch.cat([tensor.reshape(-1) for tensor in group])
+    for table in (tensor for tensor in tensors if _is_table(tensor)):
+        _add_up_rows(table)
+    for group in _groups([tensor for tensor in tensors if not _is_table(tensor)]):
+        flat = torch.cat([tensor.reshape(-1) for tensor in group])
+        with _answered():
             distributed.all_reduce(flat)
-            parts = flat.split([tensor.numel() for tensor in group])
-            for tensor, part in zip(group, parts, strict=True):
-                tensor.copy_(part.view_as(tensor))
+        parts = flat.split([tensor.numel() for tensor in group])
+        for tensor, part in zip(group, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
 
 
 def share(
@@ -87,6 +94,24 @@ def _share_json(value: Any, device: torch.device) -> Any:
     return json.loads(bytes(content.tolist()))
 
 
+def _is_table(tensor: torch.Tensor) -> bool:
+    """Whether it may be the gradient of an embedding, of which a batch reaches few rows."""
+    return tensor.dim() == 2 and tensor.shape[0] >= _TABLE_ROWS
+
+
+def _add_up_rows(table_ND: torch.Tensor) -> None:
+    """Replace a table with its sum over all processes; rows that are 0 everywhere are not sent."""
+    reached_N = (torch.linalg.vector_norm(table_ND, dim=1) != 0).to(torch.uint8)
+    with _answered():
+        distributed.all_reduce(reached_N, distributed.ReduceOp.MAX)
+        rows = reached_N.nonzero().squeeze(1)
+        part = table_ND[rows]
+        distributed.all_reduce(part)
+    # A row whose norm underflows is 0 on every rank, not on those alone that lack it.
+    table_ND.zero_()
+    table_ND[rows] = part
+
+
 def _groups(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
     group: list[torch.Tensor] = []
     for tensor in tensors:
@@ -100,15 +125,20 @@ def _groups(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
 
 @contextmanager
 def _answered() -> Iterator[None]:
-    """Name the fault of a process that died, hangs or can't be reached."""
+    """Name the fault of a process that died, hangs or can't be reached; others stay as they are."""
     try:
         yield
-    except torch.OutOfMemoryError:  # this one's own fault
-        raise
     except RuntimeError as error:
+        if not is_silence(error):
+            raise
         raise TransientError(
             "another process of the training does not answer",
             where=f"process {rank()} of {world_size()}",
             found=" ".join(str(error).split())[:300],
             advice="Started again, the training goes on from its last checkpoint.",
         ) from error
+
+
+def is_silence(error: RuntimeError) -> bool:
+    """Whether an error says that another process was not heard, not that a call was wrong."""
+    return isinstance(error, DistError) or any(said in str(error) for said in _SILENCE)

@@ -11,10 +11,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from tasks.kd.errors import ParamsError
-from tasks.kd.params import RECIPE_NAME, PathData, PathModel, Recipe
+from tasks.kd.params import RECIPE_NAME, Recipe
+from tasks.kd.source_sections import PathData, PathModel
 
 RECIPES_FILE = Path("params/recipes.yaml")
 REMOTE = "params/remote"
+_INPUTS = {"train", "test", "teacher", "student"}
 
 
 def find_recipe(name_or_path: str, root: Path) -> Path:
@@ -75,9 +77,9 @@ def read_inputs(root: Path) -> dict[str, dict[str, str]]:
     for name, inputs in entries.items():
         if not isinstance(name, str) or not re.fullmatch(RECIPE_NAME, name):
             raise ParamsError(f"a recipe can't be named {name!r}", where=path)
-        if not isinstance(inputs, dict) or set(inputs) != {"train", "test", "teacher"}:
+        if not isinstance(inputs, dict) or set(inputs) != _INPUTS:
             raise ParamsError(
-                f"entry {name!r} must have exactly train, test and teacher", where=path
+                f"entry {name!r} must have exactly train, test, teacher and student", where=path
             )
         for entry in inputs.values():
             _check_input(entry, path)
@@ -87,10 +89,12 @@ def read_inputs(root: Path) -> dict[str, dict[str, str]]:
 def inputs_of(recipe: Recipe) -> dict[str, str]:
     """The entry of params/recipes.yaml that a recipe's sources ask for."""
     data, teacher = recipe.fetch_sources.data, recipe.fetch_sources.teacher
+    student = recipe.fetch_sources.student
     return {
         "train": data.train if isinstance(data, PathData) else REMOTE,
         "test": data.test if isinstance(data, PathData) else REMOTE,
         "teacher": teacher.folder if isinstance(teacher, PathModel) else REMOTE,
+        "student": student.folder if isinstance(student, PathModel) else REMOTE,
     }
 
 

@@ -16,7 +16,10 @@ class Sink(Protocol):
     """Takes the records of a training.
 
     Each has `step`, `epoch`, `phase` and `split`: train (an update), refused (a step without
-    one), dev (an evaluation) or notice. Refusals and notices have a `message`.
+    one), dev (an evaluation) or notice. Refusals and notices have a `message`. An update's
+    `levels` say of each its `raw` value, its `weight` in force and the `weighted` product; where
+    levels are balanced, the `factor` in that weight; and, where measured, the `grad_norm` of the
+    weighted level, null if it is not finite.
     """
 
     def write(self, record: Record) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from tasks.kd.digests import sha256_file
 from tasks.kd.errors import DataError, TransientError
-from tasks.kd.params import HubData, HubModel, PathData, PathModel, WheelData, WheelModel
+from tasks.kd.source_sections import HubData, HubModel, PathData, PathModel, WheelData, WheelModel
 
 # What a model folder may bring along: configuration, vocabulary, safetensors. No pickles, no code.
 MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")

@@ -14,7 +14,10 @@ import torch
 
 @dataclass(frozen=True)
 class Total:
-    """`sum` over `count` valid elements: both scalars, the sum in float32 with its gradient."""
+    """`sum` over `count` valid elements: both scalars, the sum in float32 with its gradient.
+
+    Where a loss was asked for each example's own, the sum is [B].
+    """
 
     sum: torch.Tensor
     count: int

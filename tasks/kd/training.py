@@ -22,21 +22,23 @@ from accelerate import PartialState
 
 from tasks.kd import checkpoint, ranks
 from tasks.kd.batching import Rows, epoch_batches, split_by_tokens
-from tasks.kd.checkpoint import Checkpoint, State, Tensors
+from tasks.kd.checkpoint import Checkpoint, Checkpoints, State
 from tasks.kd.data import Split
 from tasks.kd.errors import NonFiniteLossError
 from tasks.kd.feeding import Feed, Work
-from tasks.kd.gradients import Computer, Found
-from tasks.kd.levels import Phase
-from tasks.kd.objective import Objective, level_name
+from tasks.kd.gradients import Asked, Computer, Found
+from tasks.kd.objective import Moment, Objective
 from tasks.kd.optimizers import (
     averaged,
     begin_average,
+    frozen,
+    frozen_weights,
     learning_rate,
     new_optimizer,
     update_average,
 )
 from tasks.kd.params import Compute, Optimizer
+from tasks.kd.phases import Phase
 from tasks.kd.precision import SCALE_GROWS_AFTER, first_scale, prepared, require_means
 from tasks.kd.profiling import profiled
 from tasks.kd.sinks import Record, Sink
@@ -93,37 +95,54 @@ def train(settings: Optimizer, parts: Parts, habits: Habits) -> Report:
     Best by dev accuracy among the last phase's epochs, the later of equal ones; those weights, or
     with `ema_decay` their moving average. An update whose loss or gradient is not finite is left
     out; NonFiniteLossError, naming the examples, is raised after `max_non_finite` in a row.
-    ParamsError is raised for a precision that the machine can't have and where memory does not
-    suffice for one example, TransientError where another process no longer answers. Whatever is
-    raised, the last checkpoint stays.
+    It is raised as well where the student's logits on a dev example are not finite: an accuracy
+    that counts such an example would say nothing. ParamsError is raised for a precision that the
+    machine can't have, for layers to train that are not there or that no level reaches, and where
+    memory does not suffice for one example; TransientError where another process no longer
+    answers. Whatever is raised, the last checkpoint stays.
     """
     device = PartialState(cpu=not torch.cuda.is_available()).device
     require_means(habits.compute, parts.objective, device)
+    for phase in parts.objective.phases:
+        frozen_weights(parts.objective.student, phase)  # raises before an hour is spent
     parts.objective.to(device)
-    begun = _begin(settings, parts.objective, habits, device)
-    state, optimizer_tensors = begun.state, begun.optimizer
+    checkpoints = Checkpoints(habits.work)
+    state, optimizer = _begin(settings, parts.objective, habits, checkpoints, device)
     sinks = habits.sinks(state.step) if ranks.rank() == 0 else ()
     with ExitStack() as closing:
         for sink in sinks:
             closing.callback(sink.close)
-        closing.enter_context(prepared(parts.objective.student, habits.compute))
-        feed = Feed(parts.train, parts.targets, pad_id=parts.pad_id, device=device)
-        loop = _Loop(settings, parts, habits, closing.enter_context(feed), sinks)
-        for number in range(state.phase, len(parts.objective.phases)):
-            if number > state.phase:
-                state.phase, state.step_in_phase = number, 0
-                state.average, optimizer_tensors = {}, {}
-            loop.run_phase(state, optimizer_tensors)
+        measured = habits.compute.grad_norm_every is not None or any(
+            phase.balance_every is not None for phase in parts.objective.phases
+        )
+        student = parts.objective.student
+        closing.enter_context(prepared(student, habits.compute, measured=measured))
+        feed = Feed(
+            parts.train,
+            parts.targets,
+            pad_id=parts.pad_id,
+            device=device,
+            max_tokens=state.micro_batch_tokens,
+        )
+        loop = _Loop(settings, parts, habits, closing.enter_context(feed), sinks, checkpoints)
+        loop.run(state, optimizer)
     parts.objective.student.load_state_dict(state.best)
     parts.objective.student.eval()
     return Report(state.step, state.seconds, state.best_accuracy, state.best_epoch, state.refused)
 
 
 def _begin(
-    settings: Optimizer, objective: Objective, habits: Habits, device: torch.device
-) -> Checkpoint:
-    """The first rank's checkpoint, or its new weights, on every rank; loaded into the objective."""
-    found = checkpoint.load(habits.work) if ranks.rank() == 0 else None
+    settings: Optimizer,
+    objective: Objective,
+    habits: Habits,
+    checkpoints: Checkpoints,
+    device: torch.device,
+) -> tuple[State, torch.optim.Optimizer]:
+    """The first rank's checkpoint, or its new weights, on every rank.
+
+    Loaded into the objective and an optimizer; of its tensors no others are kept.
+    """
+    found = checkpoints.load() if ranks.rank() == 0 else None
     if found is None:
         found = Checkpoint(State(), dict(objective.state_dict()), {})
     begun = checkpoint.unflatten(*ranks.share(*found.flatten(), device))
@@ -134,7 +153,9 @@ def _begin(
     state.micro_batch_tokens = min(state.micro_batch_tokens or bound, bound)
     if habits.compute.mixed_precision != "fp16" or state.loss_scale <= 1:
         state.loss_scale = first_scale(habits.compute)  # or it began in another precision
-    return begun
+    optimizer = new_optimizer(objective, settings, objective.phases[state.phase].learning_rate)
+    checkpoint.restore_optimizer(optimizer, begun.optimizer)
+    return state, optimizer
 
 
 class _Loop:
@@ -147,25 +168,37 @@ class _Loop:
         habits: Habits,
         feed: Feed,
         sinks: Sequence[Sink],
+        checkpoints: Checkpoints,
     ) -> None:
         self.settings, self.parts, self.habits, self.sinks = settings, parts, habits, sinks
-        self.feed = feed
-        self.computer = Computer(parts.objective, feed, parts.train, habits.compute, settings.seed)
+        self.feed, self.checkpoints = feed, checkpoints
         self.lengths = parts.train.lengths
         self.per_epoch = steps_per_epoch(settings, len(parts.train))
 
-    def run_phase(self, state: State, optimizer_tensors: Tensors) -> None:
+    def run(self, state: State, optimizer: torch.optim.Optimizer) -> None:
+        """Train from the state's phase on, that one with the optimizer that is given."""
+        objective = self.parts.objective
+        for number, phase in enumerate(objective.phases[state.phase :], start=state.phase):
+            if number > state.phase:
+                state.phase, state.step_in_phase = number, 0
+                state.average, state.factors = {}, {}
+                if phase.optimizer == "anew":
+                    optimizer = new_optimizer(objective, self.settings, phase.learning_rate)
+            with frozen(frozen_weights(objective.student, phase)):
+                self._run_phase(state, optimizer)
+
+    def _run_phase(self, state: State, optimizer: torch.optim.Optimizer) -> None:
         """Train the state's phase from where it is to its end, or to where it stops early."""
-        phase = self.parts.objective.phases[state.phase]
-        optimizer = new_optimizer(self.parts.objective, self.settings, phase.learning_rate)
-        checkpoint.restore_optimizer(optimizer, optimizer_tensors)
+        parts, compute = self.parts, self.habits.compute
+        phase = parts.objective.phases[state.phase]
+        computer = Computer(parts.objective, self.feed, parts.train, compute, self.settings.seed)
         if self.settings.ema_decay is not None and not state.average:
             state.average = begin_average(self.parts.objective.student)
         todo = [] if self._is_over(state) else list(self._batches(state, phase))
         saved = begun = told = time.monotonic()
         before = state.seconds
-        for work in self.feed.work(todo, state.micro_batch_tokens):
-            record = self._step(optimizer, work, state)
+        for work in self.feed.work(todo):
+            record = self._step(computer, optimizer, work, state)
             state.step += 1
             state.step_in_phase += 1
             now = time.monotonic()
@@ -175,22 +208,28 @@ class _Loop:
             ends_epoch = state.step % self.per_epoch == 0
             if ends_epoch:
                 self._evaluate(state, state.step // self.per_epoch)
-            if ends_epoch or time.monotonic() - saved > self.habits.compute.checkpoint_every_s:
+            if ends_epoch or time.monotonic() - saved > compute.checkpoint_every_s:
                 if ranks.rank() == 0:
-                    checkpoint.save(self.habits.work, state, self.parts.objective, optimizer)
+                    self.checkpoints.save(state, parts.objective, optimizer)
                 saved = time.monotonic()
             if ends_epoch:
                 told = time.monotonic()
                 if self._is_over(state):
                     break
 
-    def _step(self, optimizer: torch.optim.Optimizer, work: Work, state: State) -> Record:
+    def _step(
+        self, computer: Computer, optimizer: torch.optim.Optimizer, work: Work, state: State
+    ) -> Record:
         """One optimizer update over a global batch, or its refusal; returns its record."""
         compute, number = self.habits.compute, state.step + 1
-        measured = compute.grad_norm_every is not None and number % compute.grad_norm_every == 0
+        asked = Asked(
+            self._moment(state),
+            measured=_is_due(compute.grad_norm_every, number),
+            balanced=self._is_balanced(state),
+        )
         is_watched = number == compute.profile_step and ranks.rank() == 0
         with profiled(self.habits.profiles, f"step-{number}") if is_watched else nullcontext():
-            found = self.computer.compute(work, state, measured=measured)
+            found = computer.compute(work, state, asked)
             if found.halved_to is not None:
                 message = (
                     f"memory did not suffice: micro-batches hold at most {found.halved_to} tokens "
@@ -208,8 +247,7 @@ class _Loop:
     ) -> Record:
         """What is done with a step's gradients, which are gone afterwards."""
         phase = self.parts.objective.phases[state.phase]
-        weights = {level_name(level): level.weight for level in phase.levels}
-        loss = sum(weights[name] * value for name, value in found.raw.items())
+        loss = sum(found.weights[name] * value for name, value in found.raw.items())
         norm = float(
             torch.nn.utils.clip_grad_norm_(
                 self.parts.objective.parameters(), self.settings.max_grad_norm
@@ -236,11 +274,7 @@ class _Loop:
         return {
             "split": "train",
             "loss": loss,
-            "levels": {
-                name: {"raw": value, "weighted": weights[name] * value}
-                | ({"grad_norm": found.level_norms[name]} if found.level_norms else {})
-                for name, value in found.raw.items()
-            },
+            "levels": {name: _level_record(name, found, state) for name in found.raw},
             "learning_rate": rate,
             "grad_norm": norm,
         }
@@ -300,23 +334,34 @@ class _Loop:
         self._tell(state, {"split": "dev", "accuracy": accuracy, "loss": loss})
 
     def _measure(self, max_tokens: int) -> tuple[float, float]:
-        """Accuracy and loss on the dev split, of which each rank takes its part."""
-        dev = self.parts.dev
-        own = dev.take(np.arange(ranks.rank(), len(dev), ranks.world_size()))
-        accuracy, loss = 0.0, 0.0
-        if len(own):
-            accuracy, loss = evaluate(
-                self.parts.objective.student,
-                own,
-                pad_id=self.parts.pad_id,
-                max_tokens=max_tokens,
-            )
-        if ranks.world_size() == 1:
-            return accuracy, loss
+        """Accuracy and loss on the dev split, of which each rank takes its part.
+
+        Raises NonFiniteLossError, on all ranks, for examples whose logits are not finite.
+        """
+        dev, student = self.parts.dev, self.parts.objective.student
+        rows = np.arange(ranks.rank(), len(dev), ranks.world_size())
+        own = Scored(0, 0.0, [])
+        if len(rows):
+            pad_id = self.parts.pad_id
+            own = score(student, dev.take(rows), pad_id=pad_id, max_tokens=max_tokens)
+        named = [int(rows[place]) for place in own.broken[:_NAMED]]
+        named += [-1] * (_NAMED - len(named))
         device = next(self.parts.objective.parameters()).device
-        said = ranks.gather([round(accuracy * len(own)), loss * len(own)], device)
-        right, lost = (sum(each) for each in zip(*said, strict=True))
+        said = ranks.gather([own.right, own.lost, len(own.broken), *named], device)
+        right, lost, broken = (sum(each[place] for each in said) for place in range(3))
+        if broken:
+            first = sorted(int(row) for each in said for row in each[3:] if row >= 0)
+            raise _not_finite_in(dev, first, int(broken))
         return right / len(dev), lost / len(dev)
+
+    def _moment(self, state: State) -> Moment:
+        steps = self.per_epoch * self.parts.objective.phases[state.phase].epochs
+        return Moment(state.phase, state.step // self.per_epoch, state.step_in_phase / steps)
+
+    def _is_balanced(self, state: State) -> bool:
+        """Whether the levels' factors are due: at their interval, and as long as there are none."""
+        every = self.parts.objective.phases[state.phase].balance_every
+        return every is not None and (not state.factors or _is_due(every, state.step_in_phase))
 
     def _is_last(self, state: State) -> bool:
         return state.phase == len(self.parts.objective.phases) - 1
@@ -348,14 +393,65 @@ def predict(model: torch.nn.Module, split: Split, *, pad_id: int, max_tokens: in
     return torch.empty_like(logits).index_copy_(0, torch.from_numpy(order), logits)
 
 
+@dataclass(frozen=True)
+class Scored:
+    """Right answers on a split, summed cross-entropy, places whose logits are not finite."""
+
+    right: int
+    lost: float
+    broken: list[int]
+
+
+def score(model: torch.nn.Module, split: Split, *, pad_id: int, max_tokens: int) -> Scored:
+    """How a model does on a split."""
+    logits = predict(model, split, pad_id=pad_id, max_tokens=max_tokens)
+    labels = torch.from_numpy(split.labels)
+    return Scored(
+        int((logits.argmax(-1) == labels).sum()),
+        float(torch.nn.functional.cross_entropy(logits.double(), labels, reduction="sum")),
+        (~logits.isfinite().all(-1)).nonzero().flatten().tolist(),
+    )
+
+
 def evaluate(
     model: torch.nn.Module, split: Split, *, pad_id: int, max_tokens: int
 ) -> tuple[float, float]:
-    """Accuracy and mean cross-entropy on a split."""
-    logits = predict(model, split, pad_id=pad_id, max_tokens=max_tokens)
-    labels = torch.from_numpy(split.labels)
-    accuracy = float((logits.argmax(-1) == labels).double().mean())
-    return accuracy, float(torch.nn.functional.cross_entropy(logits, labels))
+    """Accuracy and mean cross-entropy on a split.
+
+    Raises NonFiniteLossError for examples whose logits are not finite.
+    """
+    scored = score(model, split, pad_id=pad_id, max_tokens=max_tokens)
+    if scored.broken:
+        raise _not_finite_in(split, scored.broken, len(scored.broken))
+    return scored.right / len(split), scored.lost / len(split)
+
+
+def _is_due(every: int | None, number: int) -> bool:
+    return every is not None and number % every == 0
+
+
+def _level_record(name: str, found: Found, state: State) -> Record:
+    """What a step's record says of a level."""
+    raw, weight = found.raw[name], found.weights[name]
+    record: Record = {"raw": raw, "weight": weight, "weighted": weight * raw}
+    if state.factors:
+        record["factor"] = state.factors[name]
+    if found.level_norms:
+        norm = found.level_norms[name]
+        record["grad_norm"] = norm if math.isfinite(norm) else None
+    return record
+
+
+def _not_finite_in(split: Split, rows: Sequence[int], count: int) -> NonFiniteLossError:
+    more = " ..." if count > _NAMED else ""
+    names = ", ".join(split.example_ids[row] for row in rows[:_NAMED])
+    return NonFiniteLossError(
+        "the model's logits are not finite",
+        where=f"examples {names}{more}",
+        expected="finite numbers",
+        found=f"NaN or infinity on {count} of {len(split)}",
+        advice="Lower learning_rate, or look at these texts.",
+    )
 
 
 def _not_finite(found: Found, norm: float, example_ids: list[str]) -> NonFiniteLossError:

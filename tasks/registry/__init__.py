@@ -6,6 +6,7 @@ made again. mlflow is imported when the first call needs it, never by importing 
 
     store.py      where MLflow is, how it is asked quietly, and its faults in our words
     produced.py   what a recipe's stages left on disk, and its fingerprint
+    live.py       curves of a training while it runs, in a run of their own
     tracking.py   the run: parameters, metrics with history, inputs, artifacts, tags
     packing.py    the student as an MLflow model folder; digests; loading what was verified
     versions.py   model versions: find, register, resolve
@@ -15,13 +16,15 @@ made again. mlflow is imported when the first call needs it, never by importing 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tasks.kd.gate import Decision
 from tasks.kd.params import Gate
-from tasks.registry import promotion, tracing, tracking, versions
+from tasks.registry import live, promotion, tracing, tracking, versions
 from tasks.registry.produced import Lineage, Produced
 from tasks.registry.store import Store, open_store
 from tasks.registry.versions import Version
@@ -52,6 +55,18 @@ class Registry:
         """The version that was registered from exactly these artifacts, if any."""
         with self.store.speak(produced.name):
             return versions.find(self.store, produced)
+
+    def follow(
+        self,
+        experiment: str,
+        name: str,
+        find: Callable[[], Path | None],
+        *,
+        every_s: float,
+        say: Callable[[str], None],
+    ) -> AbstractContextManager[None]:
+        """While open, a running training's figures go to a run of their own; it never raises."""
+        return live.follow(self.store, experiment, name, find, every_s=every_s, say=say)
 
     def track(self, produced: Produced) -> str:
         """The id of the one finished run of these artifacts; written if it is not there yet."""

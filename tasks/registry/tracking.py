@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -129,16 +130,27 @@ def read_history(produced: Produced, role: str) -> Iterator[tuple[int, str, floa
         return
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
-            record = json.loads(line)
-            step, prefix = int(record["step"]), f"{role}.{record['split']}"
-            values = {key: value for key, value in record.items() if key not in _SKIPPED}
-            for level, parts in record.get("levels", {}).items():
-                values |= {f"{level}.{part}": value for part, value in parts.items()}
+            found = list(numbers_of(json.loads(line)))
         except (ValueError, KeyError, AttributeError) as error:
             raise DataError("A line of metrics can't be read", where=f"{path}:{number}") from error
-        for name, value in sorted(values.items()):
-            if _is_number(value):
-                yield step, f"{prefix}.{name}", float(value)
+        for step, name, value in found:
+            yield step, f"{role}.{name}", value
+
+
+def numbers_of(record: dict[str, Any]) -> Iterator[tuple[int, str, float]]:
+    """(step, name, value) of one record of a training: `train.prediction.kl.raw`."""
+    step, split = int(record["step"]), record["split"]
+    values = {key: value for key, value in record.items() if key not in _SKIPPED}
+    for level, parts in record.get("levels", {}).items():
+        values |= {f"{level}.{part}": value for part, value in parts.items()}
+    for name, value in sorted(values.items()):
+        if _is_number(value):
+            yield step, f"{split}.{_metric_name(name)}", float(value)
+
+
+def _metric_name(name: str) -> str:
+    """As MLflow takes it: no brackets, which a level's name has where it is told by its map."""
+    return re.sub(r"[^\w.\-/ :]", "_", name)
 
 
 def flatten_results(metrics: dict[str, Any]) -> Iterator[tuple[str, float]]:

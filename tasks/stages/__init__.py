@@ -36,7 +36,7 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "prepare_data": ("fetch_sources",),
     "train_teacher": ("fetch_sources", "prepare_data"),
     "cache_teacher": ("prepare_data", "train_teacher"),
-    "train_student": ("prepare_data", "train_teacher", "cache_teacher"),
+    "train_student": ("fetch_sources", "prepare_data", "train_teacher", "cache_teacher"),
     "export_student": ("prepare_data", "train_teacher", "train_student"),
     "evaluate_student": (
         "prepare_data",

@@ -8,14 +8,16 @@ from tasks.kd.cache.codec import Codec
 from tasks.kd.cache.fingerprint import FORMAT_VERSION, base_fields_of, fingerprint
 from tasks.kd.cache.manifest import MANIFEST, Live, Manifest
 from tasks.kd.cache.reader import open_cache
+from tasks.kd.cache.users import register
 from tasks.kd.cache.writer import Job, write_cache, write_share
 from tasks.kd.data import read_data_card, read_split
-from tasks.kd.encoders import load_classifier
+from tasks.kd.encoders import attention_kernel
+from tasks.kd.ensemble import load_teacher
 from tasks.kd.errors import CacheCorruptError
 from tasks.kd.families import depth
 from tasks.kd.launch import run_processes
 from tasks.kd.params import CacheTeacher
-from tasks.kd.targets import LiveTargets
+from tasks.kd.targets import LiveTargets, own_device
 from tasks.stages import Stage, run_stage
 from tasks.stored import read_report, store_of
 
@@ -41,8 +43,8 @@ def main(stage: Stage) -> None:
         pad_id=job.pad_id,
         mend=stage.redo,
         verify=False,  # the writer has just read every byte
-    )
-    live = LiveTargets(job.teacher, cached.streams, pad_id=job.pad_id)
+    ).on(own_device())
+    live = LiveTargets(job.teacher, cached.streams, pad_id=job.pad_id, device=own_device())
     try:
         audited = audit(cached, live, job.input_ids, count=params.audit_examples)
     except CacheCorruptError as error:
@@ -50,28 +52,37 @@ def main(stage: Stage) -> None:
         raise CacheCorruptError(f"{error} The cache was discarded", mend=stage.redo) from None
     store_of(stage).share(manifest)
     manifest.write(stage.draft / MANIFEST)
+    names = [manifest.fingerprint, *(entry.fingerprint for entry in manifest.entries)]
+    register(store_of(stage), stage.root, stage.recipe, names)
     _tell(stage, manifest, audited)
 
 
 def make_job(stage: Stage) -> Job:
-    """The teacher, the examples and the settings of a stage."""
+    """The teacher, on this process's own device, the examples and the settings of a stage."""
     data, teacher_folder = stage.input("prepare_data"), stage.input("train_teacher")
     card, split = read_data_card(data), read_split(data / "train.arrow")
-    base = base_fields_of(card, read_report(teacher_folder))
-    teacher = load_classifier(teacher_folder / "model")
+    teacher = load_teacher(teacher_folder).to(own_device())
+    report = read_report(teacher_folder)
+    base = base_fields_of(card, report, attention=attention_kernel(teacher))
     return Job(teacher, split.input_ids, card["pad_token_id"], stage.params, base)
 
 
 def _write(stage: Stage, job: Job) -> Manifest:
-    processes = stage.compute.processes
+    store, processes = store_of(stage), stage.compute.processes
+    begun = [fingerprint(job.made_of), *job.streams.values(), *job.pieces.values()]
+    register(store, stage.root, stage.recipe, begun)  # so that nobody clears what is half-written
+
+    def warn(reason: str) -> None:
+        stage.log(f"warning: {reason}")
+
     if processes == 1:
         with stage.bar(sum(len(ids) for ids in job.input_ids), "token") as bar:
-            return write_cache(job, store_of(stage), on_tokens=bar.update)
+            return write_cache(job, store, on_tokens=bar.update, on_coarse=warn)
 
     def spread(codecs: dict[str, Codec]) -> None:
         run_processes(share, stage, codecs, processes=processes)
 
-    return write_cache(job, store_of(stage), on_tokens=lambda _: None, spread=spread)
+    return write_cache(job, store, on_tokens=lambda _: None, spread=spread, on_coarse=warn)
 
 
 def share(stage: Stage, codecs: dict[str, Codec]) -> None:
@@ -115,7 +126,7 @@ def _write_live(stage: Stage, job: Job, why: str) -> None:
 def _tell(stage: Stage, manifest: Manifest, audited: int) -> None:
     for stream, codec in manifest.coarser.items():
         asked = manifest.made_of["codec"]
-        stage.log(f"warning: {stream} is kept in {codec}, {asked} was too coarse")
+        stage.log(f"{stream} is kept in {codec}, {asked} is too coarse for it or its followers")
     worst = max(manifest.codec_errors.values(), default=0.0)
     stage.log(
         f"{manifest.examples} examples, {manifest.tokens} tokens, {manifest.bytes / 2**20:.0f} MiB "

@@ -17,6 +17,7 @@ from rich.table import Table
 from tasks.kd.data import Split, read_data_card, read_split
 from tasks.kd.digests import read_json, sha256_file, write_json
 from tasks.kd.encoders import layers_of, load_classifier
+from tasks.kd.ensemble import load_teacher
 from tasks.kd.evaluation import (
     Answers,
     bin_confidence,
@@ -111,7 +112,7 @@ def _load(stage: Stage) -> Subjects:
     return Subjects(
         test=test,
         labels=list(contract["labels"]),
-        teacher=load_classifier(stage.input("train_teacher") / "model"),
+        teacher=load_teacher(stage.input("train_teacher")),
         student=load_classifier(stage.input("train_student") / "model"),
         served=exported / contract["serve"],
         tokenizer=tokenizer,

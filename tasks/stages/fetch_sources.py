@@ -1,20 +1,34 @@
-"""Bring the labelled text and the teacher's weights here, with the digest of each file."""
+"""Bring the labelled text and the models' weights here, with the digest of each file."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 from tasks.kd.digests import sha256_file, write_json
+from tasks.kd.errors import DataError
 from tasks.kd.params import FetchSources
 from tasks.kd.sources import fetch_data, fetch_model
 from tasks.stages import Stage, run_stage
 
 
 def main(stage: Stage) -> None:
-    """Write data/, teacher/ and sources.json."""
+    """Write data/, teacher/, student/ and teachers/ if there are such, and sources.json."""
     params: FetchSources = stage.params
     stage.log(f"text from {_describe(params.data)}")
     fetch_data(params.data, stage.root, stage.draft / "data")
     stage.log(f"teacher's base from {_describe(params.teacher)}")
     fetch_model(params.teacher, stage.root, stage.draft / "teacher")
+    if params.student is not None:
+        stage.log(f"student's base from {_describe(params.student)}")
+        fetch_model(params.student, stage.root, stage.draft / "student")
+        require_one_vocabulary(stage.draft / "teacher", stage.draft / "student", "student")
+    for name, source in params.more_teachers.items():
+        stage.log(f"teacher {name} from {_describe(source)}")
+        folder = stage.draft / "teachers" / name
+        fetch_model(source, stage.root, folder)
+        require_one_vocabulary(stage.draft / "teacher", folder, f"more_teachers.{name}")
     files = sorted(path for path in stage.draft.rglob("*") if path.is_file())
     write_json(
         stage.draft / "sources.json",
@@ -23,6 +37,55 @@ def main(stage: Stage) -> None:
             "files": {p.relative_to(stage.draft).as_posix(): sha256_file(p) for p in files},
         },
     )
+
+
+def require_one_vocabulary(teacher: Path, other: Path, field: str) -> None:
+    """Raise DataError unless both models' tokenizers make the same token ids of any text.
+
+    Both are given the same ids, so that other words would stand in the other's rows. `field` is
+    where the recipe names it.
+    """
+    theirs, own = (_tokenizer(folder) for folder in (teacher, other))
+    # What is written around a text is left out: it is said in several ways that do the same.
+    for part in ("model", "added_tokens", "normalizer", "pre_tokenizer"):
+        if own[part] != theirs[part]:
+            raise DataError(
+                "a tokenizer is not the teacher's",
+                where=f"fetch_sources.{field}",
+                expected=f"the teacher's {part}",
+                found=_difference(part, own[part], theirs[part]),
+                advice="Take a model of the teacher's vocabulary.",
+            )
+
+
+def _tokenizer(folder: Path) -> dict[str, Any]:
+    """A model folder's tokenizer as JSON, as the library writes it today."""
+    from transformers import AutoTokenizer
+
+    try:
+        loaded: Any = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise DataError("no tokenizer with the model", where=folder, found=error) from error
+    if not loaded.is_fast:
+        raise DataError("the model needs a fast tokenizer", where=folder)
+    written: dict[str, Any] = json.loads(loaded.backend_tokenizer.to_str())
+    for token in written["added_tokens"]:
+        # How it is found in a text, which matters to texts that contain it as letters, alone.
+        for manner in ("lstrip", "rstrip", "normalized", "single_word"):
+            token.pop(manner)
+    return written
+
+
+def _difference(part: str, own: Any, theirs: Any) -> str:
+    """What is found instead, in a line; of two vocabularies the first token that differs."""
+    if part == "model":
+        words, known = (value.get("vocab") for value in (own, theirs))
+        if isinstance(words, dict) and isinstance(known, dict) and words != known:
+            first = min(word for word, _ in words.items() ^ known.items())
+            return f"{len(words)} tokens for its {len(known)}, the first unlike one {first!r}"
+    return json.dumps(own, sort_keys=True)[:200]
 
 
 def _describe(source: object) -> str:

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from tasks.kd import ranks
+from tasks.kd.banks import banks
+from tasks.kd.cache.agreement import agreed
 from tasks.kd.cache.audit import audit
 from tasks.kd.cache.calibration import deviations
 from tasks.kd.cache.fingerprint import base_fields_of
 from tasks.kd.cache.manifest import MANIFEST, Live, Manifest, read_document
 from tasks.kd.cache.reader import open_cache, require_fresh
-from tasks.kd.data import Split, read_data_card, read_split
-from tasks.kd.encoders import load_classifier
+from tasks.kd.cache.users import register
+from tasks.kd.data import Ids, Split, read_data_card, read_split
+from tasks.kd.encoders import attention_kernel
+from tasks.kd.ensemble import load_teacher, named_member
 from tasks.kd.errors import CacheCorruptError, CacheIncompleteError
 from tasks.kd.families import depth, width
 from tasks.kd.launch import run_training
-from tasks.kd.levels import streams_read
-from tasks.kd.objective import Objective, TeacherShape, standardised_layers
-from tasks.kd.params import Student, TrainStudent
-from tasks.kd.students import build_student
-from tasks.kd.targets import LiveTargets, Targets
+from tasks.kd.objective import Objective, TeacherShape, banked_layers, standardised_layers
+from tasks.kd.params import TrainStudent
+from tasks.kd.phases import streams_read
+from tasks.kd.student_sections import InitialCheckpoint, InitialWidthReduction, Student
+from tasks.kd.students import build_student, require_positions
+from tasks.kd.targets import LiveTargets, Targets, own_device
 from tasks.kd.training import Parts, steps_per_epoch, train
+from tasks.kd.weighing import hidden_moment
 from tasks.stages import Stage, run_stage
 from tasks.stages.train_teacher import habits, save
 from tasks.stored import read_report, store_of
@@ -44,17 +52,23 @@ def distil(stage: Stage) -> None:
     params: TrainStudent = stage.params
     data = stage.input("prepare_data")
     card = read_data_card(data)
-    teacher = load_classifier(stage.input("train_teacher") / "model")
+    teacher = load_teacher(stage.input("train_teacher"))
     split = read_split(data / "train.arrow")
     targets, fingerprint = _open_targets(stage, card, teacher, split)
-    layers = standardised_layers(params.phases, params.student.layers, depth(teacher))
+    depths, seed = (params.student.layers, depth(teacher)), params.optimizer.seed
+    texts = split.input_ids
+    banked, count = banked_layers(params.phases, *depths)
     shape = TeacherShape(
-        depth(teacher), width(teacher), deviations(targets, split.input_ids, layers)
+        depth(teacher),
+        width(teacher),
+        deviations(targets, texts, standardised_layers(params.phases, *depths)),
+        banks(targets, texts, banked, count=count, seed=seed),
     )
-    student = build_student(params.student, teacher, seed=params.optimizer.seed)
+    student = _new_student(stage, named_member(teacher), texts)
+    require_positions(student, card["max_length_tokens"])
     del teacher
     parts = Parts(
-        Objective(student, params.phases, shape),
+        Objective(student, params.phases, shape, seed=seed),
         targets,
         split,
         read_split(data / "dev.arrow"),
@@ -77,13 +91,38 @@ def distil(stage: Stage) -> None:
     )
 
 
+def _new_student(stage: Stage, teacher: torch.nn.Module, texts: Sequence[Ids]) -> torch.nn.Module:
+    """The student before its first step, with whatever the recipe lets it start from."""
+    params: TrainStudent = stage.params
+    initial, moment = params.student.initial, None
+    if isinstance(initial, InitialWidthReduction) and initial.examples is not None:
+        moment = hidden_moment(teacher, texts, initial.examples)
+    is_given = isinstance(initial, InitialCheckpoint)
+    return build_student(
+        params.student,
+        teacher,
+        seed=params.optimizer.seed,
+        checkpoint=stage.input("fetch_sources") / "student" if is_given else None,
+        moment_DD=moment,
+    )
+
+
 def _open_targets(
     stage: Stage, card: dict[str, Any], teacher: torch.nn.Module, split: Split
 ) -> tuple[Targets, str]:
     """The cache, checked against the teacher and the data as they are now, or the teacher itself.
 
-    With the fingerprint of what `cache_teacher` decided.
+    With the fingerprint of what `cache_teacher` decided. The processes of one machine share the
+    work of comparing its bytes; what one of them finds wrong ends all.
     """
+    with agreed(own_device()):
+        return _open_own(stage, card, teacher, split)
+
+
+def _open_own(
+    stage: Stage, card: dict[str, Any], teacher: torch.nn.Module, split: Split
+) -> tuple[Targets, str]:
+    """This process's part of it."""
     mend = f"dvc repro -s -f cache_teacher@{stage.recipe}"
     document = read_document(stage.input("cache_teacher") / MANIFEST)
     if not isinstance(document, Manifest | Live):
@@ -106,16 +145,39 @@ def _open_targets(
             mend=mend,
         )
     report = read_report(stage.input("train_teacher"))
-    expected = {**document.made_of, **base_fields_of(card, report)}
-    pad_id = card["pad_token_id"]
+    base = base_fields_of(card, report, attention=attention_kernel(teacher))
+    expected = {**document.made_of, **base}
+    pad_id, device = card["pad_token_id"], own_device()
     if isinstance(document, Live):
         require_fresh(document, expected, mend=mend)
         stage.log(f"the teacher itself is run: {document.why}")
-        return LiveTargets(teacher, needed, pad_id=pad_id), document.fingerprint
-    cached = open_cache(document, store_of(stage), expected=expected, pad_id=pad_id, mend=mend)
-    live = LiveTargets(teacher, cached.streams, pad_id=pad_id)
+        return LiveTargets(teacher, needed, pad_id=pad_id, device=device), document.fingerprint
+    store = store_of(stage)
+    cached = open_cache(
+        document,
+        store,
+        expected=expected,
+        pad_id=pad_id,
+        mend=mend,
+        verify=_part(os.environ),
+    ).on(device)
+    live = LiveTargets(teacher, cached.streams, pad_id=pad_id, device=device)
     audit(cached, live, split.input_ids, count=_AUDITED)
+    if ranks.rank() == 0:
+        names = [document.fingerprint, *(entry.fingerprint for entry in document.entries)]
+        register(store, stage.root, stage.recipe, names)
     return cached, document.fingerprint
+
+
+def _part(environment: Mapping[str, str]) -> tuple[int, int]:
+    """Which part of the cache's files this process compares, of how many.
+
+    The processes of a machine have their own disk, or their own copies. A launcher that doesn't say
+    how many they are leaves the whole to each.
+    """
+    rank, size = (environment.get(name, "") for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    known = rank.isdecimal() and size.isdecimal() and int(rank) < int(size)
+    return (int(rank), int(size)) if known else (0, 1)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Measure the teacher cache: `python -m tests.bench [part ...]`, without a part all of them.
+"""Measure the cache and the training: `python -m tests.bench [part ...]`, without a part all.
 
 Ratios within one run, as medians over rounds in which the ways take turns, so that a noisy machine
-hits all alike. Each part leaves a JSON file in `results/`; the table of all is `cache.md`. The
-first run makes the material, with the stages themselves.
+hits all alike. Each part leaves a JSON file in `results/`; the tables of all are `cache.md` and
+`training.md`. The first run makes the material, with the stages themselves.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from tests.bench.caches import Bench
     from tests.bench.figures import Findings
 
-PARTS = ("material", "writing", "reading", "steps", "bytes", "memory", "opening", "codecs")
+CACHE = ("material", "writing", "reading", "steps", "bytes", "memory", "opening", "codecs")
+TRAINING = ("levels", "rivals", "bare", "scaling", "start", "agreement")
+PARTS = (*CACHE, *TRAINING)
 RESULTS = Path(__file__).with_name("results")
 
 
@@ -27,9 +29,11 @@ RESULTS = Path(__file__).with_name("results")
 @click.argument("parts", nargs=-1, type=click.Choice(PARTS), metavar="[PART]...")
 @click.option("--quick", is_flag=True, help="Try the programs; what they say means nothing.")
 def main(parts: tuple[str, ...], *, quick: bool) -> None:
-    """Measure parts of the teacher cache, or all of it.
+    """Measure parts of the teacher cache and of the student's training, or all.
 
-    Parts: material, writing, reading, steps, bytes, memory, opening, codecs.
+    The cache: material, writing, reading, steps, bytes, memory, opening, codecs.
+
+    The training: levels, rivals, bare, scaling, start, agreement.
     """
     from rich.console import Console
 
@@ -56,12 +60,28 @@ def main(parts: tuple[str, ...], *, quick: bool) -> None:
             seconds = time.monotonic() - began
             results.write_part(folder, part, findings, machine, seconds)
             console.print(f"{part}: done in {seconds:.0f} s", highlight=False)
-    results.write_table(folder, PARTS, console)
+    results.write_table(folder, CACHE, console, page=results.CACHE)
+    results.write_table(folder, TRAINING, console, page=results.TRAINING)
 
 
 def measure(part: str, bench: Bench, folder: Path) -> Findings:
     """Run one part; its pictures go to the folder."""
-    from tests.bench import by_codec, material, memory, on_disk, opening, reading, steps, writing
+    from tests.bench import (
+        agreement,
+        bare_loop,
+        by_codec,
+        levels,
+        material,
+        memory,
+        on_disk,
+        opening,
+        reading,
+        rivals,
+        scaling,
+        start,
+        steps,
+        writing,
+    )
 
     parts: dict[str, Callable[[], Findings]] = {
         "material": lambda: material.measure(bench.material),
@@ -72,6 +92,12 @@ def measure(part: str, bench: Bench, folder: Path) -> Findings:
         "memory": lambda: memory.measure(bench),
         "opening": lambda: opening.measure(bench),
         "codecs": lambda: by_codec.measure(bench, folder),
+        "levels": lambda: levels.measure(bench),
+        "rivals": lambda: rivals.measure(bench),
+        "bare": lambda: bare_loop.measure(bench),
+        "scaling": lambda: scaling.measure(bench),
+        "start": lambda: start.measure(bench),
+        "agreement": lambda: agreement.measure(bench),
     }
     return parts[part]()
 

@@ -117,7 +117,7 @@ def make_material(*, quick: bool, say: Callable[[str], None]) -> Material:
     _write_recipe(whole, lambda _: None)
     _write_recipe(name, _smaller if quick else lambda _: None)
     _write_recipe(f"{name}-long", lambda recipe: _lengthen(recipe, quick=quick))
-    _run("fetch_sources", whole, say)
+    run_stage_once("fetch_sources", whole, say)
     for recipe in {name, f"{name}-long"} - {whole}:
         _share_sources(whole, recipe)
     for stage, recipe in (
@@ -125,7 +125,7 @@ def make_material(*, quick: bool, say: Callable[[str], None]) -> Material:
         ("train_teacher", name),
         ("prepare_data", f"{name}-long"),
     ):
-        _run(stage, recipe, say)
+        run_stage_once(stage, recipe, say)
     return Material(name)
 
 
@@ -185,7 +185,7 @@ def _share_sources(whole: str, recipe: str) -> None:
         (folder / "fetch_sources").symlink_to(Path("..") / whole / "fetch_sources")
 
 
-def _run(stage: str, recipe: str, say: Callable[[str], None]) -> None:
+def run_stage_once(stage: str, recipe: str, say: Callable[[str], None]) -> None:
     """The stage as a program, unless its out is there and of these settings."""
     out = FOLDER / "artifacts" / recipe / stage
     note, digest = FOLDER / "done" / f"{recipe}.{stage}.json", _digest(stage, recipe)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,15 +18,26 @@ from rich.table import Table
 from tasks.kd.digests import read_json, write_bytes, write_json
 from tests.bench.figures import Findings
 
-TABLE = "cache.md"
 _LIBRARIES = ("torch", "transformers", "safetensors", "numpy")
 _COLUMNS = ("part", "figure", "goal", "median (min to max)", "met")
 _HEAD = """\
-# The teacher cache, measured
+# {title}, measured
 
 Written by `make bench`; the JSON files beside this one hold every round, the settings and what is
 counted. Ratios are taken within a round, in which all ways take turns.
 """
+
+
+@dataclass(frozen=True)
+class Page:
+    """A table of some parts: its file, its title."""
+
+    file: str
+    title: str
+
+
+CACHE = Page("cache.md", "The teacher cache")
+TRAINING = Page("training.md", "The student's training")
 
 
 def machine() -> dict[str, Any]:
@@ -65,26 +77,39 @@ def write_part(
     )
 
 
-def write_table(folder: Path, parts: Iterable[str], console: Console) -> None:
+def write_table(
+    folder: Path, parts: Iterable[str], console: Console, *, page: Page = CACHE
+) -> None:
     """Print the table of all parts whose results are there, and write it as Markdown.
 
-    What has a goal comes first.
+    What has a goal comes first. Nothing is written where no part was measured.
     """
     found = [read_json(path) for part in parts if (path := folder / f"{part}.json").exists()]
+    if not found:
+        return
     rows = [row for result in found for row in _rows(result)]
     goals, rest = [row for row in rows if row[2]], [row for row in rows if not row[2]]
-    shown = Table(*_COLUMNS, title="The teacher cache, measured")
+    shown = Table(*_COLUMNS, title=f"{page.title}, measured")
     for row in goals:
         shown.add_row(*row)
     shown.add_section()
     for row in rest:
         shown.add_row(*row)
     console.print(shown)
-    lines = [_HEAD, "## Goals", "", *_markdown(goals), "", "## All else", "", *_markdown(rest)]
+    lines = [
+        _HEAD.format(title=page.title),
+        "## Goals",
+        "",
+        *_markdown(goals),
+        "",
+        "## All else",
+        "",
+        *_markdown(rest),
+    ]
     lines += ["", "## How", "", *_where_measured(found)]
     for result in found:
         lines += [f"- **{result['part']}**: {note}" for note in result["notes"]]
-    write_bytes(folder / TABLE, ("\n".join(lines) + "\n").encode())
+    write_bytes(folder / page.file, ("\n".join(lines) + "\n").encode())
 
 
 def goal_of(figure: Mapping[str, Any]) -> str:

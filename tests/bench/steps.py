@@ -12,8 +12,8 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from tasks.kd.cache.streams import in_order
 from tasks.kd.families import depth
-from tasks.kd.levels import HiddenLevel, Level, matched
-from tasks.kd.params import Student
+from tasks.kd.levels import HiddenLevel, Level, match
+from tasks.kd.student_sections import Student
 from tasks.kd.targets import LiveTargets, NoTargets, Targets
 from tests.bench.caches import HIDDEN, Bench, cache_of, job_of, settings_of
 from tests.bench.figures import Figure, Findings, Way, paragraphs, ratio, take_turns, turns
@@ -100,7 +100,7 @@ def _ways(bench: Bench, case: Case, steps: int) -> dict[str, Way]:
     split = data.sample(200 if case.base_shaped else 1000)
     if bench.quick:
         split = data.sample(96)
-    teacher = _base_shaped(material.teacher) if case.base_shaped else material.teacher
+    teacher = base_shaped(material.teacher) if case.base_shaped else material.teacher
     streams = _streams(case, teacher)
     marks = {"teacher_sha256": "random, seed 0"} if case.base_shaped else {}
     job = job_of(teacher, data, split, settings_of(material, streams), **marks)
@@ -132,7 +132,7 @@ def _ways(bench: Bench, case: Case, steps: int) -> dict[str, Way]:
     return {name: make(name) for name in (CACHED, *case.goals)}
 
 
-def _base_shaped(teacher: torch.nn.Module) -> torch.nn.Module:
+def base_shaped(teacher: torch.nn.Module) -> torch.nn.Module:
     """BERT-base with random weights, of the teacher's vocabulary and labels."""
     like: Any = teacher.config
     torch.manual_seed(0)
@@ -147,8 +147,8 @@ def _streams(case: Case, teacher: torch.nn.Module) -> tuple[str, ...]:
     if not case.base_shaped:
         return HIDDEN
     (level,) = (level for level in case.levels if isinstance(level, HiddenLevel))
-    read = matched(level, case.student.layers, depth(teacher))
-    return in_order({"logits", *(f"hidden.{layer}" for _, layer in read)})
+    read = match(level, case.student.layers, depth(teacher)).theirs
+    return in_order({"logits", *(f"hidden.{layer}" for layer in read)})
 
 
 def _figures(case: Case, found: Mapping[str, list[float]]) -> list[Figure]:

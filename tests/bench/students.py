@@ -12,11 +12,13 @@ from tasks.kd.batching import Rows, epoch_batches
 from tasks.kd.cache.calibration import deviations
 from tasks.kd.data import Split
 from tasks.kd.families import depth, width
-from tasks.kd.levels import HiddenLevel, KLLevel, LabelsLevel, Level, Phase
+from tasks.kd.levels import HiddenLevel, KLLevel, LabelsLevel, Level
 from tasks.kd.objective import Batch, Objective, TeacherShape, standardised_layers
 from tasks.kd.optimizers import new_optimizer
-from tasks.kd.params import Compute, InitialRandom, InitialTeacherLayers, Optimizer, Student
+from tasks.kd.params import Compute, Optimizer
+from tasks.kd.phases import Phase
 from tasks.kd.sinks import Sink
+from tasks.kd.student_sections import InitialRandom, InitialTeacherLayers, Student
 from tasks.kd.students import build_student
 from tasks.kd.targets import Targets, pad
 from tasks.kd.training import Habits, Parts, train
@@ -28,6 +30,7 @@ _NEVER_S = 1e9
 def student_like_teacher(layers: int) -> Student:
     """So many of the teacher's own layers, 384 wide."""
     return Student(
+        family=None,
         layers=layers,
         hidden_size=384,
         attention_heads=12,
@@ -39,11 +42,12 @@ def student_like_teacher(layers: int) -> Student:
 def student_of(layers: int, hidden_size: int, attention_heads: int) -> Student:
     """New weights; a feed-forward part four times as wide, but TinyBERT's own at 312."""
     return Student(
+        family=None,
         layers=layers,
         hidden_size=hidden_size,
         attention_heads=attention_heads,
         intermediate_size=1200 if hidden_size == 312 else 4 * hidden_size,
-        initial=InitialRandom(kind="random"),
+        initial=InitialRandom(kind="random", embeddings="new"),
     )
 
 
@@ -65,7 +69,17 @@ def distilled(pairs: Any = "uniform", *, projected: bool = False) -> tuple[Level
 
 def one_phase(levels: tuple[Level, ...]) -> tuple[Phase, ...]:
     """One epoch of these levels, at a rate that hardly moves the weights."""
-    return (Phase(name="bench", epochs=1, learning_rate=1e-5, levels=levels),)
+    return (
+        Phase(
+            name="bench",
+            epochs=1,
+            learning_rate=1e-5,
+            optimizer="anew",
+            trained_layers="all",
+            balance_every=None,
+            levels=levels,
+        ),
+    )
 
 
 def objective_of(

@@ -20,7 +20,7 @@ import pytest
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ["${item.train}", "${item.test}", "${item.teacher}"]
+SOURCES = ["${item.train}", "${item.test}", "${item.teacher}", "${item.student}"]
 
 
 # --- what a stage imports -----------------------------------------------------------------------

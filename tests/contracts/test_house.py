@@ -19,7 +19,7 @@ from tasks.kd import errors
 from tasks.kd.errors import KDError
 from tests.conftest import find_strays
 
-TARGETS = {"setup", "check", "test", "demo", "bench", "goldens", "docs", "ui", "clean"}
+TARGETS = {"setup", "check", "test", "demo", "bench", "study", "goldens", "docs", "ui", "clean"}
 TREE_LINE = re.compile(r"(?P<indent> *)(?P<names>\S+(?: \S+)*?)  +(?P<comment>\S.*)")
 ERROR_LINE = re.compile(r"(?P<indent>[ │├└─]*)(?P<name>\w*Error)\b.*?(?:exit (?P<code>\d))?")
 

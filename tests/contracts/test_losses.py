@@ -18,7 +18,7 @@ from tasks.kd.totals import Total
 from tests.golden.cases import CASES, Case, mask_of, numbers, windowed
 
 LENGTHS = [5, 3, 1, 4]
-COUNTED = {"examples": 4, "tokens": 13, "pairs": 51}
+COUNTED = {"examples": 4, "tokens": 13, "pairs": 51, "triplets": 217}
 NONSENSE = [1e30, -1e30, math.inf, math.nan]
 
 
@@ -78,7 +78,7 @@ def test_every_loss_is_in_this_suite() -> None:
 def test_every_loss_says_what_it_counts_and_stands_on_the_contents_page(name: str) -> None:
     words = " ".join(str(getattr(losses, name).__doc__).split())
     counted = losses.COUNTS[name].replace("pairs", "token pairs")
-    assert re.findall(r"[Tt]he count is (examples|tokens|token pairs)", words) == [counted]
+    assert re.findall(r"[Tt]he count is (examples|tokens|token pairs|triplets)", words) == [counted]
     assert f"`{name}`" in str(losses.__doc__)
 
 
@@ -198,7 +198,7 @@ def rotation(width: int, seed: int) -> torch.Tensor:
     return turn.float()
 
 
-@pytest.mark.parametrize("name", ["nst", "cka", "procrustes", "rkd_distance"])
+@pytest.mark.parametrize("name", ["nst", "cka", "procrustes", "rkd_distance", "rkd_angle"])
 def test_geometry_is_unchanged_by_a_rotation(name: str) -> None:
     loss, case = getattr(losses, name), CASES[name]
     turned = loss(case.own @ rotation(8, seed=9), case.theirs, mask_of(LENGTHS, 5))

@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from tasks.kd import checkpoint, digests
+from tasks.kd.checkpoint import Checkpoints
 from tasks.kd.digests import sha256_file
 from tasks.kd.training import train
 from tests.kd.training_setup import PHASES, make_habits, make_parts, make_settings, records_of
@@ -42,7 +43,9 @@ EPOCHS = 10
 def work_in(folder: Path) -> None:
     """The whole training, with a checkpoint after each step."""
     torch.set_num_threads(1)
-    parts = make_parts((PHASES[0], PHASES[1].model_copy(update={"epochs": EPOCHS})))
+    inner = PHASES[0].model_copy(update={"balance_every": 4, "trained_layers": (0, 2)})
+    going_on = {"epochs": EPOCHS, "optimizer": "continued", "balance_every": 5}
+    parts = make_parts((inner, PHASES[1].model_copy(update=going_on)))
     settings = make_settings(ema_decay=0.9, max_non_finite=3)
     report = train(settings, parts, make_habits(folder, checkpoint_every_s=1e-9))
     save_file(dict(parts.objective.student.state_dict()), folder / "student.safetensors")
@@ -76,8 +79,9 @@ def in_a_fork(folder: Path, kill_after_calls: int = 0, kill_after_s: float | Non
             for module, name in TOUCHES if kill_after_calls else ():
                 after = bool(kill_after_calls % 2)
                 setattr(module, name, dying(getattr(module, name), left, after=after))
-            load: Any = checkpoint.load
-            checkpoint.load = lambda work: (os.write(begins, b"!"), load(work))[1]
+            load = Checkpoints.load
+            loading: Any = Checkpoints
+            loading.load = lambda own: (os.write(begins, b"!"), load(own))[1]
             work_in(folder)
             ended = 0
         finally:

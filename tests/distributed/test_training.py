@@ -13,11 +13,16 @@ from safetensors.torch import load_file, save_file
 from tasks.kd import ranks
 from tasks.kd.errors import DataError, KDError, ParamsError, StageError, TransientError
 from tasks.kd.launch import World, _guarded, run_processes, run_training
+from tasks.kd.schedules import WeightSchedule
 from tasks.kd.training import train
 from tests.distributed.level_gradients import save_gradients
+from tests.kd.phases import one_phase
 from tests.kd.test_training_memory import with_memory_for
 from tests.kd.test_training_practice import Poisoned
 from tests.kd.training_setup import (
+    HIDDEN,
+    KL,
+    LABELS,
     make_compute,
     make_habits,
     make_parts,
@@ -63,6 +68,22 @@ def work_with_faults(folder: str) -> None:
     (Path(folder) / f"rank-{ranks.rank()}.json").write_text(json.dumps(found))
 
 
+def work_in_phases(folder: str) -> None:
+    """Train in phases that balance, freeze, go on and have schedules; all ranks save."""
+    torch.set_num_threads(1)
+    rising = WeightSchedule(schedule="cosine", start=0.1, end=1.0)
+    upper = HIDDEN.model_copy(update={"layer_map": "last", "weight": rising})
+    phases = (
+        one_phase((LABELS, HIDDEN), name="all", balance_every=2),
+        one_phase(
+            (KL, upper), name="upper", optimizer="continued", trained_layers=(2,), balance_every=4
+        ),
+    )
+    parts = without_dropout(make_parts(phases, examples=41))
+    train(make_settings(), parts, make_habits(Path(folder)))
+    save_file(weights_of(parts.objective), Path(folder) / f"rank-{ranks.rank()}.safetensors")
+
+
 def refuse_on_purpose() -> None:
     raise DataError("no such thing", where="here")
 
@@ -90,6 +111,26 @@ def test_the_number_of_processes_does_not_change_the_training(
     first, second = (load_file(tmp_path / name / "weights.safetensors") for name in ("one", "many"))
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_phases_with_all_that_they_may_say_are_the_same_in_two_processes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    work_in_phases(str(tmp_path / "one"))
+    run_processes(work_in_phases, str(tmp_path / "two"), processes=2)
+    one, two = (records_of(tmp_path / name, "train") for name in ("one", "two"))
+    assert len(one) == len(two) == 12
+    for expected, found in zip(one, two, strict=True):
+        assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-3)
+        for name, level in expected["levels"].items():
+            assert level["factor"] != 1
+            assert found["levels"][name] == pytest.approx(level, rel=1e-3)
+    expected = load_file(tmp_path / "one" / "rank-0.safetensors")
+    own, other = (load_file(tmp_path / "two" / f"rank-{rank}.safetensors") for rank in (0, 1))
+    for name, value in own.items():
+        assert torch.equal(other[name], value)
+        torch.testing.assert_close(value, expected[name], atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.slow
@@ -153,7 +194,8 @@ def test_a_process_that_a_cluster_started_is_taken_as_one_of_its_world(tmp_path:
     environment = {"RANK": "0", "WORLD_SIZE": "1"}
     run_training(note_size, str(tmp_path), compute=compute, environment=environment)
     assert [path.name for path in tmp_path.iterdir()] == ["0-of-1"]
-    environment = {"RANK": "0", "WORLD_SIZE": "3"}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    environment = {"RANK": "0", "WORLD_SIZE": "3", **place}
     with pytest.raises(KDError, match=r"another number of processes. Expected 3, found 1"):
         run_training(note_size, str(tmp_path), compute=compute, environment=environment)
 

@@ -31,7 +31,8 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "params").mkdir()
     (tmp_path / "dvc.yaml").touch()
     (tmp_path / "params" / "recipes.yaml").write_text(
-        "recipes:\n  triage: {train: params/remote, test: params/remote, teacher: params/remote}\n"
+        "recipes:\n  triage: {train: params/remote, test: params/remote, teacher: params/remote, "
+        "student: params/remote}\n"
     )
     path = tmp_path / "params" / "triage.yaml"
     shutil.copy(ROOT / "params" / "quickstart.yaml", path)

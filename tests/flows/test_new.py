@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from flows.cli import main
+from flows.new import list_presets
 from tasks.kd.recipes import check_inputs, load_recipe, read_inputs
 
 PATHS = ["--train", "data/a.csv", "--test", "data/b.csv", "--teacher", "data/encoder"]
@@ -21,6 +22,7 @@ def repository(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> P
     (tmp_path / "params").mkdir()
     for name in ("quickstart.yaml", "recipes.yaml"):
         shutil.copyfile(root / "params" / name, tmp_path / "params" / name)
+    shutil.copytree(root / "params" / "presets", tmp_path / "params" / "presets")
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -62,6 +64,7 @@ def test_paths_and_columns_replace_the_sources(repository: Path) -> None:
         "train": "data/a.csv",
         "test": "data/b.csv",
         "teacher": "data/encoder",
+        "student": "params/remote",
     }
     assert recipe.fetch_sources.data.model_dump()["format"] == {"kind": "csv", "skip_lines": 0}
     assert (recipe.prepare_data.text_column, recipe.prepare_data.label_column) == ("body", "team")
@@ -102,11 +105,13 @@ def test_the_student_is_shaped_after_a_teacher_that_is_at_hand(repository: Path)
 def test_what_can_not_be_is_refused_and_writes_nothing(
     repository: Path, arguments: list[str], said: str
 ) -> None:
-    before = {path.name: path.read_bytes() for path in (repository / "params").iterdir()}
+    before = {path.name: path.read_bytes() for path in (repository / "params").glob("*.yaml")}
     result = new(*arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert said in result.stderr
-    assert {path.name: path.read_bytes() for path in (repository / "params").iterdir()} == before
+    assert {
+        path.name: path.read_bytes() for path in (repository / "params").glob("*.yaml")
+    } == before
 
 
 def test_a_base_with_faults_is_named_as_such(repository: Path) -> None:
@@ -116,3 +121,56 @@ def test_a_base_with_faults_is_named_as_such(repository: Path) -> None:
     assert result.exit_code == 2
     assert f"{path}:" in result.stderr
     assert "cache_teacher.codec" in result.stderr
+
+
+PRESETS = list_presets(Path(__file__).resolve().parents[2])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_the_section_of_that_name_under_its_own_words(
+    repository: Path, preset: str
+) -> None:
+    result = new("triage", "--preset", preset)
+    assert result.exit_code == 0, result.output
+    written = (repository / "params" / "triage.yaml").read_text()
+    recipe = load_recipe(repository / "params" / "triage.yaml")
+    base = load_recipe(repository / "params" / "quickstart.yaml")
+    unlike = {name for name, value in base if getattr(recipe, name) != value}
+    assert unlike <= {"description", "register_", "train_student", "cache_teacher"}
+    # Not one line of the preset is lost, nor of what stands around it.
+    preset_text = (repository / "params" / "presets" / f"{preset}.yaml").read_text()
+    assert preset_text in written
+    assert "\n\nexport_student:\n" in written
+    # The cache holds what this preset's levels read, and no more.
+    assert recipe.cache_teacher.streams == (recipe.streams_read or ("logits",))
+
+
+def test_every_preset_has_the_same_number_of_epochs(repository: Path) -> None:
+    """So that one can be measured against another."""
+    for preset in PRESETS:
+        assert new(preset, "--preset", preset).exit_code == 0
+        recipe = load_recipe(repository / "params" / f"{preset}.yaml")
+        assert sum(phase.epochs for phase in recipe.train_student.phases) == 6, preset
+
+
+def test_a_preset_fits_another_teacher(repository: Path) -> None:
+    folder = repository / "data" / "encoder"
+    folder.mkdir(parents=True)
+    shape = {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12}
+    (folder / "config.json").write_text(json.dumps({**shape, "intermediate_size": 3072}))
+    assert new("triage", "--preset", "tinybert", "--teacher", "data/encoder").exit_code == 0
+    recipe = load_recipe(repository / "params" / "triage.yaml")
+    assert recipe.train_teacher.hidden_size == 768
+    assert recipe.train_student.student.hidden_size == 192  # narrower, as the preset has it
+    assert recipe.train_student.student.layers == 6
+    assert "hidden.12" in recipe.cache_teacher.streams
+    assert new("wide", "--preset", "distilbert", "--teacher", "data/encoder").exit_code == 0
+    assert load_recipe(repository / "params" / "wide.yaml").train_student.student.hidden_size == 768
+
+
+def test_a_preset_that_is_not_there_is_refused_with_those_that_are(repository: Path) -> None:
+    result = new("triage", "--preset", "tinybird")
+    assert result.exit_code == 2
+    assert "no preset 'tinybird'" in result.output
+    assert "tinybert" in result.output
+    assert not (repository / "params" / "triage.yaml").exists()

@@ -120,15 +120,21 @@ def hidden_cases() -> dict[str, Case]:
 
     wide = numbers(4, 5, 12, seed=1)
     return {
-        "mse": of_states(losses.mse, others, 0),
+        "mse": of_states(losses.mse, others, 1e-6),
         "mse standardised": of_states(
-            lambda s, t, m: losses.mse(s, t, m, deviation_D=deviation), others, 0
+            lambda s, t, m: losses.mse(s, t, m, deviation_D=deviation), others, 1e-6
         ),
         "cosine": of_states(losses.cosine, others, 0),
         "layer_norm_mse": of_states(losses.layer_norm_mse, others, 0),
         **{
             f"cls_mse {normalised}": of_states(
                 lambda s, t, m, n=normalised: losses.cls_mse(s, t, m, normalised=n), others, 0
+            )
+            for normalised in (True, False)
+        },
+        **{
+            f"pooled_mse {normalised}": of_states(
+                lambda s, t, m, n=normalised: losses.pooled_mse(s, t, m, normalised=n), others, 1e-6
             )
             for normalised in (True, False)
         },
@@ -139,6 +145,7 @@ def hidden_cases() -> dict[str, Case]:
         "procrustes wide": of_states(losses.procrustes, wide, 2e-6),
         "procrustes narrow": of_states(losses.procrustes, numbers(4, 5, 3, seed=1), 2e-6),
         "rkd_distance": of_states(losses.rkd_distance, wide, 1e-6),
+        "rkd_angle": of_states(losses.rkd_angle, wide, 1e-6),
         "contrastive": Case(
             lambda s, t, _: losses.contrastive(s, t, numbers(7, 8, seed=2), temperature=0.1),
             numbers(4, 8),

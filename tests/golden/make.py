@@ -54,6 +54,10 @@ CASES: list[tuple[str, list[Any], dict[str, Any], str]] = [
         ("cls_mse", STATES, {"normalised": x}, "arXiv:1908.09355, equation 7")
         for x in (True, False)
     ),
+    *(
+        ("pooled_mse", STATES, {"normalised": x}, "arXiv:2109.10164, section 3")
+        for x in (True, False)
+    ),
     (
         "gram",
         [["student_states", "student_next"], ["teacher_states", "teacher_next"], "mask"],
@@ -64,6 +68,7 @@ CASES: list[tuple[str, list[Any], dict[str, Any], str]] = [
     ("cka", WIDE, {}, "arXiv:1905.00414"),
     *(("procrustes", given, {}, "Schönemann 1966; arXiv:2509.25253") for given in (STATES, WIDE)),
     ("rkd_distance", WIDE, {}, "arXiv:1904.05068, distance-wise"),
+    ("rkd_angle", WIDE, {}, "arXiv:1904.05068, equation 7"),
     (
         "contrastive",
         ["student_vectors", "teacher_vectors", "bank"],
@@ -128,7 +133,9 @@ def count(loss: str, inputs: dict[str, Any], given: list[Any]) -> int:
         return len(inputs[given[0]])
     if loss in {"nst", "rkd_distance", "scores_mse"}:
         return sum(length**2 for length in inputs["mask"])
-    whole = {"span_labels", "span_kl", "cls_mse", "gram", "cka"}
+    if loss == "rkd_angle":
+        return sum(length**3 for length in inputs["mask"])
+    whole = {"span_labels", "span_kl", "cls_mse", "pooled_mse", "gram", "cka"}
     return len(inputs["mask"]) if loss in whole else sum(inputs["mask"])
 
 

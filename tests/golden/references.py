@@ -6,6 +6,7 @@ its loss's name and arguments, with the examples' lengths in place of a mask, an
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -201,6 +202,17 @@ def cls_mse(student: Array, teacher: Array, lengths: Lengths, normalised: bool) 
     return total
 
 
+def pooled_mse(student: Array, teacher: Array, lengths: Lengths, normalised: bool) -> float:
+    """RAIL-KD, arXiv:2109.10164, section 3: means over tokens, to length 1, squared error."""
+    total = 0.0
+    for own, theirs in examples(student, teacher, lengths):
+        a, b = own.mean(0), theirs.mean(0)
+        if normalised:
+            a, b = a / np.sqrt(a @ a), b / np.sqrt(b @ b)
+        total += float(np.mean((a - b) ** 2))
+    return total
+
+
 def gram(student: tuple[Array, Array], teacher: tuple[Array, Array], lengths: Lengths) -> float:
     """FSP, Yim et al., CVPR 2017: G[i, j] is the mean over tokens of a_i b_j."""
     total = 0.0
@@ -258,6 +270,24 @@ def rkd_distance(student: Array, teacher: Array, lengths: Lengths) -> float:
             distances = np.array([np.sqrt(np.sum((x[i] - x[j]) ** 2)) for i, j in pairs])
             sides.append(distances / distances.mean() if pairs else distances)
         for error in np.abs(sides[0] - sides[1]):
+            total += float(error**2 / 2 if error <= 1 else error - 0.5)
+    return total
+
+
+def rkd_angle(student: Array, teacher: Array, lengths: Lengths) -> float:
+    """RKD, arXiv:1904.05068, equation 7: Huber loss (δ = 1) of cos∠ijk, vertex j; 0 if i or k is j.
+
+    For texts of at most 32 tokens, all of which are points then.
+    """
+    total = 0.0
+    for both in examples(student, teacher, lengths):
+        for i, j, k in itertools.product(range(len(both[0])), repeat=3):
+            cosines = []
+            for x in both:
+                a, b = x[i] - x[j], x[k] - x[j]
+                norms = np.sqrt((a @ a) * (b @ b))
+                cosines.append(a @ b / norms if norms else 0.0)
+            error = abs(cosines[0] - cosines[1])
             total += float(error**2 / 2 if error <= 1 else error - 0.5)
     return total
 

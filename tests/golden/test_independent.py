@@ -98,6 +98,19 @@ def nuclear(theirs: torch.Tensor, width: int) -> float:
     return float(total / width)
 
 
+def angles() -> torch.Tensor:
+    """By torch's own cosine similarity, triplet after triplet."""
+    total = torch.zeros(())
+    for a, b, n in zip(STATES, WIDE, LENGTHS, strict=True):
+        for at in range(n):
+            own, theirs = (
+                functional.cosine_similarity((x[:n] - x[at])[:, None], (x[:n] - x[at])[None], dim=2)
+                for x in (a, b)
+            )
+            total = total + functional.huber_loss(own, theirs, reduction="sum")
+    return total
+
+
 def distances() -> torch.Tensor:
     total = torch.zeros((), dtype=torch.float64)
     for example in both(STATES, WIDE):
@@ -249,6 +262,17 @@ PAIRS: dict[str, tuple[Callable[[], Total], Value]] = {
     "procrustes": (lambda: losses.procrustes(STATES, OTHERS, MASK), lambda: nuclear(OTHERS, 8)),
     "procrustes wide": (lambda: losses.procrustes(STATES, WIDE, MASK), lambda: nuclear(WIDE, 12)),
     "rkd_distance": (lambda: losses.rkd_distance(STATES, WIDE, MASK), distances),
+    "rkd_angle": (lambda: losses.rkd_angle(STATES, WIDE, MASK), angles),
+    "pooled_mse": (
+        lambda: losses.pooled_mse(STATES, OTHERS, MASK, normalised=True),
+        lambda: torch.stack(
+            [
+                # Of two vectors of length 1, the square of the distance is 2 - 2 cosines.
+                (2 - 2 * functional.cosine_similarity(a[:n].mean(0), b[:n].mean(0), dim=0)) / 8
+                for a, b, n in zip(STATES, OTHERS, LENGTHS, strict=True)
+            ]
+        ).sum(),
+    ),
     "contrastive": (
         lambda: losses.contrastive(STATES[:, 0], OTHERS[:, 0], BANK, temperature=0.1),
         contrast,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tasks.kd.encoders import (
+    attention_kernel,
     capture_hidden,
-    embeddings_of,
     layers_of,
     load_classifier,
     load_config,
@@ -41,7 +42,7 @@ def test_hooks_are_gone_when_capturing_ends(teacher: Any) -> None:
         pass
     teacher(input_ids=torch.tensor([[2, 7]]))
     assert states == {}
-    assert not embeddings_of(teacher)._forward_hooks
+    assert not any(module._forward_hooks for module in teacher.modules())
 
 
 def test_a_saved_classifier_loads_as_it_was(teacher: Any, teacher_folder: Path) -> None:
@@ -113,17 +114,51 @@ def test_only_the_head_of_a_new_classifier_is_new(family: str, tmp_path: Path) -
                 new_classifier(tmp_path, ["a", "b"])
 
 
-def test_projected_embeddings_are_no_one_module() -> None:
-    with pytest.raises(DataError, match=r"hidden layer 0: electra\..*found 24 for 32"):
-        embeddings_of(small("electra"))
-    model = small("electra", embedding_size=32)
-    assert embeddings_of(model) is model.electra.embeddings
-
-
 def test_a_family_that_is_not_supported_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(DataError, match=r"family .*Expected model_type bert or .*found gpt2"):
         load_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ('{"model_type": "bert", "hidden_size": "wide"}', "hidden_size"),
+        ('{"model_type": "bert", "vocab_size": null}', "vocab_size"),
+        ('{"model_type": "modernbert", "layer_types": ["x"]}', "rope_parameters"),
+        ('{"model_type": "bert", "rope_parameters": 3}', "not iterable"),
+        ('{"model_type": "bert", "dtype": "floaty"}', "floaty"),
+        ('{"model_type": ["bert"]}', "unhashable"),
+        ('{"hidden_size": 3}', "Unrecognized model"),
+        ("[1]", "Unrecognized model"),
+        ("{", "not a valid JSON"),
+    ],
+)
+def test_a_configuration_that_transformers_refuses_is_named(
+    config: str, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(DataError, match=rf"model: {re.escape(str(tmp_path))}/config\.json.*{said}"):
+        load_config(tmp_path)
+
+
+@pytest.mark.parametrize("load", [load_classifier, lambda folder: new_classifier(folder, ["a"])])
+def test_fields_that_do_not_go_together_are_named(
+    load: Any, teacher_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(teacher_folder, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_attention_heads": 5}))
+    with pytest.raises(DataError, match=r"not the configuration .*config\.json.*multiple"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_attention_kernel_is_the_one_that_is_really_used(family: str, tmp_path: Path) -> None:
+    model = small(family)
+    assert attention_kernel(model) == kernel(family)
+    model.save_pretrained(tmp_path)
+    assert attention_kernel(load_classifier(tmp_path)) == kernel(family)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.kd.layers import chosen, pairs, uniform
+from tasks.kd.layers import chosen, drawn, pairs, uniform
 
 depths = st.integers(1, 48)
 
@@ -33,6 +33,8 @@ def test_uniform_rounds_half_up_where_they_do_not() -> None:
 def test_named_maps() -> None:
     assert pairs("last", 3, 6) == ((3, 6),)
     assert pairs("uniform", 3, 6) == ((0, 0), (1, 2), (2, 4), (3, 6))
+    assert pairs("skip", 6, 12) == ((1, 2), (2, 4), (3, 6), (4, 8), (5, 10))  # PKD's own
+    assert pairs("upper_middle", 6, 24) == ((6, 21),)  # MiniLMv2's own
     assert pairs(((1, 5), (2, 6)), 3, 6) == ((1, 5), (2, 6))
 
 
@@ -42,7 +44,28 @@ def test_a_layer_that_is_not_there_is_named(layer_map: Any) -> None:
         pairs(layer_map, 3, 6)
 
 
-@pytest.mark.parametrize("layer_map", ["skip", "Uniform"])
+def test_skip_leaves_nothing_to_one_layer() -> None:
+    with pytest.raises(ValueError, match="skip leaves nothing"):
+        pairs("skip", 1, 6)
+
+
+@given(depths, depths, st.integers(0, 9), st.integers(0, 99))
+def test_a_drawn_map_is_in_order_and_of_its_epoch(a: int, b: int, seed: int, epoch: int) -> None:
+    student, teacher = sorted((a, b))
+    found = drawn(student, teacher, seed=seed, epoch=epoch)
+    assert found == drawn(student, teacher, seed=seed, epoch=epoch)
+    assert [own for own, _ in found] == list(range(1, student + 1))
+    theirs = [their for _, their in found]
+    assert theirs == sorted(set(theirs))
+    assert 1 <= theirs[0] <= theirs[-1] <= teacher
+
+
+def test_epochs_and_seeds_draw_other_layers() -> None:
+    assert len({drawn(3, 12, seed=7, epoch=epoch) for epoch in range(20)}) > 15
+    assert drawn(3, 12, seed=7, epoch=0) != drawn(3, 12, seed=8, epoch=0)
+
+
+@pytest.mark.parametrize("layer_map", ["middle", "Uniform"])
 def test_an_unknown_map_is_refused(layer_map: str) -> None:
     with pytest.raises(ValueError, match="unknown layer map"):
         pairs(layer_map, 3, 6)

@@ -100,7 +100,8 @@ def test_what_cannot_be_run_is_refused(
 
 def test_widths_that_differ_need_a_projection(text: str, write: Any) -> None:
     narrow = text.replace("    hidden_size: 384\n", "    hidden_size: 192\n").replace(
-        "      kind: teacher_layers\n      layers: uniform\n", "      kind: random\n"
+        "      kind: teacher_layers\n      layers: uniform\n",
+        "      kind: random\n      embeddings: new\n",
     )
     assert "needs `projection: linear`" in faults_of(write(narrow))
     load_recipe(write(narrow.replace("projection: none", "projection: linear")))
@@ -153,6 +154,7 @@ def test_a_local_source_must_be_listed(text: str, write: Any, root: Path) -> Non
         "train": "data/a.csv",
         "test": "data/b.csv",
         "teacher": "params/remote",
+        "student": "params/remote",
     }
     with pytest.raises(ParamsError, match=r"Expected the line `  quickstart: \{train: data/a.csv"):
         check_inputs(root, "quickstart", recipe)
@@ -161,11 +163,12 @@ def test_a_local_source_must_be_listed(text: str, write: Any, root: Path) -> Non
 @pytest.mark.parametrize(
     "entry",
     [
-        "'a; touch x': {train: a, test: a, teacher: a}",
-        "'a\\n': {train: a, test: a, teacher: a}",
-        "good: {train: ../a, test: a, teacher: a}",
-        "good: {train: /a, test: a, teacher: a}",
-        "good: {train: $(x), test: a, teacher: a}",
+        "good: {train: a, test: a, teacher: a}",
+        "'a; touch x': {train: a, test: a, teacher: a, student: a}",
+        "'a\\n': {train: a, test: a, teacher: a, student: a}",
+        "good: {train: ../a, test: a, teacher: a, student: a}",
+        "good: {train: /a, test: a, teacher: a, student: a}",
+        "good: {train: $(x), test: a, teacher: a, student: a}",
         "good: {train: a, test: a}",
         "good: a",
     ],

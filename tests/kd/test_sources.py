@@ -10,7 +10,7 @@ import pytest
 
 from tasks.kd.digests import sha256_file
 from tasks.kd.errors import DataError, TransientError
-from tasks.kd.params import (
+from tasks.kd.source_sections import (
     FileFormat,
     HubData,
     HubModel,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.kd import checkpoint, training
+from tasks.kd import checkpoint, gradients, training
+from tasks.kd.checkpoint import Checkpoints, State
+from tasks.kd.digests import sha256_file
 from tasks.kd.errors import NonFiniteLossError
-from tasks.kd.levels import Phase
 from tasks.kd.optimizers import learning_rate, new_optimizer
+from tasks.kd.phases import Phase
 from tasks.kd.training import Parts, evaluate, predict, steps_per_epoch, train
 from tests.kd.cache.conftest import make_job, make_params, open_written, write
+from tests.kd.phases import one_phase
 from tests.kd.training_setup import (
     HIDDEN,
     LABELS,
@@ -51,36 +55,38 @@ def first_gradients(work: Path, parts: Parts, **settings: int) -> dict[str, torc
 
 
 @pytest.fixture(scope="module")
-def one_phase() -> tuple[Phase, ...]:
+def every_level() -> tuple[Phase, ...]:
     """All levels in one phase."""
     levels = tuple(dict.fromkeys(level for phase in PHASES for level in phase.levels))
     return (PHASES[1].model_copy(update={"epochs": 1, "levels": levels}),)
 
 
 def test_micro_batches_do_not_change_the_gradients(
-    tmp_path: Path, one_phase: tuple[Phase, ...]
+    tmp_path: Path, every_level: tuple[Phase, ...]
 ) -> None:
-    whole = first_gradients(tmp_path / "a", make_parts(one_phase), micro_batch_tokens=10_000)
-    pieces = first_gradients(tmp_path / "b", make_parts(one_phase), micro_batch_tokens=20)
+    whole = first_gradients(tmp_path / "a", make_parts(every_level), micro_batch_tokens=10_000)
+    pieces = first_gradients(tmp_path / "b", make_parts(every_level), micro_batch_tokens=20)
     assert set(whole) == set(pieces)
     for name, gradient in whole.items():
         torch.testing.assert_close(pieces[name], gradient, atol=1e-6, rtol=1e-4)
 
 
 def test_training_from_the_cache_is_training_from_the_teacher(
-    tmp_path: Path, one_phase: tuple[Phase, ...]
+    tmp_path: Path, every_level: tuple[Phase, ...]
 ) -> None:
-    live = make_parts(one_phase)
+    live = make_parts(every_level)
     job = make_job(live.train, make_params(codec="float32", streams=STREAMS))
     manifest = write(job, tmp_path / "store")
-    cached = replace(make_parts(one_phase), targets=open_written(job, manifest, tmp_path / "store"))
+    cached = replace(
+        make_parts(every_level), targets=open_written(job, manifest, tmp_path / "store")
+    )
     expected = first_gradients(tmp_path / "a", live)
     for name, gradient in first_gradients(tmp_path / "b", cached).items():
         torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-3)
 
 
 def test_it_learns_what_can_be_learned(tmp_path: Path) -> None:
-    phase = Phase(name="labels", epochs=14, learning_rate=4e-3, levels=(LABELS,))
+    phase = one_phase((LABELS,), epochs=14, learning_rate=4e-3)
     parts = make_parts((phase,), examples=160)
     report = train(make_settings(), parts, make_habits(tmp_path))
     assert report.dev_accuracy > 0.9
@@ -89,7 +95,7 @@ def test_it_learns_what_can_be_learned(tmp_path: Path) -> None:
 
 
 def test_a_hidden_phase_brings_the_hidden_states_nearer(tmp_path: Path) -> None:
-    phase = Phase(name="hidden", epochs=6, learning_rate=4e-3, levels=(HIDDEN,))
+    phase = one_phase((HIDDEN,), epochs=6, learning_rate=4e-3)
     train(make_settings(), make_parts((phase,)), make_habits(tmp_path))
     errors = [r["levels"]["hidden.mse"]["raw"] for r in records_of(tmp_path) if "levels" in r]
     assert errors[-1] < 0.8 * errors[0]
@@ -143,7 +149,7 @@ def test_the_best_epoch_is_the_later_of_equals_in_the_last_phase(
         kept.append(weights_of(parts.objective.student))
         return next(told), 1.0
 
-    monkeypatch.setattr(training, "evaluate", say)
+    monkeypatch.setattr(training._Loop, "_measure", say)
     report = train(make_settings(), parts, make_habits(tmp_path))
     assert (report.dev_accuracy, report.best_epoch) == (0.7, 4)
     for name, value in weights_of(parts.objective.student).items():
@@ -180,20 +186,93 @@ def test_the_last_two_checkpoints_are_kept_and_the_older_serves_where_the_newer_
     files = {path.name for path in newer.iterdir()}
     tensors = {f"{each}.safetensors" for each in ("best", "average", "objective", "optimizer")}
     assert files == {"state.json"} | tensors
-    whole = checkpoint.load(tmp_path)
+    whole = Checkpoints(tmp_path).load()
     assert whole is not None
     assert whole.state.step == 18
     damage(newer / f"{name}.safetensors")
-    before = checkpoint.load(tmp_path)
+    before = Checkpoints(tmp_path).load()
     assert before is not None
     assert before.state.step == 12
     (older / f"{name}.safetensors").unlink()
-    assert checkpoint.load(tmp_path) is None
+    assert Checkpoints(tmp_path).load() is None
+
+
+def steps_kept(work: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("checkpoint-")) for path in work.glob("checkpoint-*"))
+
+
+def test_a_damaged_checkpoint_is_none_of_the_two_that_are_kept(tmp_path: Path) -> None:
+    objective = make_parts().objective
+    optimizer = new_optimizer(objective, make_settings(), 1e-3)
+
+    def save(checkpoints: Checkpoints, step: int) -> None:
+        checkpoints.save(State(step=step), objective, optimizer)
+
+    before = Checkpoints(tmp_path)
+    for step in (1, 2, 3):
+        save(before, step)
+    assert steps_kept(tmp_path) == [2, 3]
+    damage(tmp_path / "checkpoint-00000003" / "objective.safetensors")  # the machine went down
+    after = Checkpoints(tmp_path)
+    found = after.load()
+    assert found is not None
+    assert found.state.step == 2
+    save(after, 4)
+    assert steps_kept(tmp_path) == [2, 3, 4]
+    damage(tmp_path / "checkpoint-00000004" / "state.json")
+    found = Checkpoints(tmp_path).load()
+    assert found is not None
+    assert found.state.step == 2, "the whole one was dropped for a damaged one"
+    again = Checkpoints(tmp_path)
+    save(again, 5)
+    assert steps_kept(tmp_path) == [2, 3, 4, 5]
+    save(again, 6)
+    assert steps_kept(tmp_path) == [5, 6]
+
+
+def test_what_this_process_wrote_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+
+    def noting(path: Path) -> str:
+        read.append(path)
+        return sha256_file(path)
+
+    monkeypatch.setattr(checkpoint, "sha256_file", noting)
+    train(make_settings(), make_parts(), make_habits(tmp_path))
+    assert len(read) == 3 * 4  # three epochs, four files
+    assert {path.parent.name for path in read} == {".checkpoint"}
+
+
+def test_the_weights_of_a_checkpoint_are_let_go_once_they_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(8, make_settings(), make_parts(), tmp_path)
+    held: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+    load, seed_step = Checkpoints.load, gradients.seed_step
+
+    def noting(checkpoints: Checkpoints) -> object:
+        found = load(checkpoints)
+        assert found is not None
+        held.extend(weakref.ref(value) for value in found.weights.values())
+        return found
+
+    def look(*arguments: int) -> None:
+        alive.append(sum(each() is not None for each in held))
+        seed_step(*arguments)
+
+    monkeypatch.setattr(Checkpoints, "load", noting)
+    monkeypatch.setattr(gradients, "seed_step", look)
+    train(make_settings(), make_parts(), make_habits(tmp_path))
+    assert len(held) > 30
+    assert alive == [0] * 10
 
 
 def test_a_checkpoint_travels_as_figures_and_tensors(tmp_path: Path) -> None:
     train(make_settings(ema_decay=0.9), make_parts(), make_habits(tmp_path))
-    kept = checkpoint.load(tmp_path)
+    kept = Checkpoints(tmp_path).load()
     assert kept is not None
     figures, tensors = kept.flatten()
     again = checkpoint.unflatten(json.loads(json.dumps(figures)), tensors)
@@ -250,7 +329,7 @@ def test_the_optimizer_is_fused_and_its_state_is_the_checkpoint_s(tmp_path: Path
     fresh = new_optimizer(parts.objective, make_settings(), 1e-3)
     assert fresh.defaults["fused"]
     train(make_settings(), parts, make_habits(tmp_path))
-    kept = checkpoint.load(tmp_path)
+    kept = Checkpoints(tmp_path).load()
     assert kept is not None
     checkpoint.restore_optimizer(fresh, kept.optimizer)
     parameters = [p for group in fresh.param_groups for p in group["params"]]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.kd.checkpoint import load
+from tasks.kd.checkpoint import Checkpoints
 from tasks.kd.errors import ParamsError
 from tasks.kd.gradients import is_out_of_memory
 from tasks.kd.training import Parts, train
@@ -125,7 +125,7 @@ def test_the_bound_is_kept_in_the_checkpoint(tmp_path: Path) -> None:
     train(make_settings(), whole, make_habits(tmp_path / "whole"))
     work = tmp_path / "stopped"
     interrupt(9, make_settings(), parts(), work)
-    kept = load(work)
+    kept = Checkpoints(work).load()
     assert kept is not None
     assert kept.state.micro_batch_tokens <= 60
     resumed = parts()

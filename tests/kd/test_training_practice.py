@@ -16,7 +16,7 @@ from tasks.kd import training
 from tasks.kd.errors import NonFiniteLossError
 from tasks.kd.optimizers import update_average
 from tasks.kd.params import Optimizer
-from tasks.kd.training import Parts, train
+from tasks.kd.training import Parts, Scored, evaluate, train
 from tests.kd.training_setup import (
     PHASES,
     interrupt,
@@ -38,7 +38,7 @@ def last_weights(work: Path) -> dict[str, torch.Tensor]:
 
 def say_accuracies(patch: pytest.MonkeyPatch, accuracies: Iterable[float]) -> None:
     told = iter(accuracies)
-    patch.setattr(training, "evaluate", lambda *_, **__: (next(told), 1.0))
+    patch.setattr(training._Loop, "_measure", lambda *_: (next(told), 1.0))
 
 
 class Poisoned:
@@ -84,15 +84,15 @@ def test_the_average_is_what_is_evaluated_kept_and_exported(
 
     seen: list[dict[str, torch.Tensor]] = []
 
-    def look(model: torch.nn.Module, *_: object, **__: object) -> tuple[float, float]:
+    def look(model: torch.nn.Module, *_: object, **__: object) -> Scored:
         seen.append({name: p.detach().clone() for name, p in model.named_parameters()})
         for name, value in seen[-1].items():
             torch.testing.assert_close(value.double(), expected[name], atol=1e-6, rtol=1e-5)
-        return 0.5, 1.0
+        return Scored(10, 1.0, [])
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step_and_average)
     monkeypatch.setattr(training, "update_average", update)
-    monkeypatch.setattr(training, "evaluate", look)
+    monkeypatch.setattr(training, "score", look)
     train(make_settings(ema_decay=0.7), parts, make_habits(tmp_path))
     assert (len(updates), len(seen)) == (18, 3)
     trained = last_weights(tmp_path)
@@ -227,3 +227,48 @@ def test_a_gradient_that_is_not_finite_is_refused_though_the_loss_is(
     assert told["step"] == 3
     assert "gradient norm" in told["message"]
     assert np.isfinite([r["loss"] for r in records_of(tmp_path, "train")]).all()
+
+
+# --- a dev split that can't be scored ------------------------------------------------------------
+
+
+def blind_on(parts: Parts, rows: Sequence[int]) -> Parts:
+    """A student that has no finite answer to some dev texts; while it is trained, it has."""
+    texts = {parts.dev.input_ids[row].tobytes() for row in rows}
+
+    def spoil(module: Any, _inputs: Any, named: dict[str, Any], output: Any) -> None:
+        lengths = named["attention_mask"].sum(1)
+        for place, length in enumerate(lengths.tolist()):
+            ids = named["input_ids"][place, :length].numpy().astype(np.int32)
+            if not module.training and ids.tobytes() in texts:
+                output.logits[place, 1] = float("nan")
+
+    parts.objective.student.register_forward_hook(spoil, with_kwargs=True)
+    return parts
+
+
+def test_dev_examples_without_a_finite_answer_end_the_training_and_are_named(
+    tmp_path: Path,
+) -> None:
+    parts = blind_on(make_parts(), [11, 4])
+    interrupt(3, make_settings(), parts, tmp_path)
+    kept = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
+    with pytest.raises(
+        NonFiniteLossError,
+        match=r"logits are not finite: examples 2-4, 2-11\..*found NaN .* 2 of 20",
+    ):
+        train(make_settings(), parts, make_habits(tmp_path))
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == kept
+    assert not records_of(tmp_path, "dev")
+
+
+def test_of_many_examples_without_a_finite_answer_the_first_are_named() -> None:
+    parts = blind_on(make_parts(), range(20))
+    with pytest.raises(NonFiniteLossError, match=r"examples 2-0, .*2-7 \.\.\.\..* 20 of 20"):
+        evaluate(parts.objective.student, parts.dev, pad_id=0, max_tokens=60)
+    few = blind_on(make_parts(), [3])
+    accuracy, loss = evaluate(
+        few.objective.student, few.dev.take(np.arange(3)), pad_id=0, max_tokens=60
+    )
+    assert 0 <= accuracy <= 1
+    assert np.isfinite(loss)

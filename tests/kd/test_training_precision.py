@@ -12,6 +12,7 @@ import torch
 from tasks.kd import precision, training
 from tasks.kd.errors import ParamsError
 from tasks.kd.families import layers_of
+from tasks.kd.objective import Moment
 from tasks.kd.precision import FIRST_SCALE, autocast, prepared, require_means
 from tasks.kd.training import Parts, train
 from tests.kd.test_objective import EVERY_LEVEL, batch_of, phase_with
@@ -42,9 +43,9 @@ COMPILABLE = (PHASES[1].model_copy(update={"epochs": 1, "levels": (LABELS, KL, H
 def test_a_level_is_computed_in_float32_whatever_the_student_is(fields: dict[str, Any]) -> None:
     parts = without_dropout(make_parts((phase_with(fields),)))
     batch, targets = batch_of(parts, slice(0, 6))
-    (exact,) = parts.objective(batch, targets, 0).values()
+    (exact,) = parts.objective(batch, targets, Moment(0)).values()
     with autocast(make_compute(mixed_precision="bf16"), CPU):
-        (total,) = parts.objective(batch, targets, 0).values()
+        (total,) = parts.objective(batch, targets, Moment(0)).values()
     assert total.sum.dtype == torch.float32
     assert total.count == exact.count
     assert float(total.sum.detach()) != float(exact.sum.detach())  # the student was not
@@ -56,7 +57,7 @@ def test_bf16_trains_and_is_measured_and_kept_in_float32(tmp_path: Path) -> None
     train(make_settings(), exact, make_habits(tmp_path / "exact"))
     with pytest.MonkeyPatch.context() as patch:
         seen: list[torch.dtype] = []
-        patch.setattr(training, "evaluate", watched(training.evaluate, seen))
+        patch.setattr(training, "score", watched(training.score, seen))
         train(make_settings(), parts, make_habits(tmp_path / "bf16", mixed_precision="bf16"))
     assert set(seen) == {torch.float32}
     assert {value.dtype for value in weights_of(parts.objective.student).values()} == {
@@ -68,8 +69,8 @@ def test_bf16_trains_and_is_measured_and_kept_in_float32(tmp_path: Path) -> None
         assert found["loss"] == pytest.approx(expected["loss"], rel=0.02)
 
 
-def watched(evaluate: Any, seen: list[torch.dtype]) -> Any:
-    """`evaluate`, noting what a layer's output is made of."""
+def watched(score: Any, seen: list[torch.dtype]) -> Any:
+    """`score`, noting what a layer's output is made of."""
 
     def look(model: Any, *arguments: Any, **named: Any) -> Any:
         hook = layers_of(model)[0].register_forward_hook(
@@ -78,7 +79,7 @@ def watched(evaluate: Any, seen: list[torch.dtype]) -> Any:
             )
         )
         try:
-            return evaluate(model, *arguments, **named)
+            return score(model, *arguments, **named)
         finally:
             hook.remove()
 
@@ -149,7 +150,7 @@ def test_layers_are_recomputed_in_the_backward_pass_and_only_while_training() ->
         calls.clear()
         with prepared(student, compute):
             parts.objective.train()
-            totals = parts.objective(batch, targets, 0)
+            totals = parts.objective(batch, targets, Moment(0))
             torch.stack([total.mean() for total in totals.values()]).sum().backward()
         assert len(calls) == expected
     assert not student.is_activation_checkpointing
@@ -164,11 +165,15 @@ def test_compiled_layers_train_alike_and_are_as_before_afterwards(
     """Traced and differentiated as ever, but not handed to a C++ compiler, which takes minutes."""
     compiled_with = functools.partial(torch.compile, backend="aot_eager")
     monkeypatch.setattr(torch, "compile", compiled_with)
+    # With and without a phase that balances, whose steps are several backward passes.
+    phases = (*COMPILABLE, COMPILABLE[0].model_copy(update={"balance_every": 3}))
     records = []
     for is_compiled in (False, True):
-        parts = without_dropout(make_parts(COMPILABLE))
+        parts = without_dropout(make_parts(phases))
         folder = tmp_path / str(is_compiled)
-        habits = make_habits(folder, compile=is_compiled, gradient_checkpointing=recomputed)
+        habits = make_habits(
+            folder, compile=is_compiled, gradient_checkpointing=recomputed, grad_norm_every=2
+        )
         train(make_settings(), parts, habits)
         records.append(records_of(folder, "train"))
         assert all("forward" not in vars(layer) for layer in layers_of(parts.objective.student))

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from tasks.kd.feeding import Feed
-from tasks.kd.objective import level_name
 from tasks.kd.sinks import Bar, JsonLines, Messages
 from tasks.kd.training import train
 from tests.kd.training_setup import (
@@ -98,15 +97,39 @@ def test_the_next_step_is_assembled_before_it_is_asked_for() -> None:
 
     todo = [np.arange(3), np.arange(3, 8), np.arange(8, 9)]
     device = torch.device("cpu")
-    with Feed(parts.train, Watched(), pad_id=0, device=device) as feed:
-        works: Iterator[Any] = feed.work(todo, 1000)
+    with Feed(parts.train, Watched(), pad_id=0, device=device, max_tokens=1000) as feed:
+        works: Iterator[Any] = feed.work(todo)
         first = next(works)
         assert [len(micro.rows) for micro in first.batches] == [3]
-        cut = feed.cut(first, 1)  # waits behind what is under way
-        assert asked == [3, 5, 1, 1, 1]
-        assert [len(micro.rows) for micro in cut.batches] == [1, 1, 1]
-        assert feed.cut(cut, 1) is cut
+        assert feed.cut(first) is first
         assert [len(work.rows) for work in works] == [5, 1]
+    assert asked == [3, 5, 1]
+
+
+def test_once_the_bound_is_lowered_every_step_is_assembled_for_it() -> None:
+    parts = make_parts()
+    asked: list[int] = []
+
+    class Watched:
+        def fetch(self, input_ids: Any) -> dict[str, torch.Tensor]:
+            asked.append(len(input_ids))
+            return {}
+
+    todo = [np.arange(3), np.arange(3, 5), np.arange(5, 9), np.arange(9, 11)]
+    device = torch.device("cpu")
+    with Feed(parts.train, Watched(), pad_id=0, device=device, max_tokens=1000) as feed:
+        works: Iterator[Any] = feed.work(todo)
+        first = next(works)
+        feed.max_tokens = 1
+        cut = feed.cut(first)  # waits behind what is under way
+        assert asked == [3, 2, 1, 1, 1]
+        assert [len(micro.rows) for micro in cut.batches] == [1, 1, 1]
+        assert feed.cut(cut) is cut
+        asked.clear()
+        for work in works:
+            assert feed.cut(work) is work  # none is cut twice
+            assert [len(micro.rows) for micro in work.batches] == [1] * len(work.rows)
+    assert asked == [1] * 8
 
 
 @pytest.fixture(scope="module")
@@ -151,8 +174,7 @@ def test_a_level_s_gradient_norm_is_that_of_training_on_it_alone(
     parts = without_dropout(make_parts((phase,)))
     train(settings, parts, make_habits(tmp_path / "all", grad_norm_every=1))
     measured = records_of(tmp_path / "all", "train")[0]["levels"]
-    for level in phase.levels:
-        name = level_name(level)
+    for name, level in zip(phase.level_names, phase.levels, strict=True):
         alone = without_dropout(make_parts((phase.model_copy(update={"levels": (level,)}),)))
         train(settings, alone, make_habits(tmp_path / name))
         expected = records_of(tmp_path / name, "train")[0]["grad_norm"]

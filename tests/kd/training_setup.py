@@ -16,16 +16,18 @@ from tasks.kd.levels import (
     HiddenLevel,
     KLLevel,
     LabelsLevel,
-    Phase,
     RelationLevel,
 )
 from tasks.kd.objective import Objective, TeacherShape
-from tasks.kd.params import Compute, InitialRandom, Optimizer, Student
+from tasks.kd.params import Compute, Optimizer
+from tasks.kd.phases import Phase
 from tasks.kd.sinks import JsonLines
+from tasks.kd.student_sections import InitialRandom, Student
 from tasks.kd.students import build_student
 from tasks.kd.targets import LiveTargets
 from tasks.kd.training import Habits, Parts, train
 from tests.kd.conftest import make_split, make_teacher
+from tests.kd.phases import one_phase
 
 STREAMS = (
     "logits",
@@ -59,8 +61,8 @@ RELATION = RelationLevel(
     weight=0.2,
 )
 PHASES = (
-    Phase(name="inner", epochs=1, learning_rate=2e-3, levels=(HIDDEN, SCORES, RELATION)),
-    Phase(name="prediction", epochs=2, learning_rate=2e-3, levels=(LABELS, KL, HIDDEN, ATTENTION)),
+    one_phase((HIDDEN, SCORES, RELATION), name="inner", learning_rate=2e-3),
+    one_phase((LABELS, KL, HIDDEN, ATTENTION), name="prediction", epochs=2, learning_rate=2e-3),
 )
 
 
@@ -88,18 +90,20 @@ def make_parts(phases: tuple[Phase, ...] = PHASES, *, width: int = 16, examples:
     torch.manual_seed(0)
     student = build_student(
         Student(
+            family=None,
             layers=2,
             hidden_size=width,
             attention_heads=4,
             intermediate_size=32,
-            initial=InitialRandom(kind="random"),
+            initial=InitialRandom(kind="random", embeddings="new"),
         ),
         teacher,
         seed=11,
     )
-    deviations = {layer: torch.full((32,), 0.5 + layer / 10) for layer in (0, 2, 4)}
+    deviations = {layer: torch.full((32,), 0.5 + layer / 10) for layer in range(5)}
+    banks = {layer: torch.randn(12, 32) for layer in range(5)}
     return Parts(
-        Objective(student, phases, TeacherShape(4, 32, deviations)),
+        Objective(student, phases, TeacherShape(4, 32, deviations, banks), seed=3),
         LiveTargets(teacher, STREAMS, pad_id=0),
         make_split(examples, seed=1),
         make_split(20, seed=2),
@@ -122,6 +126,7 @@ def make_compute(**changes: Any) -> Compute:
             "grad_norm_every": None,
             "profile_step": None,
             "checkpoint_every_s": 1e9,
+            "live_curves_every_s": None,
             "copies_gib": 1.0,
             **changes,
         }

@@ -113,6 +113,8 @@ def make_recipe(quickstart: Path) -> Any:
             "format": table,
         },
         "teacher": {"kind": "path", "folder": "models/base"},
+        "student": None,
+        "more_teachers": {},
     }
     recipe["prepare_data"].update(
         text_column="body", label_column="topic", max_length_tokens=16, train_examples=150

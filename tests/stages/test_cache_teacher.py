@@ -36,6 +36,35 @@ def test_a_second_run_writes_nothing_and_ends_with_the_same_manifest(broken: Any
     assert shards == shards_in(broken.root / ".store")
 
 
+def test_the_store_knows_who_needs_it(finished: Any) -> None:
+    manifest = finished.json("cache_teacher", "manifest.json")
+    (note,) = (finished.root / ".store" / "users").glob("*.json")
+    said = read_json(note)
+    names = {entry["fingerprint"] for entry in entries_of(manifest).values()}
+    assert set(said["entries"]) == names | {manifest["fingerprint"]}
+    assert said["root"] == str(finished.root.resolve())
+
+
+def test_a_killed_writer_has_said_what_it_was_writing(broken: Any, tmp_path: Any) -> None:
+    before = broken.json("cache_teacher", "manifest.json")
+    place = str(tmp_path / "elsewhere")
+    assert broken.run("cache_teacher", largest_file_kib=16, STILLHOUSE_STORE=place).returncode == 1
+    (note,) = (tmp_path / "elsewhere" / "users").glob("*.json")
+    assert before["fingerprint"] in read_json(note)["entries"]
+
+
+def test_a_codec_that_is_too_coarse_for_what_is_computed_is_warned_of_by_name(broken: Any) -> None:
+    errors = broken.json("cache_teacher", "manifest.json")["computed"]
+    bound = errors["attention.2"] * 0.99
+    broken.change(lambda recipe: recipe["cache_teacher"].update(max_relative_error=bound))
+    done = broken.run("cache_teacher")
+    assert done.returncode == 0, done.stderr
+    assert "warning: hidden.1 is kept in float32: " in done.stderr
+    manifest = broken.json("cache_teacher", "manifest.json")
+    assert manifest["streams"]["hidden.1"]["codec"] == "float32"
+    assert manifest["computed"]["attention.2"] < bound
+
+
 def test_the_store_can_be_moved(broken: Any, tmp_path: Any) -> None:
     done = broken.run("cache_teacher", STILLHOUSE_STORE=str(tmp_path / "elsewhere"))
     assert done.returncode == 0, done.stderr

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from tasks.kd.batching import split_by_tokens
-from tasks.kd.cache.codec import Codec, Statistics, decode, encode, relative_error, statistics_of
+from tasks.kd.cache.codec import Codec, Moments, Statistics, decode, encode, relative_error
 from tasks.kd.cache.streams import kind_of, layer_of
 from tasks.kd.data import Ids
 from tasks.kd.errors import DataError, NonFiniteLossError
-from tasks.kd.families import ATTENTION_FAMILIES, depth, embed, project, scores
+from tasks.kd.families import ATTENTION_FAMILIES, depth, width
 from tasks.kd.targets import Targets, derive, pad, run_teacher
 
 EXAMPLES = 256
@@ -39,12 +38,13 @@ def deviations(
     """
     layers = tuple(layers)
     order = sorted(range(len(input_ids)), key=lambda i: len(input_ids[i]))
-    parts: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
+    found: dict[int, Moments] = {}
     for position in sample(order) if layers else ():
         streams = targets.fetch([input_ids[order[position]]])
         for layer in layers:
-            parts[layer].append(streams[f"hidden.{layer}"][0])
-    return {layer: statistics_of(torch.cat(found)).deviation_D for layer, found in parts.items()}
+            states_TD = streams[f"hidden.{layer}"][0]
+            found.setdefault(layer, Moments(states_TD.shape[1])).add(states_TD)
+    return {layer: moments.statistics().deviation_D for layer, moments in found.items()}
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,14 @@ class Calibrated:
 class _Batch:
     mask_BT: torch.Tensor
     ids_BT: torch.Tensor
-    streams: dict[str, torch.Tensor]
+    states: dict[str, torch.Tensor]
 
 
 class Sample:
-    """The teacher's streams on the calibration texts, in batches of like length."""
+    """The teacher's hidden states on the calibration texts, in batches of like length.
+
+    What is computed from them is not kept: the attention of long texts is larger than all else.
+    """
 
     def __init__(
         self,
@@ -78,7 +81,8 @@ class Sample:
         batch_tokens: int,
     ) -> None:
         """`input_ids` sorted by length. One forward pass over at most `EXAMPLES` of them."""
-        self._teacher, self._streams = teacher.eval(), tuple(streams)
+        self._teacher = teacher.eval()
+        self._streams = tuple(s for s in streams if kind_of(s) in ("logits", "hidden"))
         rows = sample([len(ids) for ids in input_ids])
         self._fitted = self._run([input_ids[i] for i in rows[::2]], pad_id, batch_tokens)
         held_back = rows[1::2] if len(rows) > 1 else rows
@@ -86,13 +90,16 @@ class Sample:
 
     def statistics(self, layer: int) -> Statistics:
         """Of a hidden stream's channels."""
-        return statistics_of(_tokens(self._fitted, f"hidden.{layer}"))
+        moments = Moments(width(self._teacher))
+        for batch in self._fitted:
+            moments.add(batch.states[f"hidden.{layer}"][batch.mask_BT])
+        return moments.statistics()
 
     def calibrate(self, stream: str, codec: Codec, max_relative_error: float) -> Calibrated:
         """Measure one stream: the codec asked for, or float32 where its error passes the bound."""
         if stream == "logits":
-            width = self._held_back[0].streams[stream].shape[-1]
-            return Calibrated("float32", 0.0, None, width, None)
+            classes = self._held_back[0].states[stream].shape[-1]
+            return Calibrated("float32", 0.0, None, classes, None)
         statistics = self.statistics(layer_of(stream))
         states = _tokens(self._held_back, stream)
         error = relative_error(states, codec, statistics)
@@ -104,15 +111,19 @@ class Sample:
     def derived_errors(
         self, computed: Sequence[str], kept: Mapping[int, tuple[Codec, Statistics]]
     ) -> dict[str, float]:
-        """Relative error of streams that are computed from decoded states, by name."""
+        """Relative error of streams that are computed from decoded states, by name.
+
+        ‖own − theirs‖ / ‖theirs‖ over all held-back texts; of attention, that is of the scores
+        before the softmax, for all pairs of real tokens.
+        """
         differences, norms = dict.fromkeys(computed, 0.0), dict.fromkeys(computed, 0.0)
-        for batch in self._held_back:
+        for batch in self._held_back if computed else ():
             states = {layer: _decoded(batch, layer, *kept[layer]) for layer in kept}
-            with torch.no_grad():
-                states[0] = embed(self._teacher, batch.ids_BT, batch.mask_BT)
-            found = derive(self._teacher, computed, states, batch.mask_BT)
+            found = derive(self._teacher, computed, states, batch.ids_BT, batch.mask_BT)
+            fresh = run_teacher(self._teacher, batch.ids_BT, batch.mask_BT, computed)
             for name in computed:
-                own, theirs = (_real(name, x[name], batch.mask_BT) for x in (found, batch.streams))
+                _require_numbers(name, fresh[name], batch.mask_BT)
+                own, theirs = (_real(name, x[name], batch.mask_BT) for x in (found, fresh))
                 differences[name] += float((own - theirs).double().square().sum())
                 norms[name] += float(theirs.double().square().sum())
         return {
@@ -120,19 +131,18 @@ class Sample:
             for name in computed
         }
 
-    @torch.no_grad()
     def _attention_kl(self, layer: int, codec: Codec, statistics: Statistics) -> float | None:
         """Mean KL, in nats per query, of the next layer's attention from the decoded states."""
-        config: Any = self._teacher.config
-        if layer >= depth(self._teacher) or config.model_type not in ATTENTION_FAMILIES:
+        family = self._teacher.config.model_type  # type: ignore[union-attr]
+        if layer >= depth(self._teacher) or family not in ATTENTION_FAMILIES:
             return None
-        total, queries = 0.0, 0
+        total, queries, name = 0.0, 0, f"attention.{layer + 1}"
         for batch in self._held_back:
-            exact = batch.streams[f"hidden.{layer}"]
+            exact = batch.states[f"hidden.{layer}"]
             logs = []
             for state in (exact, _decoded(batch, layer, codec, statistics)):
-                qkv = project(self._teacher, layer + 1, state)
-                raw = scores(self._teacher, layer + 1, qkv, batch.mask_BT).double()
+                found = derive(self._teacher, [name], {layer: state}, batch.ids_BT, batch.mask_BT)
+                raw = found[name].double()
                 logs.append(
                     raw.masked_fill(~batch.mask_BT[:, None, None], -torch.inf).log_softmax(-1)
                 )
@@ -177,12 +187,12 @@ def _require_numbers(name: str, value: torch.Tensor, mask_BT: torch.Tensor) -> N
 
 def _tokens(batches: Sequence[_Batch], stream: str) -> torch.Tensor:
     """All real tokens' states `[M, D]`."""
-    return torch.cat([batch.streams[stream][batch.mask_BT] for batch in batches])
+    return torch.cat([batch.states[stream][batch.mask_BT] for batch in batches])
 
 
 def _decoded(batch: _Batch, layer: int, codec: Codec, statistics: Statistics) -> torch.Tensor:
     """The hidden states of a batch as a reader of the cache would see them."""
-    real = batch.streams[f"hidden.{layer}"]
+    real = batch.states[f"hidden.{layer}"]
     encoded = encode(real[batch.mask_BT], codec, statistics)
     states = torch.zeros_like(real)
     states[batch.mask_BT] = decode(encoded.values, encoded.scale, statistics)

@@ -410,12 +410,12 @@ def _unmet(wanted: list[Wanted], found: list[Entry]) -> Iterator[Fault]:
     for entry in found:
         others = [w for w in wanted if entry.document not in (None, w.document)]
         if others:
-            what = f"{title(document)} was written again since: its manifest is another"
+            what = f"{document.title} was written again since: its manifest is another"
             recipes = tuple(w.recipe for w in others if w.recipe is not None)
             yield Fault(entry.fingerprint, what, recipes, entry.remote)
     if all(entry.state == "unfinished" and not entry.in_use for entry in found):
         recipes = tuple(w.recipe for w in wanted if w.recipe is not None)
-        what = f"{title(document)} is not there, or not finished"
+        what = f"{document.title} is not there, or not finished"
         yield Fault(document.fingerprint, what, recipes)
 
 
@@ -453,8 +453,3 @@ def _fetch(kept: Kept, entry: Entry, file: File) -> str | None:
         except (CacheCorruptError, CacheIncompleteError) as error:
             return str(error)
     return None
-
-
-def title(document: Document) -> str:
-    """A stream or a piece in words."""
-    return f"{document.kind} {document.made_of.get(document.kind)}"

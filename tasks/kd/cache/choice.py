@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +16,9 @@ from safetensors.torch import load_file, save_file
 from tasks.kd.batching import split_by_tokens
 from tasks.kd.cache.codec import Codec, decode, encode, statistics_of
 from tasks.kd.cache.store import Store
-from tasks.kd.cache.streams import layer_of, stream_bytes
-from tasks.kd.cache.writer import Job, distinct
+from tasks.kd.cache.streams import layer_of
+from tasks.kd.cache.writer import Job, distinct, job_bytes
 from tasks.kd.data import Ids
-from tasks.kd.families import embed, width
 from tasks.kd.targets import derive, pad, run_teacher
 
 _BATCHES = 4  # the first of them warms up
@@ -83,7 +81,8 @@ def measure(job: Job, store: Store) -> Measured:
         for trial, count in zip(spent[skipped:], tokens[skipped:], strict=True)
     ]
     forward, write, read = (float(np.median(column)) for column in zip(*per_token, strict=True))
-    return Measured(forward, write, read, _estimate(job, texts))
+    codecs = dict.fromkeys(job.plan.stored, job.params.codec)
+    return Measured(forward, write, read, job_bytes(job, texts, codecs))
 
 
 def _trial(job: Job, texts: list[Ids], path: Path) -> tuple[float, float, float]:
@@ -124,23 +123,4 @@ def _read(
         padded = torch.zeros((*mask_BT.shape, decoded.shape[-1]))
         padded[mask_BT] = decoded
         states[layer_of(stream)] = padded
-    if "embeddings" in job.plan.pieces:
-        with torch.no_grad():
-            states[0] = embed(job.teacher, ids_BT, mask_BT)
-    derive(job.teacher, job.plan.computed, states, mask_BT)
-
-
-def _estimate(job: Job, texts: list[Ids]) -> int:
-    """Bytes of the whole cache if every stream keeps the codec."""
-    config: Any = job.teacher.config
-    tokens = sum(len(ids) for ids in texts)
-    return sum(
-        stream_bytes(
-            stream,
-            job.params.codec,
-            config.num_labels if stream == "logits" else width(job.teacher),
-            examples=len(texts),
-            tokens=tokens,
-        )
-        for stream in job.plan.stored
-    )
+    derive(job.teacher, job.plan.computed, states, ids_BT, mask_BT)

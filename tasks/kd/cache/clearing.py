@@ -5,10 +5,11 @@ from __future__ import annotations
 import fcntl
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from tasks.kd.cache.caring import TRIAL, Entry, Kept, Needs, read_entries, sizes_of
@@ -18,6 +19,7 @@ from tasks.kd.errors import CacheError
 
 # A trial has no lock: one that changed within this time may still be at work.
 TRIAL_S = 3600.0
+_NOBODY: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 COPIES, COPIES_LOCK = "copies", ".copies.lock"
 
 
@@ -25,7 +27,8 @@ COPIES, COPIES_LOCK = "copies", ".copies.lock"
 class Waste:
     """Something that may go, and why; `paths` are its files here, none for an entry at the URL.
 
-    `in_use` is as it was found: `remove` looks again.
+    `in_use` is as it was found: `remove` looks again. `needed_by` are recipes of other repositories
+    that share the store: it stays.
     """
 
     name: str
@@ -35,10 +38,15 @@ class Waste:
     in_use: bool = False
     paths: tuple[Path, ...] = ()
     members: tuple[str, ...] = ()
+    needed_by: tuple[str, ...] = ()
 
 
-def find_waste(kept: Kept, needs: Needs, *, remote: bool) -> list[Waste]:
+def find_waste(
+    kept: Kept, needs: Needs, *, remote: bool, others: Mapping[str, tuple[str, ...]] = _NOBODY
+) -> list[Waste]:
     """What no recipe needs: entries, leftovers and copies here, with `remote` entries there too.
+
+    `others` are who else needs an entry of this folder, by its fingerprint.
 
     Raises the fault of a recipe's manifest that can't be read: what it needs is not known.
     """
@@ -46,7 +54,7 @@ def find_waste(kept: Kept, needs: Needs, *, remote: bool) -> list[Waste]:
         raise error
     store = kept.store
     entries = read_entries(kept if remote else Kept(store), needs)
-    found = [_as_waste(store, entry) for entry in entries if not entry.recipes]
+    found = [_as_waste(store, entry, others) for entry in entries if not entry.recipes]
     found += _temporaries(store, {waste.name for waste in found})
     found += [_trial(folder) for folder in sorted(store.folder.glob(f"{TRIAL}*"))]
     if kept.remote is not None:
@@ -60,7 +68,7 @@ def find_waste(kept: Kept, needs: Needs, *, remote: bool) -> list[Waste]:
 
 
 def remove(kept: Kept, waste: Waste) -> bool:
-    """Remove it, unless it is in use: then False, and nothing was done.
+    """Remove it, unless it is in use or needed elsewhere: then False, and nothing was done.
 
     An entry's locks are held meanwhile, so that no writer and no reader has it, and its manifest
     goes first, so that nobody finds half of one. Its folder stays, with the two lock files alone:
@@ -68,6 +76,8 @@ def remove(kept: Kept, waste: Waste) -> bool:
     those who mapped them. Raises CacheError where the system refuses, TransientError where the URL
     can't be reached.
     """
+    if waste.needed_by:
+        return False
     if waste.kind == "remote":
         assert kept.remote is not None
         kept.remote.delete(waste.name)
@@ -90,7 +100,7 @@ def remove(kept: Kept, waste: Waste) -> bool:
         ) from None
 
 
-def _as_waste(store: Store, entry: Entry) -> Waste:
+def _as_waste(store: Store, entry: Entry, others: Mapping[str, tuple[str, ...]]) -> Waste:
     if entry.remote:
         return Waste(entry.fingerprint, "remote", "no recipe needs it", entry.bytes)
     why = {
@@ -111,6 +121,7 @@ def _as_waste(store: Store, entry: Entry) -> Waste:
         in_use=in_use,
         paths=tuple(folder / name for name in sorted(sizes)),
         members=entry.members,
+        needed_by=others.get(entry.fingerprint, ()),
     )
 
 

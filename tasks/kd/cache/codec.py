@@ -34,17 +34,45 @@ class Encoded:
     scale: torch.Tensor | None = None
 
 
-def statistics_of(states_MD: torch.Tensor) -> Statistics:
-    """Of states `[M, D]`; a channel that hardly moves counts with the median deviation.
+class Moments:
+    """Mean and squared deviations of states that come one part after another; none are kept.
 
-    Such a channel would otherwise be blown up, in the codec and in a standardised loss.
+    In float64 and by parts (Chan, Golub, LeVeque, 1979), as sums of squares would lose the digits
+    of a channel whose mean is large.
     """
-    double = states_MD.double()
-    deviation = double.std(0, correction=0)
-    floor = 1e-3 * deviation.median()
-    deviation = torch.where(deviation < floor, deviation.median(), deviation)
-    deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
-    return Statistics(double.mean(0).float(), deviation.float())
+
+    def __init__(self, width: int) -> None:
+        self._count = 0
+        self._mean_D = torch.zeros(width, dtype=torch.float64)
+        self._squares_D = torch.zeros(width, dtype=torch.float64)
+
+    def add(self, states_MD: torch.Tensor) -> None:
+        """Take some more states in."""
+        double, count = states_MD.double(), len(states_MD)
+        mean_D, whole = double.mean(0), self._count + count
+        apart_D = mean_D - self._mean_D
+        self._squares_D += (double - mean_D).square_().sum(0)
+        self._squares_D += apart_D.square() * (self._count * count / whole)
+        self._mean_D += apart_D * (count / whole)
+        self._count = whole
+
+    def statistics(self) -> Statistics:
+        """Of all states so far; a channel that hardly moves counts with the median deviation.
+
+        Such a channel would otherwise be blown up, in the codec and in a standardised loss.
+        """
+        deviation_D = (self._squares_D / self._count).sqrt()
+        median = deviation_D.median()
+        deviation_D = torch.where(deviation_D < 1e-3 * median, median, deviation_D)
+        deviation_D = torch.where(deviation_D > 0, deviation_D, torch.ones_like(deviation_D))
+        return Statistics(self._mean_D.float(), deviation_D.float())
+
+
+def statistics_of(states_MD: torch.Tensor) -> Statistics:
+    """Of states `[M, D]` that are all at hand."""
+    moments = Moments(states_MD.shape[1])
+    moments.add(states_MD)
+    return moments.statistics()
 
 
 def encode(states_MD: torch.Tensor, codec: Codec, statistics: Statistics) -> Encoded:

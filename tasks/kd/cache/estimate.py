@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tasks.kd.cache.streams import (
@@ -36,6 +36,9 @@ class Texts:
     examples: int
     tokens: int
     labels: int
+
+
+_NONE = Texts(0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,23 @@ def estimate(
     )
 
 
+def stored_bytes(codecs: Mapping[str, str], *, width: int, texts: Texts) -> int:
+    """Bytes of stored streams in their codecs, of a teacher so wide: values, ids, keys, offsets.
+
+    But for the headers of the shards, a few hundred bytes each.
+    """
+    return sum(
+        stream_bytes(
+            stream,
+            codec,
+            texts.labels if stream == "logits" else width,
+            examples=texts.examples,
+            tokens=texts.tokens,
+        )
+        for stream, codec in codecs.items()
+    )
+
+
 def recompute_share(planned: Plan, teacher: Teacher) -> float:
     """What is computed at each reading, as a share of the teacher's own forward pass.
 
@@ -148,45 +168,40 @@ def _serve(
     stored = stream in planned.stored
     layer = layer_of(stream)
     per_token, per_example = _row_bytes(stream, codec, width, texts) if stored else (0, 0)
+    total = stored_bytes({stream: codec} if stored else {}, width=width, texts=texts or _NONE)
     return Served(
         stream=stream,
         read=stream in read,
         stored=stored,
-        source=None if stored else _input_of(stream),
+        source=None if stored else source_of(stream),
         piece=None if stored else (f"layer.{layer}" if layer else "embeddings"),
-        needed_for=tuple(s for s in planned.computed if _input_of(s) == stream),
+        needed_for=tuple(s for s in planned.computed if source_of(s) == stream),
         bytes_per_token=per_token,
         bytes_per_example=per_example,
-        bytes=_total(stream, codec, width, texts) if stored else 0,
+        bytes=total if texts is not None or not stored else None,
     )
 
 
-def _input_of(computed: str) -> str:
+def source_of(computed: str) -> str:
+    """What a computed stream is computed from."""
     layer = layer_of(computed)
     return f"hidden.{layer - 1}" if layer else "the token ids"
 
 
 def _row_bytes(stream: str, codec: str, width: int, texts: Texts | None) -> tuple[int, int]:
     """Bytes per token and, on top, per example."""
-    if stream == "logits":
-        width = texts.labels if texts is not None else 0
-    return (
-        stream_bytes(stream, codec, width, examples=0, tokens=1),
-        stream_bytes(stream, codec, width, examples=1, tokens=0),
+    labels = texts.labels if texts is not None else 0
+    per_token, per_example = (
+        stored_bytes({stream: codec}, width=width, texts=one)
+        for one in (Texts(0, 1, labels), Texts(1, 0, labels))
     )
-
-
-def _total(stream: str, codec: str, width: int, texts: Texts | None) -> int | None:
-    if texts is None:
-        return None
-    columns = texts.labels if stream == "logits" else width
-    return stream_bytes(stream, codec, columns, examples=texts.examples, tokens=texts.tokens)
+    return per_token, per_example
 
 
 def _size(planned: Plan, codec: str, width: int, length: float, texts: Texts | None) -> Size:
     rows = [_row_bytes(stream, codec, width, texts) for stream in planned.stored]
-    totals = [_total(stream, codec, width, texts) for stream in planned.stored]
+    codecs = dict.fromkeys(planned.stored, codec)
     return Size(
         sum(per_token + per_example / max(length, 1) for per_token, per_example in rows),
-        None if texts is None else sum(total or 0 for total in totals),
+        None if texts is None else stored_bytes(codecs, width=width, texts=texts),
     )

@@ -12,27 +12,33 @@ Fields = Mapping[str, object]
 
 
 def base_fields(
-    *, teacher_sha256: str, tokenizer_sha256: str, encoded_sha256: str
+    *, teacher_sha256: str, tokenizer_sha256: str, encoded_sha256: str, attention: str = "sdpa"
 ) -> dict[str, object]:
     """What every stream of one teacher on one set of encoded examples was made of.
 
-    What only moves work about (shards, batches, processes) is not in it.
+    `attention` is the kernel that the teacher computes with (`encoders.attention_kernel`); the
+    writer refuses another. What only moves work about (shards, batches, processes) is not in it.
+    Neither is the device: a teacher's pass is in full float32 on any, and differs by as little as
+    that of another batch does (see `targets.run_teacher`).
     """
     return {
         "format_version": FORMAT_VERSION,
         "teacher_sha256": teacher_sha256,
         "tokenizer_sha256": tokenizer_sha256,
         "encoded_sha256": encoded_sha256,
-        "numerics": {"dtype": "float32", "attention": "sdpa"},
+        "numerics": {"dtype": "float32", "attention": attention},
     }
 
 
-def base_fields_of(card: Mapping[str, Any], teacher_report: Mapping[str, Any]) -> dict[str, object]:
+def base_fields_of(
+    card: Mapping[str, Any], teacher_report: Mapping[str, Any], *, attention: str = "sdpa"
+) -> dict[str, object]:
     """The same, from a data card and the teacher's report."""
     return base_fields(
         teacher_sha256=teacher_report["teacher_sha256"],
         tokenizer_sha256=card["tokenizer_sha256"],
         encoded_sha256=card["encoded_sha256"],
+        attention=attention,
     )
 
 

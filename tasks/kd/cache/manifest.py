@@ -47,6 +47,12 @@ class _Document(_Model):
     fingerprint: str
     made_of: dict[str, Any]
 
+    @property
+    def title(self) -> str:
+        """A stream or a piece in words."""
+        kind = getattr(self, "kind", "")
+        return f"{kind} {self.made_of.get(kind)}"
+
     def write(self, path: Path) -> None:
         """Write it atomically, with the digest of its own content."""
         document = self.model_dump(mode="json")
@@ -228,11 +234,15 @@ def _wrong_part(manifest: Manifest) -> str | None:
     own = dict(manifest.made_of)
     try:
         planned = plan(own.pop("streams"), own.pop("recompute"))
-        kept = {name: own.pop(name) for name in ("codec", "max_relative_error")}
-        made_of = {
-            **{name: stream_fields(own, name, **kept) for name in planned.stored},
-            **{name: piece_fields(own, name) for name in planned.pieces},
+        codec, bound = own.pop("codec"), own.pop("max_relative_error")
+        made_of: dict[str, list[dict[str, object]]] = {
+            name: [
+                stream_fields(own, name, codec=each, max_relative_error=bound)
+                for each in (codec, "float32")  # where the recipe's was too coarse
+            ]
+            for name in planned.stored
         }
+        made_of |= {name: [piece_fields(own, name)] for name in planned.pieces}
     except (KeyError, TypeError, ValueError) as error:
         return f"fields that no cache is made of: {error!r}"
     entries: dict[str, Stream | Piece] = {**manifest.streams, **manifest.pieces}
@@ -240,7 +250,9 @@ def _wrong_part(manifest: Manifest) -> str | None:
     if names != {*planned.stored, *planned.pieces, *planned.computed}:
         return f"parts {', '.join(sorted(names))}"
     for name, entry in entries.items():
-        if entry.made_of != made_of.get(name) or entry.fingerprint != fingerprint(entry.made_of):
+        if entry.made_of not in made_of.get(name, ()) or entry.fingerprint != fingerprint(
+            entry.made_of
+        ):
             return f"another entry as {name}"
         if isinstance(entry, Stream) and (entry.statistics is None) != (name == "logits"):
             return f"{name} with the statistics of another kind of stream"

@@ -16,11 +16,11 @@ from safetensors import SafetensorError, safe_open
 from tasks.kd.cache.codec import DTYPES, Statistics, decode
 from tasks.kd.cache.fingerprint import example_key, fingerprint
 from tasks.kd.cache.manifest import File, Live, Manifest, Piece, Stream, describe_difference
-from tasks.kd.cache.store import Store
+from tasks.kd.cache.store import Store, Verify
 from tasks.kd.cache.streams import kind_of, layer_of
 from tasks.kd.data import Ids
 from tasks.kd.errors import CacheCorruptError, CacheIncompleteError, CacheStaleError
-from tasks.kd.families import embed, skeleton
+from tasks.kd.families import skeleton
 from tasks.kd.targets import derive, pad, zero_padding
 
 _TRIES = 3
@@ -33,9 +33,12 @@ def open_cache(
     expected: dict[str, Any],
     pad_id: int,
     mend: str,
-    verify: bool = True,
+    verify: Verify = True,
 ) -> CachedTargets:
     """Open the cache that a manifest names: every byte compared, or sizes alone.
+
+    With `verify` (i, n), the i-th of n processes compares its part of the files; none may use the
+    cache before all have said that theirs is whole (`agreement.agreed`).
 
     `expected` are the fingerprint's fields as they must be now. Raises CacheStaleError with the
     fields that differ, CacheIncompleteError for what is not in the store, CacheCorruptError for
@@ -78,6 +81,11 @@ class CachedTargets:
         self._index = _Index(smallest) if smallest is not None else None
         self._frozen = _frozen(manifest.pieces, mapped)
 
+    def on(self, device: torch.device) -> CachedTargets:
+        """Itself, computing there what it computes."""
+        self._frozen.to(device)
+        return self
+
     def fetch(self, input_ids: Sequence[Ids]) -> dict[str, torch.Tensor]:
         """Each stream of the given examples.
 
@@ -92,10 +100,7 @@ class CachedTargets:
                 found[name] = stored.gather(records, input_ids, mask_BT)
         if self.manifest.computed:
             states = {layer_of(s): x for s, x in found.items() if kind_of(s) == "hidden"}
-            if "embeddings" in self.manifest.pieces:
-                with torch.no_grad():
-                    states[0] = embed(self._frozen, ids_BT, mask_BT)
-            found.update(derive(self._frozen, self.manifest.computed, states, mask_BT))
+            found.update(derive(self._frozen, self.manifest.computed, states, ids_BT, mask_BT))
         return {name: found[name] for name in self.streams}
 
 

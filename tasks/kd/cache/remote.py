@@ -32,6 +32,7 @@ from typing import Any, Protocol
 
 import fsspec
 
+from tasks.kd.cache.manifest import MANIFEST
 from tasks.kd.cache.remote_faults import local_faults, named_faults, one_line, redact
 from tasks.kd.digests import commit_file, sha256_file
 from tasks.kd.errors import (
@@ -43,7 +44,6 @@ from tasks.kd.errors import (
     TransientError,
 )
 
-MANIFEST = "manifest.json"
 SIDE = ".sha256"
 
 # Where a file needs its folder first and is written in place, byte by byte. Elsewhere an object
@@ -146,23 +146,13 @@ class Remote:
         if there != manifest:
             self._commit(folder.name, named, manifest)
 
-    def download(self, entry: str, file: FileLike, to: Path) -> None:
-        """Copy a file of an entry here: temporary name, size and digest verified, then renamed.
-
-        Raises CacheIncompleteError where it is not there and CacheCorruptError where it differs
-        from its size or digest; then nothing is left behind and `to` is as it was.
-        """
-        temporary = to.with_name(f".{to.name}.{uuid.uuid4().hex}.part")
-        with local_faults(to.parent):
-            to.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                self.fetch(entry, file, temporary)
-                commit_file(temporary, to)
-            finally:
-                temporary.unlink(missing_ok=True)
-
     def fetch(self, entry: str, file: FileLike, temporary: Path) -> None:
-        """`download` up to its last act: the caller renames the verified file, or removes it."""
+        """Copy a file of an entry here, size and digest verified.
+
+        Under a temporary name: the caller renames the verified file, or removes what there is.
+        Raises CacheIncompleteError where it is not there and CacheCorruptError where it differs
+        from its size or digest.
+        """
         files, folder = self._place(entry, file.name)
         temporary.touch()  # a folder that can't be written is found before the store is asked
         try:

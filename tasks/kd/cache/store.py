@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 LOCK, USE = "lock", "use"
 Document = Stream | Piece | Manifest | Live
+# All files, none, or (i, n) for the i-th of n processes' part of them.
+Verify = bool | tuple[int, int]
 
 
 class Store:
@@ -100,7 +102,7 @@ class Store:
                     raise CacheIncompleteError(
                         "an entry of the cache is neither here nor elsewhere",
                         where=self.entry(entry.fingerprint),
-                        expected=_title(entry),
+                        expected=entry.title,
                         found="nothing finished",
                     )
             self._remote.upload(self.entry(manifest.fingerprint), ())
@@ -132,13 +134,15 @@ class Store:
             self._here[entry.fingerprint] = self.holds(entry)
         return self._here[entry.fingerprint]
 
-    def require(self, manifest: Manifest, *, verify: bool, mend: str) -> None:
+    def require(self, manifest: Manifest, *, verify: Verify, mend: str) -> None:
         """Raise CacheIncompleteError or CacheCorruptError unless all that it needs is there.
 
         Every byte is compared with `verify`, without it those of a stream's statistics alone (few,
-        and of one size for all layers) and of the rest the sizes. Files of a remote store are
-        compared when they arrive.
+        and of one size for all layers) and of the rest the sizes; with `verify` (i, n) those of
+        every n-th file from the i-th on. Files of a remote store are compared when they arrive.
         """
+        first, step = verify if isinstance(verify, tuple) else (0, 1)
+        number = 0
         for entry in manifest.entries:
             folder = self.entry(entry.fingerprint)
             if not self.holds(entry) and self._finished_elsewhere(entry.fingerprint) == entry:
@@ -147,7 +151,7 @@ class Store:
                 raise CacheIncompleteError(
                     "this machine's store lacks a part of the teacher cache",
                     where=folder,
-                    expected=f"{len(entry.files)} files of {_title(entry)}",
+                    expected=f"{len(entry.files)} files of {entry.title}",
                     found="no finished entry",
                     mend=mend,
                 )
@@ -157,8 +161,10 @@ class Store:
                 )
             for file in entry.files:
                 small = isinstance(entry, Stream) and file == entry.statistics
-                check = verify_file if verify or small else verify_size
+                own = verify is not False and number % step == first
+                check = verify_file if own or small else verify_size
                 check(folder / file.name, file, mend=mend)
+                number += 1
 
     @contextmanager
     def writing(self, fingerprints: Iterable[str]) -> Iterator[None]:
@@ -272,7 +278,3 @@ def _is_locked(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return False
-
-
-def _title(entry: Stream | Piece) -> str:
-    return str(entry.made_of.get("stream") or entry.made_of.get("piece"))

@@ -10,19 +10,17 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from tasks.kd.batching import Rows, split_by_tokens
-from tasks.kd.cache.calibration import Calibrated, Sample
+from tasks.kd.cache.calibration import Calibrated
 from tasks.kd.cache.codec import Codec, Encoded, Statistics, encode, is_finite
+from tasks.kd.cache.estimate import Texts, stored_bytes
 from tasks.kd.cache.fingerprint import (
     FORMAT_VERSION,
     example_key,
@@ -31,6 +29,14 @@ from tasks.kd.cache.fingerprint import (
     stream_fields,
 )
 from tasks.kd.cache.manifest import MANIFEST, Manifest, Piece, Stream
+from tasks.kd.cache.measuring import (
+    STATISTICS,
+    Measured,
+    begin,
+    begun,
+    statistics_in,
+    too_coarse,
+)
 from tasks.kd.cache.shards import (
     commit_shard,
     commit_tensors,
@@ -42,36 +48,48 @@ from tasks.kd.cache.shards import (
 from tasks.kd.cache.store import Store, disk_faults
 from tasks.kd.cache.streams import (
     Plan,
-    in_order,
     layer_of,
     plan,
     state_bytes,
-    stream_bytes,
 )
 from tasks.kd.data import Ids
-from tasks.kd.digests import read_json, sha256_file, sha256_json, write_json
-from tasks.kd.errors import CacheQuotaError, NonFiniteLossError
+from tasks.kd.encoders import attention_kernel
+from tasks.kd.errors import CacheQuotaError, DataError, NonFiniteLossError
 from tasks.kd.families import config_json, depth, pieces_of, width
 from tasks.kd.params import CacheTeacher
 from tasks.kd.targets import pad, run_teacher
 
-WEIGHTS, STATISTICS, CALIBRATION = (
-    "weights.safetensors",
-    "statistics.safetensors",
-    "calibration.json",
-)
+__all__ = [
+    "STATISTICS",
+    "WEIGHTS",
+    "Job",
+    "distinct",
+    "fields_of",
+    "job_bytes",
+    "require_space",
+    "work_list",
+    "write_cache",
+    "write_share",
+]
+
+WEIGHTS = "weights.safetensors"
 MEBIBYTE = 2**20
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that decides a cache's content."""
+    """All that decides a cache's content.
+
+    `exact` are the hidden streams that are kept in float32 because the recipe's codec was measured
+    to be too coarse; whoever makes a job need not know them.
+    """
 
     teacher: torch.nn.Module
     input_ids: Sequence[Ids]
     pad_id: int
     params: CacheTeacher
     base: Mapping[str, object]
+    exact: frozenset[str] = frozenset()
 
     @cached_property
     def made_of(self) -> dict[str, Any]:
@@ -86,11 +104,20 @@ class Job:
     @cached_property
     def streams(self) -> dict[str, str]:
         """Fingerprint of each stored stream's entry."""
-        kept = {"codec": self.params.codec, "max_relative_error": self.params.max_relative_error}
-        return {
-            name: fingerprint(stream_fields(self.base, name, **kept))  # type: ignore[arg-type]
-            for name in self.plan.stored
-        }
+        return {name: fingerprint(self.fields_of(name)) for name in self.plan.stored}
+
+    def codec_of(self, stream: str) -> Codec:
+        """What a stored stream is to be kept in."""
+        return "float32" if stream in self.exact else self.params.codec
+
+    def fields_of(self, stream: str) -> dict[str, object]:
+        """The fields that a stored stream's fingerprint is taken over."""
+        return stream_fields(
+            self.base,
+            stream,
+            codec=self.codec_of(stream),
+            max_relative_error=self.params.max_relative_error,
+        )
 
     @cached_property
     def pieces(self) -> dict[str, str]:
@@ -119,47 +146,119 @@ def write_cache(
     *,
     on_tokens: Callable[[int], None],
     spread: Spread | None = None,
+    on_coarse: Callable[[str], None] = lambda _: None,
 ) -> Manifest:
     """Make the cache, or find it made. One writer at a time; a second waits and finds it done.
 
-    `on_tokens` is called with the number of real tokens of each part that is finished. `spread`
-    runs `write_share` in several processes; without it this process does all. Raises
-    CacheQuotaError before the first byte if it would not fit, NonFiniteLossError for a teacher
-    whose states are not finite.
+    A stream for which the recipe's codec is too coarse, or too coarse for what is computed from it,
+    is kept in float32: that is another entry of the store, the one of recipes that ask for it.
+
+    `on_tokens` is called with the number of real tokens of each part that is finished, `on_coarse`
+    with a line for each stream that was measured to need float32. `spread` runs `write_share` in
+    several processes; without it this process does all. Raises CacheQuotaError before the first
+    byte if it would not fit, NonFiniteLossError for a teacher whose states are not finite,
+    DataError for one that computes in another way than the fingerprint says.
     """
+    _require_kernel(job)
+    job.teacher.eval()
+    keys, texts = distinct(job.input_ids)
+    measured = Measured(job, texts)
+    while True:
+        found = _write(job, store, (keys, texts, measured), on_tokens=on_tokens, spread=spread)
+        if isinstance(found, Manifest):
+            return found
+        for reason in filter(None, found.values()):
+            on_coarse(reason)
+        job = replace(job, exact=job.exact | {*found})
+
+
+def _write(
+    job: Job,
+    store: Store,
+    content: tuple[Sequence[bytes], Sequence[Ids], Measured],
+    *,
+    on_tokens: Callable[[int], None],
+    spread: Spread | None,
+) -> Manifest | dict[str, str]:
+    """As `write_cache`; or the streams that must be exact and are not, with the reason if new.
+
+    Their entries are others: nothing was written of them, and no lock is held any more.
+    """
+    keys, texts, measured = content
     name = fingerprint(job.made_of)
     with store.writing([name, *job.streams.values(), *job.pieces.values()]):
         whole = store.finished(name)
+        if isinstance(whole, Manifest) and (known := _exact_in(whole) - job.exact):
+            return dict.fromkeys(known, "")
         entries = {stream: store.finished(at) for stream, at in job.streams.items()}
         pieces = {piece: _piece(job, store, piece) for piece in job.plan.pieces}
         lacking = [stream for stream, entry in entries.items() if not isinstance(entry, Stream)]
-        if isinstance(whole, Manifest) and not lacking and all(map(store.holds, whole.entries)):
+        if isinstance(whole, Manifest) and not lacking and _is_good(job, store, whole):
             return whole
-        job.teacher.eval()
-        keys, texts = distinct(job.input_ids)
-        measured = _Measured(job, texts)
+        calibrated = {
+            stream: begun(store.entry(job.streams[stream]))
+            or measured.calibrate(stream, job.codec_of(stream))
+            for stream in lacking
+        }
+        there = {stream: entry for stream, entry in entries.items() if isinstance(entry, Stream)}
+        computed = measured.derived_errors(store, {**there, **calibrated})
+        coarse = {
+            stream: f"{stream} is kept in float32: {job.params.codec} was too coarse for it"
+            for stream, found in calibrated.items()
+            if stream != "logits" and found.codec != job.codec_of(stream)
+        }
+        if coarse := coarse or too_coarse(job, computed, {**there, **calibrated}):
+            return coarse
         if lacking:
-            calibrated = {s: measured.calibrated(store, s) for s in lacking}
-            require_space(job, texts, calibrated, store, entries)
+            require_space(job, texts, calibrated, store, there)
+            for stream, found in calibrated.items():
+                begin(store.entry(job.streams[stream]), found)
             codecs = {stream: found.codec for stream, found in calibrated.items()}
             if spread is None:
                 write_share(job, store, codecs, on_tokens=on_tokens)
             else:
                 spread(codecs)
             for stream in lacking:
-                entries[stream] = _finish(job, store, stream, (keys, texts, calibrated[stream]))
+                there[stream] = _finish(job, store, stream, (keys, texts, calibrated[stream]))
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             fingerprint=name,
             made_of=job.made_of,
             kind="cache",
-            streams={s: entry for s, entry in entries.items() if isinstance(entry, Stream)},
-            computed=measured.derived_errors(store, entries),
+            streams={stream: there[stream] for stream in job.streams},
+            computed=computed,
             pieces=pieces,
             layers=depth(job.teacher),
         )
         manifest.write(store.entry(name) / MANIFEST)
         return manifest
+
+
+def _exact_in(manifest: Manifest) -> set[str]:
+    """The hidden streams of a cache that are not the entries of its own codec."""
+    return {
+        name
+        for name, stream in manifest.streams.items()
+        if name != "logits" and stream.made_of["codec"] != manifest.made_of["codec"]
+    }
+
+
+def _is_good(job: Job, store: Store, manifest: Manifest) -> bool:
+    """Whether a cache is the one that would be written: all there, and as exact as it must be."""
+    is_here = all(map(store.holds, manifest.entries))
+    return is_here and not too_coarse(job, manifest.computed, manifest.streams)
+
+
+def _require_kernel(job: Job) -> None:
+    """Raise DataError for a teacher with another attention kernel than the fingerprint says."""
+    numerics, found = job.base["numerics"], attention_kernel(job.teacher)
+    said = numerics["attention"]  # type: ignore[index]
+    if said != found:
+        raise DataError(
+            "the teacher's attention kernel is not what the cache's fingerprint says",
+            expected=said,
+            found=found,
+        )
 
 
 def write_share(
@@ -174,11 +273,13 @@ def write_share(
     """Compute and commit every `world_size`-th shard, from the `rank`-th on.
 
     A shard that is there and whole is left alone. Writing one overlaps the next one's forward
-    passes.
+    passes. `codecs` say what each stream is kept in, and with that which entry it is.
     """
+    exact = {s for s, codec in codecs.items() if s != "logits" and codec != job.params.codec}
+    job = replace(job, exact=frozenset(exact))
     keys, texts = distinct(job.input_ids)
     shards = work_list(texts, job)
-    statistics = {s: _statistics_in(store.entry(job.streams[s]) / STATISTICS) for s in codecs}
+    statistics = {s: statistics_in(store.entry(job.streams[s]) / STATISTICS) for s in codecs}
     with disk_faults(store.folder), ThreadPoolExecutor(1) as thread:
         writing: list[Future[None]] = []
         for number in range(rank, len(shards), world_size):
@@ -229,17 +330,15 @@ def require_space(
     texts: Sequence[Ids],
     calibrated: Mapping[str, Calibrated],
     store: Store,
-    entries: Mapping[str, object],
+    there: Mapping[str, Stream],
 ) -> None:
     """Raise CacheQuotaError unless all streams fit the quota, and what is lacking the free disk."""
     tokens = sum(len(ids) for ids in texts)
-    need, written = 0, 0
-    for stream, found in calibrated.items():
-        need += stream_bytes(stream, found.codec, found.width, examples=len(texts), tokens=tokens)
-        folder = store.entry(job.streams[stream])
-        written += sum(path.stat().st_size for path in folder.glob("shard-*.safetensors"))
-    there = [entry for entry in entries.values() if isinstance(entry, Stream)]
-    whole = need + sum(file.bytes for entry in there for file in entry.files)
+    need = job_bytes(job, texts, {stream: found.codec for stream, found in calibrated.items()})
+    folders = [store.entry(job.streams[stream]) for stream in calibrated]
+    shards = [path for folder in folders for path in folder.glob("shard-*.safetensors")]
+    written = sum(path.stat().st_size for path in shards)
+    whole = need + sum(file.bytes for entry in there.values() for file in entry.files)
     quota, free = int(job.params.quota_gib * 2**30), shutil.disk_usage(store.folder).free
     if whole > quota:
         raise CacheQuotaError(
@@ -259,74 +358,12 @@ def require_space(
         )
 
 
-def read_statistics(store: Store, stream: Stream) -> Statistics | None:
-    """What a stream's int8 values are decoded with; None for logits."""
-    if stream.statistics is None:
-        return None
-    return _statistics_in(store.path(stream, stream.statistics))
-
-
-def _statistics_in(path: Path) -> Statistics | None:
-    if not path.exists():
-        return None
-    tensors = load_file(path)
-    return Statistics(tensors["mean"], tensors["deviation"])
-
-
-class _Measured:
-    """The teacher on the calibration texts, run once and only if something is to be measured."""
-
-    def __init__(self, job: Job, texts: Sequence[Ids]) -> None:
-        self._job, self._texts = job, texts
-
-    @cached_property
-    def _sample(self) -> Sample:
-        job = self._job
-        streams = in_order({*job.plan.stored, *job.plan.computed})
-        tokens = job.params.batch_tokens
-        return Sample(job.teacher, self._texts, streams, pad_id=job.pad_id, batch_tokens=tokens)
-
-    def calibrated(self, store: Store, stream: str) -> Calibrated:
-        """A stream's calibration: that of the writer which began it, or a new one, kept."""
-        job, folder = self._job, store.entry(self._job.streams[stream])
-        if (found := _read_calibration(folder)) is not None:
-            return found
-        for stale in (*folder.glob("shard-*"), folder / CALIBRATION, folder / STATISTICS):
-            stale.unlink(missing_ok=True)  # encoded with statistics that are gone
-        params = job.params
-        found = self._sample.calibrate(stream, params.codec, params.max_relative_error)
-        digest = None
-        if found.statistics is not None:
-            tensors = {"mean": found.statistics.mean_D, "deviation": found.statistics.deviation_D}
-            digest = commit_tensors(tensors, folder / STATISTICS).model_dump(mode="json")
-        said = {name: value for name, value in vars(found).items() if name != "statistics"}
-        said["statistics"] = digest
-        write_json(folder / CALIBRATION, {"said": said, "sha256": sha256_json(said)})
-        return found
-
-    def derived_errors(self, store: Store, entries: Mapping[str, object]) -> dict[str, float]:
-        """Relative error of every computed stream, with its inputs as they were stored."""
-        kept = {}
-        for stream, entry in entries.items():
-            if isinstance(entry, Stream) and (found := read_statistics(store, entry)) is not None:
-                kept[layer_of(stream)] = (entry.codec, found)
-        computed = self._job.plan.computed
-        return self._sample.derived_errors(computed, kept) if computed else {}
-
-
-def _read_calibration(folder: Path) -> Calibrated | None:
-    """What an earlier writer measured, if it is there and its statistics are whole."""
-    try:
-        document = read_json(folder / CALIBRATION)
-        said = document["said"]
-        if sha256_json(said) != document["sha256"]:
-            return None
-        digest = said.pop("statistics")
-        if digest is not None and sha256_file(folder / STATISTICS) != digest["sha256"]:
-            return None
-        return Calibrated(**said, statistics=_statistics_in(folder / STATISTICS))
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-        return None
+def job_bytes(job: Job, texts: Sequence[Ids], codecs: Mapping[str, str]) -> int:
+    """What stored streams of these distinct texts take, in their codecs."""
+    config: Any = job.teacher.config
+    tokens = sum(len(ids) for ids in texts)
+    sizes = Texts(len(texts), tokens, config.num_labels)
+    return stored_bytes(codecs, width=width(job.teacher), texts=sizes)
 
 
 def _piece(job: Job, store: Store, name: str) -> Piece:
@@ -369,12 +406,7 @@ def _finish(
     entry = Stream(
         format_version=FORMAT_VERSION,
         fingerprint=folder.name,
-        made_of=stream_fields(
-            job.base,
-            stream,
-            codec=job.params.codec,
-            max_relative_error=job.params.max_relative_error,
-        ),
+        made_of=job.fields_of(stream),
         kind="stream",
         codec=calibrated.codec,
         relative_error=calibrated.relative_error,

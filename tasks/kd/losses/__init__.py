@@ -24,11 +24,13 @@ Hidden
 - `cosine`: direction alone (DistilBERT, arXiv:1910.01108)
 - `layer_norm_mse`: feature map transfer (MobileBERT, arXiv:2004.02984)
 - `cls_mse`: the first token, normalised or not (PKD, arXiv:1908.09355)
+- `pooled_mse`: the mean of an example's tokens (RAIL-KD, arXiv:2109.10164)
 - `gram`: between two layers (FSP, Yim et al., CVPR 2017)
 - `nst`: similarity of tokens (arXiv:1707.01219)
 - `cka`: centred kernel alignment (Kornblith et al., arXiv:1905.00414)
 - `procrustes`: up to the best rotation (arXiv:2509.25253)
 - `rkd_distance`: distances between tokens (RKD, arXiv:1904.05068)
+- `rkd_angle`: angles between tokens, three by three (RKD)
 - `contrastive`: against a bank of teacher vectors (CoDIR, arXiv:2009.14167)
 
 Attention
@@ -51,7 +53,9 @@ from tasks.kd.losses.hidden import (
     layer_norm_mse,
     mse,
     nst,
+    pooled_mse,
     procrustes,
+    rkd_angle,
     rkd_distance,
 )
 from tasks.kd.losses.prediction import (
@@ -91,10 +95,12 @@ __all__ = [
     "logits_mse",
     "mse",
     "nst",
+    "pooled_mse",
     "procrustes",
     "regression",
     "relation_kl",
     "reverse_kl",
+    "rkd_angle",
     "rkd_distance",
     "scores_mse",
     "span_kl",
@@ -103,9 +109,9 @@ __all__ = [
     "token_labels",
 ]
 
-# What each loss counts, for examples of n_i real tokens: their number, the sum of n_i, or the sum
-# of n_i squared.
-COUNTS: dict[str, Literal["examples", "tokens", "pairs"]] = {
+# What each loss counts, for examples of n_i real tokens: their number, the sum of n_i, of n_i
+# squared, or of the cube of n_i, which is then at most ANGLE_TOKENS.
+COUNTS: dict[str, Literal["examples", "tokens", "pairs", "triplets"]] = {
     **dict.fromkeys(__all__, "examples"),
     **dict.fromkeys(
         (
@@ -121,4 +127,5 @@ COUNTS: dict[str, Literal["examples", "tokens", "pairs"]] = {
         "tokens",
     ),
     **dict.fromkeys(("nst", "rkd_distance", "scores_mse"), "pairs"),
+    "rkd_angle": "triplets",
 }

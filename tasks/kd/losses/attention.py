@@ -2,7 +2,8 @@
 
 B examples, H heads, T tokens. Scores are before the softmax (q·k / √K), [B, H, query, key], with
 padded keys not yet masked; a pair that a local window excludes holds -inf. `mask_BT` is bool, true
-at real tokens; what stands at padding, as query or as key, is not read.
+at real tokens; what stands at padding, as query or as key, is not read. With `each=True`, where a
+loss has it, the sum is not over the examples but [B], each one's own.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from tasks.kd.losses.numerics import (
     precise_pair,
     require_axes,
     require_mask,
+    sum_examples,
 )
 from tasks.kd.shapes import require_shape
 from tasks.kd.totals import Total
@@ -36,6 +38,7 @@ def scores_mse(
     mask_BT: torch.Tensor,
     *,
     heads: Heads,
+    each: bool = False,
 ) -> Total:
     """Squared error of the scores, averaged over heads, summed over pairs of real tokens.
 
@@ -51,7 +54,8 @@ def scores_mse(
         student, teacher = student.mean(1, keepdim=True), teacher.mean(1, keepdim=True)
     seen = pairs_of(mask_BT)[:, None] & ~torch.isneginf(student) & ~torch.isneginf(teacher)
     error = student.masked_fill(~seen, 0) - teacher.masked_fill(~seen, 0)
-    return Total(error.square().sum() / error.shape[1], count_pairs(mask_BT))
+    error_B = error.square().sum((1, 2, 3)) / error.shape[1]
+    return Total(sum_examples(error_B, each=each), count_pairs(mask_BT))
 
 
 def attention_kl(

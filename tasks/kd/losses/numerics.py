@@ -86,6 +86,24 @@ def count_pairs(mask_BT: torch.Tensor) -> int:
     return int(mask_BT.sum(1).square().sum())
 
 
+def sum_tokens(values_N: torch.Tensor, mask_BT: torch.Tensor, *, each: bool) -> torch.Tensor:
+    """Sum of one value per real token, example after example; with `each`, every example's [B]."""
+    if not each:
+        return values_N.sum()
+    sums_B = values_N.new_zeros(mask_BT.shape[0])
+    return sums_B.index_add(0, mask_BT.nonzero()[:, 0], values_N)
+
+
+def sum_examples(values_B: torch.Tensor, *, each: bool) -> torch.Tensor:
+    """Sum of one value per example; with `each`, as they are."""
+    return values_B if each else values_B.sum()
+
+
+def pool(states_BTD: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """[B, D]: mean of the real tokens' states."""
+    return blank(states_BTD, mask_BT).sum(1) / mask_BT.sum(1).clamp_min(1)[:, None]
+
+
 def masked_log_softmax(scores: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
     """Log-softmax over the last axis among allowed places; the least finite number elsewhere.
 

@@ -43,17 +43,22 @@ def labels(student_BC: torch.Tensor, labels_B: torch.Tensor) -> Total:
     return Total(total, student_BC.shape[0])
 
 
-def kl(student_BC: torch.Tensor, teacher_BC: torch.Tensor, *, temperature: float) -> Total:
+def kl(
+    student_BC: torch.Tensor, teacher_BC: torch.Tensor, *, temperature: float | torch.Tensor
+) -> Total:
     """T² · KL(softmax(teacher / T) ‖ softmax(student / T)), summed over classes and examples.
 
     Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network (arXiv:1503.02531), whose
     T² keeps the gradient's size independent of T. Per example it is summed over classes, so that
-    a weight means the same for 2 and for 50 classes; the count is examples. Raises ShapeError if
-    the logits differ.
+    a weight means the same for 2 and for 50 classes; the count is examples. The temperature may be
+    [B], each example's own (`adaptive`). Raises ShapeError if the logits differ.
 
     Differs from the authors' code: TinyBERT averages over classes and has no T².
     """
     log_student, log_teacher = _log_softmax_pair(student_BC, teacher_BC, temperature)
+    if isinstance(temperature, torch.Tensor):
+        terms_BC = functional.kl_div(log_student, log_teacher, reduction="none", log_target=True)
+        return Total((terms_BC.sum(-1) * temperature.square()).sum(), student_BC.shape[0])
     divergence = functional.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
     return Total(divergence * temperature**2, student_BC.shape[0])
 
@@ -305,10 +310,13 @@ def span_kl(
 
 
 def _log_softmax_pair(
-    student_BC: torch.Tensor, teacher_BC: torch.Tensor, temperature: float
+    student_BC: torch.Tensor, teacher_BC: torch.Tensor, temperature: float | torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     require_shape("teacher logits", teacher_BC, tuple(student_BC.shape))
     student, teacher = precise_pair(student_BC, teacher_BC)
+    if isinstance(temperature, torch.Tensor):
+        require_shape("temperatures", temperature, (student_BC.shape[0],))
+        temperature = temperature[:, None]
     return (
         functional.log_softmax(student / temperature, dim=-1),
         functional.log_softmax(teacher / temperature, dim=-1),

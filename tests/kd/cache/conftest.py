@@ -19,6 +19,7 @@ from tasks.kd.cache.store import LOCK, USE, Store
 from tasks.kd.cache.writer import Job, write_cache
 from tasks.kd.data import Ids, Split
 from tasks.kd.digests import sha256_file
+from tasks.kd.encoders import attention_kernel
 from tasks.kd.params import CacheTeacher
 from tasks.kd.targets import LiveTargets, run_teacher
 from tests.kd.conftest import VOCABULARY, make_split, make_teacher
@@ -56,7 +57,9 @@ def job_of(texts: Sequence[Ids], params: CacheTeacher, teacher: Any = None, **fi
         "encoded_sha256": "e" * 64,
         **fields,
     }
-    return Job(teacher or make_teacher(), texts, 0, params, base_fields(**digests))
+    teacher = teacher or make_teacher()
+    base = base_fields(**digests, attention=attention_kernel(teacher))
+    return Job(teacher, texts, 0, params, base)
 
 
 def texts_of(lengths: Sequence[int], seed: int = 0) -> list[Ids]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.kd.cache.calibration import EXAMPLES, Sample, deviations, sample
-from tasks.kd.cache.codec import decode, encode, statistics_of
+from tasks.kd.cache.codec import Moments, decode, encode, statistics_of
 from tasks.kd.cache.writer import distinct
 from tasks.kd.data import Ids, Split
 from tasks.kd.errors import DataError
@@ -173,6 +175,53 @@ def test_deviations_are_those_of_the_texts(split: Split) -> None:
         expected_D = expected.double().std(0, correction=0).float()
         torch.testing.assert_close(found[layer], expected_D, rtol=1e-4, atol=1e-6)
     assert deviations(live, split.input_ids, ()) == {}
+
+
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=12),
+    st.floats(-1e4, 1e4),
+    st.floats(1e-2, 1e2),
+)
+def test_statistics_of_parts_are_those_of_the_whole(
+    counts: list[int], mean: float, deviation: float
+) -> None:
+    """Also where the mean is large: sums of squares would have lost the digits."""
+    random = torch.Generator().manual_seed(sum(counts))
+    states = torch.randn(sum(counts), 3, generator=random, dtype=torch.float64)
+    states = (states * deviation + mean).float()
+    moments = Moments(3)
+    for part in states.split(counts):
+        moments.add(part)
+    double = states.double()
+    found = moments.statistics()
+    torch.testing.assert_close(found.mean_D, double.mean(0).float(), rtol=1e-6, atol=1e-9)
+    expected_D = double.std(0, correction=0)
+    ordinary = (expected_D > 1e-2 * expected_D.median()) & (expected_D > 1e-9)
+    torch.testing.assert_close(
+        found.deviation_D[ordinary], expected_D[ordinary].float(), rtol=1e-6, atol=0
+    )
+    assert bool((found.deviation_D > 0).all())
+
+
+class Counted:
+    """Targets that know how many of the states that they gave are still held by somebody."""
+
+    def __init__(self) -> None:
+        self.given: list[weakref.ref[torch.Tensor]] = []
+        self.most = 0
+
+    def fetch(self, input_ids: Sequence[Ids]) -> dict[str, torch.Tensor]:
+        self.most = max(self.most, sum(one() is not None for one in self.given))
+        states = torch.randn(1, len(input_ids[0]), 4)
+        self.given.append(weakref.ref(states))
+        return {"hidden.1": states}
+
+
+def test_deviations_keep_no_states() -> None:
+    targets = Counted()
+    deviations(targets, texts_of([7] * 40), (1,))
+    assert len(targets.given) == 40
+    assert targets.most <= 1
 
 
 def test_deviations_do_not_depend_on_the_order_of_the_texts(split: Split) -> None:

@@ -16,12 +16,14 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
+from tasks.kd.banks import banks
 from tasks.kd.cache.audit import tolerance
 from tasks.kd.cache.calibration import deviations
 from tasks.kd.data import Split
-from tasks.kd.levels import Level, Phase, streams_read
-from tasks.kd.objective import Batch, Objective, TeacherShape
-from tasks.kd.params import InitialRandom, Student
+from tasks.kd.levels import Level
+from tasks.kd.objective import Batch, Moment, Objective, TeacherShape, banked_layers
+from tasks.kd.phases import Phase, streams_read
+from tasks.kd.student_sections import InitialRandom, Student
 from tasks.kd.students import build_student
 from tasks.kd.targets import Targets, pad
 from tests.kd.cache.conftest import (
@@ -36,6 +38,7 @@ from tests.kd.cache.conftest import (
     write,
 )
 from tests.kd.conftest import make_teacher
+from tests.kd.phases import one_phase
 
 SERVED = [
     *(f"{codec} projections" for codec in CODECS),
@@ -49,7 +52,7 @@ Streams = Mapping[str, torch.Tensor]
 
 
 def hidden(loss: str, **settings: Any) -> dict[str, Any]:
-    return {"level": "hidden", "loss": loss, "layer_map": "uniform", **settings}
+    return {"level": "hidden", "loss": loss, "layer_map": "uniform"} | settings
 
 
 SOFT = {"temperature": 2.0}
@@ -71,10 +74,17 @@ LEVELS: dict[str, dict[str, Any]] = {
     "layer norm": hidden("layer_norm_mse", projection="linear"),
     "first token": hidden("cls_mse", normalised=False, projection="linear"),
     "first token, normalised": hidden("cls_mse", normalised=True, projection="none"),
+    "pooled": hidden("pooled_mse", normalised=True, projection="shared"),
+    "contrastive": hidden("contrastive", temperature=0.1, negatives=5, projection="orthogonal"),
+    "gram": hidden("gram", projection="linear"),
+    "transport": hidden("mse", standardise=True, projection="linear", layer_map="transport"),
+    "nearest": hidden("cosine", projection="linear", layer_map="nearest"),
+    "mixture": hidden("cls_mse", normalised=True, projection="linear", layer_map="mixture"),
     "similarity of tokens": hidden("nst"),
     "cka": hidden("cka"),
     "procrustes": hidden("procrustes"),
     "distances of tokens": hidden("rkd_distance"),
+    "angles of tokens": hidden("rkd_angle"),
     "attention scores": {"level": "attention", "loss": "mse", **INNER},
     "attention": {"level": "attention", "loss": "kl", **INNER},
     "attention, heads averaged": {
@@ -98,7 +108,7 @@ def level_of(name: str) -> Level:
 
 
 def phase_of(level: Level) -> Phase:
-    return Phase(name="only", epochs=1, learning_rate=1e-3, levels=(level,))
+    return one_phase((level,))
 
 
 @pytest.fixture(scope="module")
@@ -133,14 +143,18 @@ def served(
 
 def make_objective(level: Level, targets: Targets, examples: Split) -> Objective:
     """A student of its own weights under the teacher that the targets are of."""
-    shape = TeacherShape(TEACHER_LAYERS, 32, deviations(targets, examples.input_ids, (0, 2, 4)))
+    texts, layers = examples.input_ids, tuple(range(TEACHER_LAYERS + 1))
+    banked, count = banked_layers((phase_of(level),), STUDENT_LAYERS, TEACHER_LAYERS)
+    kept = banks(targets, texts, banked, count=count, seed=3)
+    shape = TeacherShape(TEACHER_LAYERS, 32, deviations(targets, texts, layers), kept)
     student = build_student(
         Student(
+            family=None,
             layers=STUDENT_LAYERS,
             hidden_size=32,
             attention_heads=4,
             intermediate_size=32,
-            initial=InitialRandom(kind="random"),
+            initial=InitialRandom(kind="random", embeddings="new"),
         ),
         make_teacher(),
         seed=11,
@@ -158,7 +172,7 @@ def fetch(targets: Targets, split: Split) -> tuple[Batch, dict[str, torch.Tensor
 def run(objective: Objective, batch: Batch, streams: Streams) -> tuple[torch.Tensor, torch.Tensor]:
     """The level's mean and the gradient of all weights."""
     objective.zero_grad()
-    (total,) = objective(batch, streams, 0).values()
+    (total,) = objective(batch, streams, Moment(0)).values()
     loss = total.mean()
     loss.backward()
     gradients = [p.grad.flatten() for p in objective.parameters() if p.grad is not None]
@@ -170,7 +184,7 @@ def sensitivity(
 ) -> float:
     """By how much the level's mean may move: ‖∂L/∂t‖ · ‖δ‖, summed over streams."""
     leaves = {name: value.clone().requires_grad_() for name, value in streams.items()}
-    (total,) = objective(batch, leaves, 0).values()
+    (total,) = objective(batch, leaves, Moment(0)).values()
     gradients: Sequence[torch.Tensor | None] = torch.autograd.grad(
         total.mean(), list(leaves.values()), allow_unused=True
     )

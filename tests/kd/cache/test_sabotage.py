@@ -55,6 +55,7 @@ from tests.kd.cache.conftest import (
     write,
 )
 from tests.kd.conftest import make_split, make_teacher
+from tests.kd.small_families import small
 
 
 def test_the_copy_is_whole_until_it_is_broken(copied: Any, split: Split, tmp_path: Path) -> None:
@@ -270,31 +271,30 @@ def test_teacher_in_train_mode_is_found_by_the_audit(written: Any, split: Split)
         audit(cached, live, split.input_ids, count=1)
 
 
-@pytest.mark.parametrize("coarser", ["autocast", "weights"])
 def test_teacher_in_half_precision_is_refused_before_anything_is_written(
-    coarser: str, split: Split, tmp_path: Path
+    split: Split, tmp_path: Path
 ) -> None:
-    teacher = make_teacher().bfloat16() if coarser == "weights" else make_teacher()
-    job = make_job(split, make_params(), teacher)
-    with (
-        torch.autocast("cpu", dtype=torch.bfloat16, enabled=coarser == "autocast"),
-        pytest.raises(DataError, match=r"Expected float32, found bfloat16"),
-    ):
+    job = make_job(split, make_params(), make_teacher().bfloat16())
+    with pytest.raises(DataError, match=r"Expected float32, found bfloat16"):
         write(job, tmp_path)
     assert not list(tmp_path.rglob("shard*"))
 
 
-@pytest.mark.parametrize("coarser", ["autocast", "weights"])
-def test_teacher_whose_states_were_in_half_precision_inwardly_is_found_by_the_audit(
-    coarser: str, split: Split, tmp_path: Path
+def test_teacher_under_autocast_is_run_in_full_float32(
+    written: Any, split: Split, tmp_path: Path
 ) -> None:
-    """What comes out is float32, the arithmetic was not."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = make_teacher()(input_ids=torch.tensor([[2, 7]])).logits
+        assert half.dtype == torch.bfloat16
+        assert write(make_job(split, make_params()), tmp_path) == written[1]
+
+
+def test_teacher_whose_weights_were_in_half_precision_is_found_by_the_audit(
+    split: Split, tmp_path: Path
+) -> None:
+    """What comes out is float32, what it was made from was not."""
     job = make_job(split, make_params(streams=("hidden.2", "hidden.4")), spread_teacher())
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=coarser == "autocast"):
-        teacher = spread_teacher()
-        if coarser == "weights":
-            teacher = teacher.bfloat16().float()
-        manifest = write(replace(job, teacher=teacher), tmp_path)
+    manifest = write(replace(job, teacher=spread_teacher().bfloat16().float()), tmp_path)
     cached = open_written(job, manifest, tmp_path)
     with pytest.raises(CacheCorruptError, match="is not what the teacher says"):
         audit(cached, live_of(job), split.input_ids, count=8)
@@ -307,6 +307,21 @@ def test_teacher_under_another_attention_kernel_says_the_same(written: Any, spli
     cached = open_written(job, manifest, store)
     live = live_of(replace(job, teacher=eager))
     assert audit(cached, live, split.input_ids, count=100) == len(split)
+
+
+def test_teacher_under_another_attention_kernel_than_the_fingerprint_says_is_refused(
+    split: Split, tmp_path: Path
+) -> None:
+    """The families without an SDPA kernel, and a model that was loaded in another way."""
+    eager = make_teacher()
+    eager.set_attn_implementation("eager")
+    job = replace(make_job(split, make_params()), teacher=eager)
+    with pytest.raises(DataError, match=r"attention kernel .*Expected sdpa, found eager"):
+        write(job, tmp_path)
+    assert not list(tmp_path.rglob("manifest.json"))
+    mpnet = small("mpnet")
+    job = make_job(split, make_params(streams=("hidden.2",)), mpnet)
+    assert write(job, tmp_path).made_of["numerics"]["attention"] == "eager"
 
 
 def test_teacher_run_twice_gives_the_same_bits(split: Split, tmp_path: Path) -> None:

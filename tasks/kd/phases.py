@@ -1,0 +1,77 @@
+"""The phases of a training: which levels, for how long, at what rate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from tasks.kd.cache.streams import in_order
+from tasks.kd.levels import LayerLevel, Level, level_names, match
+from tasks.kd.sections import NotNegative, Positive, PositiveFloat, Section
+
+
+class Phase(Section):
+    """A part of the training with its own levels."""
+
+    name: Annotated[
+        str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$", description="shown in metrics and plots")
+    ]
+    epochs: Annotated[Positive, Field(description="passes over the training split")]
+    learning_rate: Annotated[PositiveFloat, Field(description="peak; warm-up is of the phase")]
+    optimizer: Annotated[
+        Literal["anew", "continued"],
+        Field(description="whether AdamW forgets its moments as the phase begins"),
+    ]
+    trained_layers: Annotated[
+        Literal["all"] | Annotated[tuple[NotNegative, ...], Field(min_length=1)],
+        Field(
+            description="student layers that are trained, 0 the embeddings; the others, and the "
+            "head unless all are, stay as they are (MobileBERT's progressive transfer)"
+        ),
+    ]
+    balance_every: Annotated[
+        Positive | None,
+        Field(
+            description="steps between measurements of each level's gradient norm, after which "
+            "levels of equal weight pull equally hard; null: weights are used as they stand"
+        ),
+    ]
+    levels: Annotated[tuple[Level, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _levels_are_named_apart(self) -> Phase:
+        level_names(self.levels)
+        return self
+
+    @property
+    def level_names(self) -> tuple[str, ...]:
+        """Its levels' names in metrics, in order."""
+        return level_names(self.levels)
+
+
+def streams_read(
+    phases: Iterable[Phase], student_layers: int, teacher_layers: int
+) -> tuple[str, ...]:
+    """The teacher's streams that the levels of all phases read, in order.
+
+    Raises ValueError for a layer that is not there.
+    """
+    needed: set[str] = set()
+    for phase in phases:
+        for level in phase.levels:
+            if level.level == "prediction":
+                needed.update(() if level.loss == "labels" else ("logits",))
+            else:
+                read = match(level, student_layers, teacher_layers).theirs
+                needed.update(f"{level.level}.{teacher}" for teacher in read)
+    return in_order(needed)
+
+
+def layer_levels(phases: Iterable[Phase]) -> Iterator[LayerLevel]:
+    """All levels that compare layers."""
+    for phase in phases:
+        for level in phase.levels:
+            if level.level != "prediction":
+                yield level

