@@ -21,6 +21,8 @@ from tasks.kd.families import ATTENTION_FAMILIES, depth, width
 from tasks.kd.targets import Targets, derive, pad, run_teacher
 
 EXAMPLES = 256
+# Smaller batches than the writer's: attention is compared in float64, which would be all its peak.
+_BATCH_TOKENS = 2048
 
 
 def sample(lengths: Sequence[int]) -> list[int]:
@@ -153,8 +155,8 @@ class Sample:
 
     def _run(self, texts: Sequence[Ids], pad_id: int, batch_tokens: int) -> list[_Batch]:
         lengths = np.asarray([len(ids) for ids in texts], dtype=np.int64)
-        batches = []
-        for piece in split_by_tokens(np.arange(len(texts)), lengths, max_tokens=batch_tokens):
+        batches, most = [], min(batch_tokens, _BATCH_TOKENS)
+        for piece in split_by_tokens(np.arange(len(texts)), lengths, max_tokens=most):
             ids_BT, mask_BT = pad([texts[i] for i in piece], pad_id)
             streams = run_teacher(self._teacher, ids_BT, mask_BT, self._streams)
             for name, value in streams.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -77,6 +78,17 @@ def describe_file(path: Path, offsets: torch.Tensor | None = None) -> File:
         examples=len(offsets) - 1 if offsets is not None else 0,
         tokens=int(offsets[-1]) if offsets is not None else 0,
     )
+
+
+def give_back() -> None:
+    """Return to the system what malloc keeps of freed blocks; glibc's alone, elsewhere nothing.
+
+    Batches of ever other shapes leave holes in its heap: without this a writer's memory creeps
+    up by a fifth in the course of a hundred shards.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def shard_name(number: int) -> str:

@@ -42,6 +42,7 @@ from tasks.kd.cache.shards import (
     commit_tensors,
     describe_file,
     find_shard,
+    give_back,
     note_name,
     shard_tensors,
 )
@@ -296,6 +297,7 @@ def write_share(
             parts = _compute(job, [texts[row] for row in rows], wanted, statistics, on_tokens)
             for done in writing:
                 done.result()
+            give_back()
             writing = [
                 thread.submit(
                     commit_shard,

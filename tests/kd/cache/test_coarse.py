@@ -3,6 +3,7 @@ the state itself, and what recipes share stays shared."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def worst(job: Job, manifest: Manifest, store: Path, stream: str, texts: Any) ->
         own, theirs = (one.fetch([ids])[stream].double() for one in (cached, live))
         difference += float((own - theirs).square().sum())
         norm += float(theirs.square().sum())
-    return (difference / norm) ** 0.5
+    return math.sqrt(difference / norm)
 
 
 def test_what_is_computed_too_coarsely_makes_its_source_exact_by_name(

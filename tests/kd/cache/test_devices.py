@@ -87,7 +87,7 @@ def live_shapes(teacher: Any, family: str, texts: Any) -> dict[str, torch.Tensor
 def test_what_is_computed_is_computed_on_the_device_of_the_pieces(
     family: str, brought_back: list[torch.device], tmp_path: Path
 ) -> None:
-    streams = ("hidden.0", "hidden.2")
+    streams: tuple[str, ...] = ("hidden.0", "hidden.2")
     if family in ATTENTION_FAMILIES:
         streams = ("hidden.0", "hidden.2", "attention.2", "relation.1", "relation.4")
     params = make_params(streams=streams, recompute="layers", codec="float32")

@@ -62,10 +62,9 @@ def test_a_repository_that_is_gone_is_known_by_its_own_machine_alone(
     register(store, root, "triage", ["a" * 32])
     root.rmdir()
     (user,) = read_users(store, apart_from=tmp_path)
-    assert user.is_gone
+    assert (user.is_gone, user.is_here) == (True, True)
     monkeypatch.setattr(socket, "gethostname", lambda: "another")
-    assert not user.is_gone
-    assert not user.is_here
+    assert (user.is_gone, user.is_here) == (False, False)
     register(store, tmp_path, "triage", ["c" * 32])  # the same path on another machine
     assert {one.machine for one in read_users(store, apart_from=root)} > {"another"}
     forget([user])
