@@ -116,7 +116,7 @@ def dvc(folder: Path, *arguments: str) -> str:
 def write_recipes(folder: Path, **train: str) -> None:
     entries = [
         f"  {name}: {{train: {path}, test: params/remote, teacher: params/remote, "
-        "student: params/remote}\n"
+        "student: params/remote, more_teachers: params/remote}\n"
         for name, path in train.items()
     ]
     (folder / "params" / "recipes.yaml").write_text("recipes:\n" + "".join(entries))
@@ -345,7 +345,7 @@ def test_a_recipe_key_that_is_no_name_is_refused_before_dvc_parses_it(
     fresh: Path, name: str
 ) -> None:
     recipes = fresh / "params" / "recipes.yaml"
-    entry = dict.fromkeys(("train", "test", "teacher", "student"), "params/remote")
+    entry = dict.fromkeys(("train", "test", "teacher", "student", "more_teachers"), "params/remote")
     recipes.write_text(json.dumps({"recipes": {"tiny": entry, name: entry}}))
     (fresh / "dvc.yaml").write_text("DVC would stumble over this")
     tiny = PlannedStage("fetch_sources", "tiny", (), ("x",))

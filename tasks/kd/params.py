@@ -7,6 +7,7 @@ in its file. `params/README.md` is generated from these models.
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
@@ -28,7 +29,7 @@ from tasks.kd.sections import (
     Text,
     Weight,
 )
-from tasks.kd.source_sections import DataSource, ModelSource
+from tasks.kd.source_sections import DataSource, ModelSource, PathModel
 from tasks.kd.student_sections import (
     InitialCheckpoint,
     InitialRandom,
@@ -60,9 +61,23 @@ class FetchSources(Section):
         dict[Annotated[str, Field(pattern=MEMBER)], ModelSource],
         Field(
             description="by name, classifiers tuned to the same labels, of the teacher's "
-            "vocabulary, that teach together with it (`train_teacher.ensemble`); {} for none"
+            "vocabulary, that teach together with it (`train_teacher.ensemble`); {} for none; "
+            "those of this repository lie in one folder, all that DVC sees change"
         ),
     ]
+
+    @model_validator(mode="after")
+    def _further_teachers_lie_in_one_folder(self) -> FetchSources:
+        if self.more_folder == "":
+            raise ValueError("more_teachers of kind path must lie in one folder of the repository")
+        return self
+
+    @property
+    def more_folder(self) -> str | None:
+        """The folder that holds all local further teachers; None if there are none."""
+        sources = self.more_teachers.values()
+        folders = [x.folder for x in sources if isinstance(x, PathModel)]
+        return os.path.commonpath(folders) if folders else None
 
 
 # --- prepare_data --------------------------------------------------------------------------------

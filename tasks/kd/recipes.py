@@ -16,7 +16,7 @@ from tasks.kd.source_sections import PathData, PathModel
 
 RECIPES_FILE = Path("params/recipes.yaml")
 REMOTE = "params/remote"
-_INPUTS = {"train", "test", "teacher", "student"}
+_INPUTS = {"train", "test", "teacher", "student", "more_teachers"}
 
 
 def find_recipe(name_or_path: str, root: Path) -> Path:
@@ -95,6 +95,7 @@ def inputs_of(recipe: Recipe) -> dict[str, str]:
         "test": data.test if isinstance(data, PathData) else REMOTE,
         "teacher": teacher.folder if isinstance(teacher, PathModel) else REMOTE,
         "student": student.folder if isinstance(student, PathModel) else REMOTE,
+        "more_teachers": recipe.fetch_sources.more_folder or REMOTE,
     }
 
 

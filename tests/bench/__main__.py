@@ -19,7 +19,17 @@ if TYPE_CHECKING:
     from tests.bench.caches import Bench
     from tests.bench.figures import Findings
 
-CACHE = ("material", "writing", "reading", "steps", "bytes", "memory", "opening", "codecs")
+CACHE = (
+    "material",
+    "writing",
+    "reading",
+    "steps",
+    "bytes",
+    "memory",
+    "opening",
+    "codecs",
+    "adapters",
+)
 TRAINING = ("levels", "rivals", "bare", "scaling", "start", "agreement")
 PARTS = (*CACHE, *TRAINING)
 RESULTS = Path(__file__).with_name("results")
@@ -31,7 +41,7 @@ RESULTS = Path(__file__).with_name("results")
 def main(parts: tuple[str, ...], *, quick: bool) -> None:
     """Measure parts of the teacher cache and of the student's training, or all.
 
-    The cache: material, writing, reading, steps, bytes, memory, opening, codecs.
+    The cache: material, writing, reading, steps, bytes, memory, opening, codecs, adapters.
 
     The training: levels, rivals, bare, scaling, start, agreement.
     """
@@ -67,6 +77,7 @@ def main(parts: tuple[str, ...], *, quick: bool) -> None:
 def measure(part: str, bench: Bench, folder: Path) -> Findings:
     """Run one part; its pictures go to the folder."""
     from tests.bench import (
+        adapters,
         agreement,
         bare_loop,
         by_codec,
@@ -92,6 +103,7 @@ def measure(part: str, bench: Bench, folder: Path) -> Findings:
         "memory": lambda: memory.measure(bench),
         "opening": lambda: opening.measure(bench),
         "codecs": lambda: by_codec.measure(bench, folder),
+        "adapters": lambda: adapters.measure(bench),
         "levels": lambda: levels.measure(bench),
         "rivals": lambda: rivals.measure(bench),
         "bare": lambda: bare_loop.measure(bench),

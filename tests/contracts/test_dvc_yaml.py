@@ -20,7 +20,10 @@ import pytest
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ["${item.train}", "${item.test}", "${item.teacher}", "${item.student}"]
+SOURCES = [
+    *("${item.train}", "${item.test}", "${item.teacher}"),
+    *("${item.student}", "${item.more_teachers}"),
+]
 
 
 # --- what a stage imports -----------------------------------------------------------------------

@@ -32,7 +32,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "dvc.yaml").touch()
     (tmp_path / "params" / "recipes.yaml").write_text(
         "recipes:\n  triage: {train: params/remote, test: params/remote, teacher: params/remote, "
-        "student: params/remote}\n"
+        "student: params/remote, more_teachers: params/remote}\n"
     )
     path = tmp_path / "params" / "triage.yaml"
     shutil.copy(ROOT / "params" / "quickstart.yaml", path)

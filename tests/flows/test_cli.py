@@ -166,7 +166,8 @@ def test_check_lists_the_faults_of_all_recipes_with_file_and_line(
 
 
 def test_check_compares_the_list_of_recipes_with_their_sources(project: Project, ask: Ask) -> None:
-    listed = '{"recipes": {"tiny": {"train": "data/x.csv", "test": "data/x.csv", "teacher": "t"}}}'
+    names = ("train", "test", "teacher", "student", "more_teachers")
+    listed = json.dumps({"recipes": {"tiny": dict.fromkeys(names, "data/x.csv")}})
     (project.root / "params" / "recipes.yaml").write_text(listed)
     result = ask(project, "check")
     assert result.exit_code == 2

@@ -65,6 +65,7 @@ def test_paths_and_columns_replace_the_sources(repository: Path) -> None:
         "test": "data/b.csv",
         "teacher": "data/encoder",
         "student": "params/remote",
+        "more_teachers": "params/remote",
     }
     assert recipe.fetch_sources.data.model_dump()["format"] == {"kind": "csv", "skip_lines": 0}
     assert (recipe.prepare_data.text_column, recipe.prepare_data.label_column) == ("body", "team")

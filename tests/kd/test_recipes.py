@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from tasks.kd.errors import ParamsError
+from tasks.kd.params import FetchSources, Recipe
 from tasks.kd.recipes import (
     check_inputs,
     find_recipe,
@@ -155,6 +157,7 @@ def test_a_local_source_must_be_listed(text: str, write: Any, root: Path) -> Non
         "test": "data/b.csv",
         "teacher": "params/remote",
         "student": "params/remote",
+        "more_teachers": "params/remote",
     }
     with pytest.raises(ParamsError, match=r"Expected the line `  quickstart: \{train: data/a.csv"):
         check_inputs(root, "quickstart", recipe)
@@ -178,3 +181,48 @@ def test_what_must_not_reach_dvc_s_templating_is_refused(entry: str, tmp_path: P
     (tmp_path / "params" / "recipes.yaml").write_text(f"recipes:\n  {entry}\n")
     with pytest.raises(ParamsError):
         read_inputs(tmp_path)
+
+
+def test_local_further_teachers_are_listed_by_the_folder_that_holds_them(root: Path) -> None:
+    recipe = load_recipe(root / "params" / "quickstart.yaml")
+    assert inputs_of(recipe)["more_teachers"] == "params/remote"
+
+    def with_teachers(*folders: str) -> FetchSources:
+        fields = recipe.fetch_sources.model_dump()
+        sources = {f"t{i}": {"kind": "path", "folder": x} for i, x in enumerate(folders)}
+        return FetchSources.model_validate(fields | {"more_teachers": sources})
+
+    def listed(*folders: str) -> str:
+        sources = with_teachers(*folders)
+        return inputs_of(recipe.model_copy(update={"fetch_sources": sources}))["more_teachers"]
+
+    assert listed("models/a") == "models/a"
+    assert listed("models/tuned/a", "models/tuned/b") == "models/tuned"
+    assert listed("models/ab", "models/ac") == "models"  # folders, not letters, in common
+    with pytest.raises(ValidationError, match="must lie in one folder of the repository"):
+        with_teachers("models/a", "others/b")
+
+
+def ensemble_faults(root: Path, teachers: list[str], rule: dict[str, Any] | None) -> str:
+    fields = load_recipe(root / "params" / "quickstart.yaml").model_dump(by_alias=True)
+    source = {"kind": "hub", "id": "a/b", "revision": "c"}
+    fields["fetch_sources"]["more_teachers"] = dict.fromkeys(teachers, source)
+    fields["train_teacher"]["ensemble"] = rule
+    try:
+        Recipe.model_validate(fields)
+    except ValidationError as error:
+        return str(error)
+    return ""
+
+
+def test_an_ensemble_is_of_the_teachers_that_are_there(root: Path) -> None:
+    mean = {"logits": "mean", "layers": "main"}
+    weighted = {"logits": "weighted", "layers": "main", "weights": {"main": 1.0, "big": 2.0}}
+    assert ensemble_faults(root, ["big"], mean) == ensemble_faults(root, ["big"], weighted) == ""
+    assert "needs a rule in train_teacher.ensemble" in ensemble_faults(root, ["big"], None)
+    assert "needs fetch_sources.more_teachers" in ensemble_faults(root, [], mean)
+    said = ensemble_faults(root, ["big"], {**mean, "layers": "small"})
+    assert "ensemble.layers: no small; the teachers are big, main" in said
+    said = ensemble_faults(root, ["big", "old"], weighted)
+    assert "ensemble.weights: big, main; the teachers are big, main, old" in said
+    assert "main is the name of fetch_sources.teacher" in ensemble_faults(root, ["main"], mean)

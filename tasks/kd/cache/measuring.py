@@ -75,6 +75,10 @@ class Measured:
         tokens = job.params.batch_tokens
         return Sample(job.teacher, self._texts, streams, pad_id=job.pad_id, batch_tokens=tokens)
 
+    def forget(self) -> None:
+        """Let the states go: they are measured, and a writer needs the room."""
+        self.__dict__.pop("_sample", None)
+
     def calibrate(self, stream: str, codec: Codec) -> Calibrated:
         """What a stream is like in that codec, or in float32 if it is too coarse."""
         return self._sample.calibrate(stream, codec, self._job.params.max_relative_error)

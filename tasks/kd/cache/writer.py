@@ -211,6 +211,7 @@ def _write(
         if coarse := coarse or too_coarse(job, computed, {**there, **calibrated}):
             return coarse
         if lacking:
+            measured.forget()
             require_space(job, texts, calibrated, store, there)
             for stream, found in calibrated.items():
                 begin(store.entry(job.streams[stream]), found)
@@ -280,6 +281,7 @@ def write_share(
     job = replace(job, exact=frozenset(exact))
     keys, texts = distinct(job.input_ids)
     shards = work_list(texts, job)
+    give_back()
     statistics = {s: statistics_in(store.entry(job.streams[s]) / STATISTICS) for s in codecs}
     with disk_faults(store.folder), ThreadPoolExecutor(1) as thread:
         writing: list[Future[None]] = []
