@@ -13,7 +13,7 @@ from tasks.kd.cache.calibration import deviations
 from tasks.kd.data import Split
 from tasks.kd.families import depth, width
 from tasks.kd.levels import HiddenLevel, KLLevel, LabelsLevel, Level
-from tasks.kd.objective import Batch, Objective, TeacherShape, standardised_layers
+from tasks.kd.objective import Batch, Moment, Objective, TeacherShape, standardised_layers
 from tasks.kd.optimizers import new_optimizer
 from tasks.kd.params import Compute, Optimizer
 from tasks.kd.phases import Phase
@@ -119,7 +119,7 @@ class Stepping:
         texts = [self._split.input_ids[row] for row in rows]
         ids_BT, mask_BT = pad(texts, self._pad_id)
         batch = Batch(ids_BT, mask_BT, torch.from_numpy(self._split.labels[rows]))
-        totals = self._objective(batch, streams, 0)
+        totals = self._objective(batch, streams, Moment(0))
         torch.stack([total.mean() for total in totals.values()]).sum().backward()
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -27,7 +28,7 @@ from tests.bench.loops import WARM_UP_STEPS, Speeds, train_on, whole_batches
 from tests.bench.results import TRAINING as TRAINING_PAGE
 from tests.bench.results import machine, write_part, write_table
 from tests.bench.scaling import speed_of
-from tests.bench.students import distilled
+from tests.bench.students import Stepping, distilled
 from tests.kd.conftest import make_split, make_teacher
 from tests.kd.phases import one_phase
 from tests.kd.training_setup import (
@@ -68,6 +69,18 @@ def test_a_training_that_ends_in_the_warm_up_has_no_speed() -> None:
 def test_a_refused_update_is_no_speed() -> None:
     with pytest.raises(SystemExit, match=r"refused: the loss is not finite"):
         Speeds(8).write({"split": "refused", "message": "the loss is not finite"})
+
+
+def test_a_plain_step_is_an_update_by_all_levels() -> None:
+    parts = make_parts((one_phase((LABELS, KL, HIDDEN)),))
+    before = {name: value.clone() for name, value in parts.objective.state_dict().items()}
+    rows = np.arange(8)
+    streams = parts.targets.fetch([parts.train.input_ids[row] for row in rows])
+    stepping = Stepping(parts.objective, parts.train, make_settings(), parts.pad_id)
+    stepping.step(rows, streams)
+    moved = {n for n, v in parts.objective.state_dict().items() if not torch.equal(v, before[n])}
+    assert any(name.startswith("student.") for name in moved)
+    assert any(name.startswith("projections.") for name in moved)
 
 
 def test_the_loop_itself_is_timed_and_batches_are_full_ones(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def measure(bench: Bench) -> Findings:
         SHORT_TOKENS: _Run(bench, short, texts, {"forward", "forward again", "writing"}),
         LONG_TOKENS: _Run(bench, long, texts, {"forward", "writing", "plain loop"}),
     }
-    rounds = {SHORT_TOKENS: bench.pick(4, 1), LONG_TOKENS: bench.pick(3, 1)}
+    rounds = {SHORT_TOKENS: bench.pick(7, 1), LONG_TOKENS: bench.pick(5, 1)}
     bench.watch.expect(sum(turns(run.ways, rounds[most]) for most, run in runs.items()))
     figures: list[Figure] = []
     for most, run in runs.items():

@@ -102,7 +102,10 @@ def decode(
 def is_finite(encoded: Encoded) -> bool:
     """Whether nothing overflowed the codec's range."""
     checked = encoded.values if encoded.scale is None else encoded.scale
-    return bool(torch.isfinite(checked).all())
+    if not checked.numel():
+        return True
+    least, most = torch.aminmax(checked)  # NaN goes through; a twentieth of isfinite's time
+    return bool(torch.isfinite(least) & torch.isfinite(most))
 
 
 def relative_error(states_MD: torch.Tensor, codec: Codec, statistics: Statistics) -> float:
