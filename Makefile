@@ -63,6 +63,7 @@ study: $(STAMP) ## find which levels pay, at equal steps: hours, and goes on whe
 	$(BIN)/python -m tests.study report
 
 clean: ## delete artifacts, work in progress and tool caches; keep all that is costly to make again
-	rm -rf artifacts .work .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf artifacts .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	! test -d .work || find .work -mindepth 1 -maxdepth 1 ! -name study ! -name bench -exec rm -rf {} +
 	find flows tasks tests docs -type d -name __pycache__ -prune -exec rm -rf {} +
-	@echo "Kept: .venv, data, .store (teacher caches), .mlflow (runs, models), .dvc/cache (every version of the artifacts)."
+	@echo "Kept: .venv, data, .work/study and .work/bench (tuned teachers, runs), .store (teacher caches), .mlflow (runs, models), .dvc/cache (every version of the artifacts)."

@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from docs.describe_params import GENERATED, describe_recipe
 
@@ -72,9 +72,9 @@ def walk_commands(
     """(path, help text) of a command and of every command below it that is not hidden."""
     import click
 
-    context = click.Context(
-        command, parent, info_name=name, terminal_width=HELP_COLUMNS, max_content_width=HELP_COLUMNS
-    )
+    width: dict[str, int] = {"terminal_width": HELP_COLUMNS, "max_content_width": HELP_COLUMNS}
+    settings: dict[str, Any] = {**command.context_settings, **width}
+    context = click.Context(command, parent, info_name=name, **settings)
     lines = command.get_help(context).splitlines()
     yield context.command_path, "\n".join(line.rstrip() for line in lines)
     if isinstance(command, click.Group):

@@ -39,6 +39,13 @@ class Shape:
     intermediate_size: int
 
 
+# Their names in most families' configurations.
+_SIZES = {
+    "layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "attention_heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+}
 _BERT = Family(
     layers="encoder.layer",
     projections=("attention.self.query", "attention.self.key", "attention.self.value"),
@@ -142,13 +149,14 @@ def reshaped(fields: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
     if fields.get("layer_types"):
         new["layer_types"] = _continued(fields["layer_types"], shape.layers)
         new.pop("global_attn_every_n_layers", None)  # says the same, and is not read beside it
-    wanted = {
-        "num_hidden_layers": shape.layers,
-        "hidden_size": shape.hidden_size,
-        "num_attention_heads": shape.attention_heads,
-        "intermediate_size": shape.intermediate_size,
-    }
-    return new | {names.get(name, name): value for name, value in wanted.items()}
+    return new | {names.get(_SIZES[size], _SIZES[size]): n for size, n in vars(shape).items()}
+
+
+def shape_of(fields: Mapping[str, Any]) -> Shape:
+    """An encoder's size, of its configuration's fields. Raises DataError as `reshaped` does."""
+    require_family(fields["model_type"])
+    names = BY_NAME[fields["model_type"]].fields
+    return Shape(**{size: fields[names.get(name, name)] for size, name in _SIZES.items()})
 
 
 def _continued(types: Sequence[str], layers: int) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from tasks.kd.architectures import BY_NAME
+from tasks.kd.architectures import shape_of
 from tasks.kd.embedding_tables import (
     carry_embeddings,
     first_position,
@@ -31,12 +31,6 @@ from tasks.kd.student_sections import (
 __all__ = ["build_student", "count_parameters", "depth", "require_positions"]
 
 _VOCABULARY_S = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
-_SIZES = {  # of a recipe, and their names in most configurations
-    "layers": "num_hidden_layers",
-    "hidden_size": "hidden_size",
-    "attention_heads": "num_attention_heads",
-    "intermediate_size": "intermediate_size",
-}
 # What the published models of a family have, where its configuration class starts from other
 # values: DeBERTa-v3's attention (arXiv:2111.09543), for without it there would be none by position.
 _PUBLISHED: dict[str, dict[str, Any]] = {
@@ -173,21 +167,18 @@ def _read_checkpoint(
 
 
 def _require_declared(params: Student, config: Any, like: Any, folder: Path) -> None:
+    sizes = vars(shape_of(config.to_dict()))
     expected = {
         "family": params.family or like.model_type,
         "vocabulary": like.vocab_size,
         "padding id": like.pad_token_id,
-        **{name: getattr(params, name) for name in _SIZES},
+        **{name: getattr(params, name) for name in sizes},
     }
-    names = BY_NAME[config.model_type].fields
     found = {
         "family": config.model_type,
         "vocabulary": config.vocab_size,
         "padding id": config.pad_token_id,
-        **{
-            name: getattr(config, names.get(published, published))
-            for name, published in _SIZES.items()
-        },
+        **sizes,
     }
     if wrong := [name for name, value in expected.items() if value != found[name]]:
         raise ShapeError(

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from tasks.kd.architectures import shape_of
 from tasks.kd.data import Split, read_data_card, read_split
 from tasks.kd.digests import read_json, write_json
 from tasks.kd.encoders import load_classifier, load_config, model_sha256, new_classifier
@@ -76,13 +77,7 @@ def _measure(model: torch.nn.Module, dev: Split, pad_id: int) -> float:
 
 def check_shape(base: Path, params: TrainTeacher) -> None:
     """Raise DataError unless the model has the shape that the recipe says."""
-    config = load_config(base)
-    found = {
-        "layers": config.num_hidden_layers,
-        "hidden_size": config.hidden_size,
-        "attention_heads": config.num_attention_heads,
-        "intermediate_size": config.intermediate_size,
-    }
+    found = vars(shape_of(load_config(base).to_dict()))
     wrong = [name for name, value in found.items() if value != getattr(params, name)]
     if wrong:
         raise DataError(

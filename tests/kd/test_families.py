@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tasks.kd.architectures import Shape, shape_of
 from tasks.kd.errors import CacheCorruptError, DataError, ShapeError
 from tasks.kd.families import (
     ATTENTION_FAMILIES,
@@ -59,6 +60,10 @@ def test_a_model_says_its_own_shape(family: str) -> None:
     model = small(family)
     assert (depth(model), heads(model), width(model)) == (4, HEADS, WIDTH)
     assert (depth(model.base_model), heads(model.base_model)) == (4, HEADS)
+    shape = shape_of(model.config.to_dict())
+    assert (shape.layers, shape.hidden_size, shape.attention_heads) == (4, WIDTH, HEADS)
+    other = shaped(model.config, **vars(Shape(2, 2 * WIDTH, HEADS, 20)))
+    assert shape_of(other.to_dict()) == Shape(2, 2 * WIDTH, HEADS, 20)
 
 
 # --- hidden states -------------------------------------------------------------------------------

@@ -81,8 +81,9 @@ class Run:
 
     @cached_property
     def optimizer(self) -> Optimizer:
-        """With the run's own seed."""
-        return self.study.optimizer.model_copy(update={"seed": self.key.seed})
+        """With the run's own seed and the student's batch."""
+        own = {"seed": self.key.seed, "batch_examples": self.kind.batch_examples}
+        return self.study.optimizer.model_copy(update=own)
 
     @cached_property
     def phases(self) -> tuple[Phase, ...]:

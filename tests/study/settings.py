@@ -87,6 +87,7 @@ class StudentKind(Section):
 
     shape: Student
     learning_rate: PositiveFloat
+    batch_examples: Positive
     epochs: dict[str, Positive]
 
 
