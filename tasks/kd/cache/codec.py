@@ -16,6 +16,8 @@ DTYPES: dict[str, torch.dtype] = {
     "int8": torch.int8,
 }
 _LARGEST = 127.0
+# A channel of less than this share of the median deviation carries next to nothing.
+_STILL = 0.1
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,13 @@ class Moments:
     def statistics(self) -> Statistics:
         """Of all states so far; a channel that hardly moves counts with the median deviation.
 
-        Such a channel would otherwise be blown up, in the codec and in a standardised loss.
+        Such a channel would otherwise be blown up, in the codec and in a standardised loss: of
+        a tuned MiniLM's 384 embedding channels three move by 1/22 to 1/200 of the median, and were
+        nine tenths of such a loss.
         """
         deviation_D = (self._squares_D / self._count).sqrt()
         median = deviation_D.median()
-        deviation_D = torch.where(deviation_D < 1e-3 * median, median, deviation_D)
+        deviation_D = torch.where(deviation_D < _STILL * median, median, deviation_D)
         deviation_D = torch.where(deviation_D > 0, deviation_D, torch.ones_like(deviation_D))
         return Statistics(self._mean_D.float(), deviation_D.float())
 

@@ -129,8 +129,9 @@ def test_a_channel_that_does_not_move_counts_with_the_median_deviation() -> None
     states = torch.tensor([[1.0, 7.0, 0.0], [3.0, 7.0, 4.0]])
     assert statistics_of(states).deviation_D.tolist() == [1.0, 1.0, 2.0]
     assert statistics_of(torch.ones(1, 4)).deviation_D.tolist() == [1.0] * 4
-    slow = torch.tensor([[1.0, 2.0, 5.0], [3.0, 2.01, 5.0]])  # a hundredth is a movement
-    assert statistics_of(slow).deviation_D.tolist() == pytest.approx([1.0, 0.005, 0.005])
+    slow = torch.tensor([[1.0, 1.0, 1.0, 7.0, 7.0], [3.0, 3.0, 3.0, 7.4, 7.1]])
+    deviations = [1.0, 1.0, 1.0, 0.2, 1.0]  # a fifth is a movement, a twentieth is none
+    assert statistics_of(slow).deviation_D.tolist() == pytest.approx(deviations)
 
 
 def test_what_overflows_is_told() -> None:
