@@ -150,7 +150,11 @@ class HiddenLevel(Section):
     loss: Literal["mse"]
     layer_map: StateMap
     standardise: Annotated[
-        bool, Field(description="divide each channel's error by the teacher's deviation there")
+        bool,
+        Field(
+            description="divide each channel's error by the teacher's deviation there"
+            " (the median, where it hardly moves)"
+        ),
     ]
     projection: Projection
     weight: Annotated[ScheduledWeight, Field(description=WEIGHT)]
