@@ -79,6 +79,7 @@ def small_study(sha256: str) -> Study:
             "narrow": {
                 **values["students"]["narrow"],
                 "learning_rate": 2e-3,
+                "batch_examples": 32,
                 "epochs": {"first": 3},
             }
         },
