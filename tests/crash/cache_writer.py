@@ -46,7 +46,7 @@ NUMBERS = (1, 3)
 STREAMS = ("logits", "hidden.0", "hidden.2", "attention.2")
 # A share neither calibrates nor finishes.
 SHARE_PLACES = ("run_teacher", "save_file", "commit_file", "rename")
-RANDOM_KILLS, RANDOM_SHARE_KILLS = 45, 15
+RANDOM_KILLS, RANDOM_SHARE_KILLS = 75, 25
 Kill = tuple[str, int, bool]
 
 

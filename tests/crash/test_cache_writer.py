@@ -104,8 +104,6 @@ def test_a_rank_that_is_killed_is_told_by_the_launcher_and_resumed(found: Any) -
     assert case["shards"] > 0
 
 
-def test_a_hundred_kills_are_no_fewer(found: Any) -> None:
-    at_places = [*found["boundaries"].values(), *found["one of two"].values()]
-    landed = sum(case["killed"] != 0 for case in at_places)
+def test_a_hundred_random_kills_are_no_fewer(found: Any) -> None:
     at_random = [*found["random"], *found["one of two at random"]]
-    assert landed + sum(case["kills"] for case in at_random) + 1 >= 100
+    assert sum(case["kills"] for case in at_random) >= 100
