@@ -83,11 +83,12 @@ def gap_closed(
 ) -> Interval | None:
     """The share of the way from the baseline to the teacher that an arm goes.
 
-    None where the teacher is not ahead of the baseline beyond doubt: there is no way to go.
+    None where the teacher is not ahead of the baseline in every resample: a share of no way, or
+    of next to none, says nothing.
     """
     arm_R, base_R, teacher_R = resampled([arm_SN, base_SN, teacher_N[None]], settings)
     gap = float(teacher_N.mean() - base_SN.mean())
-    if interval(gap, teacher_R - base_R, settings).low <= 0:
+    if float((teacher_R - base_R).min()) <= 0:
         return None
     share = float(arm_SN.mean() - base_SN.mean()) / gap
     return interval(share, (arm_R - base_R) / (teacher_R - base_R), settings)

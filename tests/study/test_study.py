@@ -182,6 +182,11 @@ def test_the_gap_is_the_share_of_the_way_to_the_teacher() -> None:
     )
     assert 0.3 < found.low < found.value < found.high < 0.7
     assert intervals.gap_closed(middle, base, base[0], HOW) is None
+    hardly = base[0].copy()
+    hardly[np.flatnonzero(hardly == 0)[:40]] = 1  # ahead, but not in every resample
+    assert intervals.gap_closed(base, base[:1], hardly, HOW) is not None
+    hardly[np.flatnonzero(hardly == 1)[:30]] = 0
+    assert intervals.gap_closed(base, base[:1], hardly, HOW) is None
     assert intervals.ratio(base, teacher, HOW).value == pytest.approx(base.mean() / teacher.mean())
 
 
