@@ -88,8 +88,8 @@ class Run:
     @cached_property
     def phases(self) -> tuple[Phase, ...]:
         """The arm's phases over the student's epochs."""
-        kind = self.kind
-        return fitted(self.arm.phases, kind.epochs[self.key.data], kind.learning_rate)
+        kind, data = self.kind, self.key.data
+        return fitted(self.arm.phases, kind.epochs[data], kind.learning_rate[data])
 
     @property
     def steps(self) -> int:

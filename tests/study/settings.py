@@ -83,10 +83,10 @@ class DataSet(Section):
 
 
 class StudentKind(Section):
-    """A student's shape, its rate, and its passes over each data set: equal for all arms."""
+    """A student's shape, and for each data set its rate and its passes: equal for all arms."""
 
     shape: Student
-    learning_rate: PositiveFloat
+    learning_rate: dict[str, PositiveFloat]
     batch_examples: Positive
     epochs: dict[str, Positive]
 

@@ -89,15 +89,16 @@ def test_labels_are_balanced_and_passages_are_whole_sentences() -> None:
 def test_every_arm_and_preset_takes_the_same_number_of_epochs(name: str) -> None:
     study = read_study()
     for kind in study.students.values():
-        for epochs in kind.epochs.values():
-            read = arms.read_arm(name).phases
+        assert set(kind.epochs) == set(kind.learning_rate) == set(study.data)
+        for data, epochs in kind.epochs.items():
+            read, rate = arms.read_arm(name).phases, kind.learning_rate[data]
             if len(read) > epochs:
                 with pytest.raises(arms.DoesNotFitError):
-                    arms.fitted(read, epochs, kind.learning_rate)
+                    arms.fitted(read, epochs, rate)
                 continue
-            phases = arms.fitted(read, epochs, kind.learning_rate)
+            phases = arms.fitted(read, epochs, rate)
             assert sum(phase.epochs for phase in phases) == epochs
-            assert max(phase.learning_rate for phase in phases) == kind.learning_rate
+            assert max(phase.learning_rate for phase in phases) == rate
 
 
 def test_epochs_are_shared_as_the_arm_says_and_each_phase_keeps_one() -> None:
