@@ -38,9 +38,9 @@ NOTES = """\
   same test split, so that the best of a table is a little flattered; *dev* is there to choose by.
 - {seeds} seeds say little of how much seeds differ: intervals over so few are too narrow rather
   than too wide.
-- The rate is chosen per student and data set, not per arm: an arm's highest rate becomes the student's, the
-  ratios between its phases stay. A paper's preset is thus run at a small fraction of its steps and
-  not at its own rate; what it shows here is not what it can do.
+- The rate is chosen per student and data set, not per arm: an arm's highest rate becomes the
+  student's, the ratios between its phases stay. A paper's preset is thus run at a small fraction of
+  its steps and not at its own rate; what it shows here is not what it can do.
 - An epoch of transfer text is as many steps as an epoch of the data set's own; it is text that the
   other arms do not see.
 - A probe's texts are unseen by the student, but the teacher's base encoder was trained by others on
