@@ -145,6 +145,17 @@ def test_what_overflows_is_told() -> None:
             assert not is_finite(encode(torch.tensor([[1.0, bad]]), codec, standard(2)))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_one_value_that_is_not_finite_is_told_wherever_it_stands(dtype: torch.dtype) -> None:
+    states = torch.randn(9, 37, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert is_finite(Encoded(states))
+    assert is_finite(Encoded(states[:0]))
+    for place in range(states.numel()):
+        broken = states.clone()
+        broken.view(-1)[place] = (float("nan"), float("inf"), float("-inf"))[place % 3]
+        assert not is_finite(Encoded(broken)), place
+
+
 def test_the_measured_error_by_hand() -> None:
     assert relative_error(torch.tensor([[1e6, 1.0]]), "float16", standard(2)) == float("inf")
     assert relative_error(torch.randn(9, 9), "float32", standard(9)) == 0
