@@ -21,7 +21,7 @@ from tasks.kd.errors import ParamsError
 from tasks.kd.feeding import Feed, MicroBatch, Work
 from tasks.kd.objective import Moment, Objective
 from tasks.kd.params import Compute
-from tasks.kd.precision import autocast
+from tasks.kd.precision import forward_pass
 
 # What a rank says of its pass: it went well, memory did not suffice, or not even for row n alone.
 _WELL, _TOO_LITTLE, _ALONE = 0, 1, 2
@@ -137,7 +137,7 @@ class Computer:
         asked: Asked,
         own: _Pass,
     ) -> None:
-        with autocast(self._compute, self._device):
+        with forward_pass(self._compute, self._device):
             totals = self._objective(micro.batch, micro.targets, asked.moment)
         parts = {name: totals[name].mean(count) * micro.weight for name, count in counts.items()}
         together = torch.stack(list(parts.values()))

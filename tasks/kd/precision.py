@@ -1,15 +1,16 @@
-"""How a model's passes are run: in which precision, with layers recomputed, compiled."""
+"""How a model's passes are run: precision, dropout, layers that are recomputed or compiled."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch._functorch import config as functorch
 
+from tasks.kd.dropout import quick_dropout
 from tasks.kd.errors import ParamsError
 from tasks.kd.families import layers_of
 from tasks.kd.objective import Objective
@@ -29,14 +30,17 @@ def first_scale(compute: Compute) -> float:
     return FIRST_SCALE if compute.mixed_precision == "fp16" else 1.0
 
 
-def autocast(compute: Compute, device: torch.device) -> AbstractContextManager[Any]:
-    """Where a training pass is run in the recipe's precision. The levels stay in float32.
+@contextmanager
+def forward_pass(compute: Compute, device: torch.device) -> Iterator[None]:
+    """Where a training pass is run forwards: in the recipe's precision, with quick dropout.
 
-    They lift what they compare to float32 and keep their own products out of autocast.
+    The levels stay in float32: they lift what they compare and keep their own products out of
+    autocast.
     """
-    if compute.mixed_precision == "no":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=_TYPES[compute.mixed_precision])
+    kind = _TYPES.get(compute.mixed_precision)
+    lower = torch.autocast(device.type, dtype=kind) if kind else nullcontext()
+    with lower, nullcontext() if compute.compile else quick_dropout(device):
+        yield
 
 
 def require_means(compute: Compute, objective: Objective, device: torch.device) -> None:
@@ -83,7 +87,12 @@ def prepared(
     model: Any = student
     layers = layers_of(student)
     if compute.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        options: dict[str, Any] = {"use_reentrant": False}
+        if not compute.compile:
+            # Of a layer's pass and of its pass again: to drop the same, both draw alike.
+            again = quick_dropout(next(student.parameters()).device)
+            options["context_fn"] = lambda: (nullcontext(), again)
+        model.activation_checkpointing_enable(options)
     if compute.compile:
         for layer in layers:
             # Of the layer's own forward, so that hooks on the layer are run outside of it.

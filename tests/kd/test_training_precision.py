@@ -13,7 +13,7 @@ from tasks.kd import precision, training
 from tasks.kd.errors import ParamsError
 from tasks.kd.families import layers_of
 from tasks.kd.objective import Moment
-from tasks.kd.precision import FIRST_SCALE, autocast, prepared, require_means
+from tasks.kd.precision import FIRST_SCALE, forward_pass, prepared, require_means
 from tasks.kd.training import Parts, train
 from tests.kd.test_objective import EVERY_LEVEL, batch_of, phase_with
 from tests.kd.training_setup import (
@@ -44,7 +44,7 @@ def test_a_level_is_computed_in_float32_whatever_the_student_is(fields: dict[str
     parts = without_dropout(make_parts((phase_with(fields),)))
     batch, targets = batch_of(parts, slice(0, 6))
     (exact,) = parts.objective(batch, targets, Moment(0)).values()
-    with autocast(make_compute(mixed_precision="bf16"), CPU):
+    with forward_pass(make_compute(mixed_precision="bf16"), CPU):
         (total,) = parts.objective(batch, targets, Moment(0)).values()
     assert total.sum.dtype == torch.float32
     assert total.count == exact.count
@@ -154,6 +154,19 @@ def test_layers_are_recomputed_in_the_backward_pass_and_only_while_training() ->
             torch.stack([total.mean() for total in totals.values()]).sum().backward()
         assert len(calls) == expected
     assert not student.is_activation_checkpointing
+
+
+def test_a_recomputed_layer_drops_what_it_dropped_before(tmp_path: Path) -> None:
+    weights = []
+    for recomputed in (False, True):
+        parts = make_parts(ONE_EPOCH)
+        config: Any = parts.objective.student.config
+        assert config.hidden_dropout_prob > 0
+        folder = tmp_path / str(recomputed)
+        train(make_settings(), parts, make_habits(folder, gradient_checkpointing=recomputed))
+        weights.append(weights_of(parts.objective))
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow
