@@ -7,13 +7,18 @@ in `.work/study`, each under a digest of what it was made of.
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 
 from tests.study import arms
 from tests.study.settings import read_study
+
+if TYPE_CHECKING:
+    from tests.study.runs import Run
 
 STUDY = read_study()
 RESULTS = Path(__file__).with_name("results")
@@ -44,31 +49,40 @@ def run(
     seeds: int,
     jobs: int,
 ) -> None:
-    """Do the runs that have not been done."""
-    from tests.study.launching import launch, program_of
-    from tests.study.runs import Key, prepare
-    from tests.study.selection import open_run
+    """Do the runs that have not been done: the first seed at each rate, then all at the best."""
+    from tests.study.selection import at_each_rate, at_the_best
 
-    keys = [
-        Key(text, kind, arm, seed)
+    tried = [
+        at_each_rate(STUDY, text, kind, arm, click.echo)
         for text in data or ALL_DATA
         for kind in student or ALL_STUDENTS
-        for seed in range(seeds)
         for arm in named or arms.names()
+        if _fits(text, kind, arm)
     ]
-    todo = []
-    for key in keys:
-        opened = open_run(STUDY, key, click.echo)
-        try:
-            is_there = opened.path.exists()
-        except arms.DoesNotFitError as reason:
-            click.echo(f"{key} is left out: {reason}")
-            continue
-        if not is_there:
-            todo.append(opened)
-    click.echo(f"{len(keys) - len(todo)} runs are there, {len(todo)} to do")
+    _do([one for runs in tried for one in runs], jobs)
+    _do([one for runs in tried for one in at_the_best(runs, seeds)], jobs)
+
+
+def _fits(data: str, student: str, arm: str) -> bool:
+    """Whether an arm has room in a student's epochs; says so where it has not."""
+    epochs = STUDY.students[student].epochs[data]
+    try:
+        arms.fitted(arms.read_arm(arm).phases, epochs, 1.0)
+    except arms.DoesNotFitError as reason:
+        click.echo(f"{arm} is left out for {student} on {data}: {reason}")
+        return False
+    return True
+
+
+def _do(runs: Sequence[Run], jobs: int) -> None:
+    """Execute what is not there, each run in a process of its own."""
+    from tests.study.launching import launch, program_of
+    from tests.study.runs import prepare
+
+    todo = [one for one in runs if not one.path.exists()]
+    click.echo(f"{len(runs) - len(todo)} runs are there, {len(todo)} to do")
     prepare(todo)
-    failed = launch({str(run.key): program_of(run.key) for run in todo}, jobs=jobs)
+    failed = launch({str(one.key): program_of(one.key) for one in todo}, jobs=jobs)
     if failed:
         raise SystemExit(f"{len(failed)} runs failed, see above: {', '.join(failed)}")
 
@@ -78,12 +92,13 @@ def run(
 @click.option("--student", required=True, type=click.Choice(ALL_STUDENTS))
 @click.option("--arm", "named", required=True)
 @click.option("--seed", required=True, type=int)
-def one(data: str, student: str, named: str, seed: int) -> None:
+@click.option("--rate", required=True, type=float, help="The highest of its phases.")
+def one(data: str, student: str, named: str, seed: int, rate: float) -> None:
     """Do one run, in this process."""
     from tests.study.runs import Key, execute
     from tests.study.selection import open_run
 
-    execute(open_run(STUDY, Key(data, student, named, seed), click.echo), click.echo)
+    execute(open_run(STUDY, Key(data, student, named, seed, rate), click.echo), click.echo)
 
 
 @main.command()

@@ -45,6 +45,5 @@ def launch(programs: Mapping[str, Sequence[str]], *, jobs: int) -> list[str]:
 
 def program_of(key: Key) -> list[str]:
     """The command that executes one run."""
-    options = {"data": key.data, "student": key.student, "arm": key.arm, "seed": key.seed}
-    named = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    named = [word for name, value in vars(key).items() for word in (f"--{name}", str(value))]
     return [sys.executable, "-m", "tests.study", "one", *named]

@@ -14,8 +14,8 @@ from tasks.kd.digests import read_json, write_bytes, write_json
 from tests.bench.results import versions
 from tests.study import arms, intervals
 from tests.study.intervals import Floats, Interval
-from tests.study.runs import Key
-from tests.study.selection import open_run
+from tests.study.runs import Run
+from tests.study.selection import at_each_rate, at_the_best
 from tests.study.settings import FOLDER, Study
 from tests.study.teachers import Teacher
 
@@ -23,12 +23,13 @@ HEAD = """\
 # Which levels pay, at equal steps
 
 Written by `make study`; `study.json` beside this page holds every seed. All arms of a table have
-the same student, the same texts, the same number of steps and the same highest learning rate; what
-differs is what is taught, and when. Δ is an arm minus *prediction_only* (labels and softened
-predictions), in points, with a {confidence:.0f} % interval from a bootstrap over seeds and
-examples at once, in pairs; **bold** where it excludes zero. Unseen corpora are read by a frozen
-encoder and a linear probe on the mean of its last hidden states; *gap* is the share of the way
-from *prediction_only*'s probe to the teacher's.
+the same student, the same texts and the same number of steps, and each has the learning rate that
+is best for it on dev (of those listed; first seed); what differs is what is taught, and when. Δ is
+an arm minus *prediction_only* (labels and softened predictions), in points, with a
+{confidence:.0f} % interval from a bootstrap over seeds and examples at once, in pairs; **bold**
+where it excludes zero. Unseen corpora are read by a frozen encoder and a linear probe on the mean
+of its last hidden states; *gap* is the share of the way from *prediction_only*'s probe to the
+teacher's.
 """
 
 NOTES = """\
@@ -38,14 +39,9 @@ NOTES = """\
   same test split, so that the best of a table is a little flattered; *dev* is there to choose by.
 - {seeds} seeds say little of how much seeds differ: intervals over so few are too narrow rather
   than too wide.
-- The rate is chosen per student and data set, not per arm: an arm's highest rate becomes the
-  student's, the ratios between its phases stay. A paper's preset is thus run at a small fraction of
-  its steps and not at its own rate; what it shows here is not what it can do.
-- One rate for all arms is not as kind to each. On R52, at half of it and with one seed,
-  *prediction_only* rose from 78.1 to 81.0 % (narrow) and from 81.8 to 87.2 % (narrow_pca, whose
-  probes then read 71.3, 50.4, 88.7 and 60.7 %), while *stillhouse* fell from 92.6 to 85.2 %
-  (narrow_pca). Each at its better rate, *stillhouse* is ahead by some 9 and 5 points on R52, and
-  with embeddings carried over it is not ahead on unseen corpora. Rates per arm are to be measured.
+- An arm's rate is the highest of its phases; the ratios between them stay. A paper's preset is thus
+  run at a small fraction of its steps and hardly at its own rate; what it shows here is not what it
+  can do. A rate at either end of those listed says that one beyond may be better still.
 - An epoch of transfer text is as many steps as an epoch of the data set's own; it is text that the
   other arms do not see.
 - A probe's texts are unseen by the student, but the teacher's base encoder was trained by others on
@@ -55,10 +51,21 @@ NOTES = """\
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """The results of all seeds at an arm's rate, and how the first did on dev at each rate."""
+
+    rate: float
+    dev_by_rate: dict[str, float]
+    results: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
 class Row:
-    """An arm's outcome for one data set and student."""
+    """An arm's outcome for one data set and student, in figures."""
 
     arm: str
+    rate: float
+    dev_by_rate: dict[str, float]
     accuracies: tuple[float, ...]
     dev: tuple[float, ...]
     seconds: tuple[float, ...]
@@ -115,44 +122,50 @@ def table(
     study: Study, data: str, student: str, *, seeds: int, folder: Path = FOLDER
 ) -> Table | None:
     """The arms of which all seeds are there, or None without the baseline."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, Outcome] = {}
     lacking = []
     for arm in arms.names():
+        tried = at_each_rate(study, data, student, arm, print, folder)
         try:
-            runs = [
-                open_run(study, Key(data, student, arm, seed), print, folder)
-                for seed in range(seeds)
-            ]
-            paths = [run.path for run in runs]
+            dev = {f"{run.key.rate:g}": result["dev_accuracy"] for run, result in _there(tried)}
         except arms.DoesNotFitError:
             continue
-        there = [path for path in paths if path.exists()]
-        if len(there) == seeds:
-            found[arm] = [read_json(path) for path in there]
-        elif there:
-            lacking.append(f"{arm} ({len(there)} of {seeds} seeds)")
+        runs = at_the_best(tried, seeds)
+        results = tuple(result for _, result in _there(runs))
+        if runs and len(results) == seeds:
+            found[arm] = Outcome(runs[0].key.rate, dev, results)
+        elif runs:
+            lacking.append(f"{arm} ({len(results)} of {seeds} seeds)")
+        elif dev:
+            lacking.append(f"{arm} ({len(dev)} of {len(tried)} rates)")
     if arms.BASELINE not in found:
         return None
-    teacher = runs[0].teacher
-    base = found[arms.BASELINE]
-    rows = [row(arm, results, base, teacher, study) for arm, results in found.items()]
+    teacher, base = tried[0].teacher, found[arms.BASELINE]
+    rows = [row(arm, outcome, base, teacher, study) for arm, outcome in found.items()]
     return Table(data, student, teacher, tuple(rows), tuple(lacking))
+
+
+def _there(runs: Sequence[Run]) -> list[tuple[Run, dict[str, Any]]]:
+    """The runs that have been done, with their results."""
+    return [(run, read_json(run.path)) for run in runs if run.path.exists()]
 
 
 def row(
     arm: str,
-    results: Sequence[dict[str, Any]],
-    base: Sequence[dict[str, Any]],
+    outcome: Outcome,
+    base: Outcome,
     teacher: Teacher,
     study: Study,
 ) -> Row:
     """One arm, in pairs with the baseline's seeds."""
-    how, told = study.statistics, teacher.report
-    own_SN, base_SN = correct(results), correct(base)
+    how, told, results = study.statistics, teacher.report, outcome.results
+    own_SN, base_SN = correct(results), correct(base.results)
     unseen = list(told["probes"])
-    pairs = {name: (correct(results, name), correct(base, name)) for name in unseen}
+    pairs = {name: (correct(results, name), correct(base.results, name)) for name in unseen}
     return Row(
         arm=arm,
+        rate=outcome.rate,
+        dev_by_rate=outcome.dev_by_rate,
         accuracies=tuple(result["accuracy"] for result in results),
         dev=tuple(result["dev_accuracy"] for result in results),
         seconds=tuple(result["seconds"] for result in results),
@@ -197,18 +210,19 @@ def _section(study: Study, found: Table) -> list[str]:
     lines = [
         f"## {found.data}, {found.student} ({shape.layers}×{shape.hidden_size})",
         "",
-        f"{study.data[found.data].examples} texts, {found.rows[0].steps} steps. Teacher: "
-        f"{100 * told['accuracy']:.1f} % on the test split; probes "
+        f"{study.data[found.data].examples} texts, {found.rows[0].steps} steps; rates "
+        f"{', '.join(found.rows[0].dev_by_rate)}. Teacher: {100 * told['accuracy']:.1f} % on the "
+        f"test split; probes "
         + ", ".join(f"{name} {100 * told['probes'][name]['accuracy']:.1f} %" for name in unseen)
         + ".",
         "",
-        _line(["arm", "dev %", "test %", "Δ test", "of teacher"]),
-        _line(["---"] * 5),
+        _line(["arm", "rate", "dev %", "test %", "Δ test", "of teacher"]),
+        _line(["---"] * 6),
     ]
     ordered = sorted(found.rows, key=lambda row: -statistics.mean(row.accuracies))
     for row in ordered:
         measured = [_mean(row.dev), _mean(row.accuracies), points(row.delta)]
-        lines.append(_line([row.arm, *measured, _share(row.retention)]))
+        lines.append(_line([row.arm, f"{row.rate:g}", *measured, _share(row.retention)]))
     lines += ["", _line(["arm", "Δ unseen, mean", *(f"Δ {name}, gap" for name in unseen)])]
     lines += [_line(["---"] * (2 + len(unseen)))]
     for row in sorted(found.rows, key=lambda row: -row.unseen_mean.value):

@@ -50,9 +50,10 @@ class Key:
     student: str
     arm: str
     seed: int
+    rate: float
 
     def __str__(self) -> str:
-        return f"{self.data}.{self.student}.{self.arm}.{self.seed}"
+        return f"{self.data}.{self.student}.{self.arm}.{self.seed} at {self.rate:g}"
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,7 @@ class Run:
     @cached_property
     def phases(self) -> tuple[Phase, ...]:
         """The arm's phases over the student's epochs."""
-        kind, data = self.kind, self.key.data
-        return fitted(self.arm.phases, kind.epochs[data], kind.learning_rate[data])
+        return fitted(self.arm.phases, self.kind.epochs[self.key.data], self.key.rate)
 
     @property
     def steps(self) -> int:
@@ -120,7 +120,9 @@ class Run:
     @property
     def path(self) -> Path:
         """Its result, there or not."""
-        return self.folder / "runs" / f"{self.key}.{sha256_json(decisive(self.made_of))[:12]}.json"
+        named = (self.key.data, self.key.student, self.key.arm, str(self.key.seed))
+        digest = sha256_json(decisive(self.made_of))[:12]
+        return self.folder / "runs" / f"{'.'.join(named)}.{digest}.json"
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,12 @@
-"""From keys to runs, and from keys to the results that are there."""
+"""From keys to runs, to the results that are there, and to the rate that an arm gets."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from tasks.kd.digests import read_json
 from tests.study.arms import read_arm
 from tests.study.corpora import open_corpus
 from tests.study.runs import Key, Run
@@ -19,3 +22,22 @@ def open_run(study: Study, key: Key, say: Say, folder: Path = FOLDER) -> Run:
         _teachers[key.data, folder] = open_teacher(study, key.data, say, folder)
     corpus = open_corpus(study, key.data, folder)
     return Run(key, study, read_arm(key.arm), corpus, _teachers[key.data, folder], folder)
+
+
+def at_each_rate(
+    study: Study, data: str, student: str, arm: str, say: Say, folder: Path = FOLDER
+) -> list[Run]:
+    """The first seed's runs, one for each rate of the student; there or not."""
+    rates = study.students[student].learning_rates[data]
+    return [open_run(study, Key(data, student, arm, 0, rate), say, folder) for rate in rates]
+
+
+def at_the_best(tried: Sequence[Run], seeds: int) -> list[Run]:
+    """Every seed's run at the rate that is best on dev, the first of equals.
+
+    Empty until all rates have been tried.
+    """
+    if not all(run.path.exists() for run in tried):
+        return []
+    best = max(tried, key=lambda run: float(read_json(run.path)["dev_accuracy"]))
+    return [replace(best, key=replace(best.key, seed=seed)) for seed in range(seeds)]

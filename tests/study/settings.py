@@ -83,10 +83,13 @@ class DataSet(Section):
 
 
 class StudentKind(Section):
-    """A student's shape, and for each data set its rate and its passes: equal for all arms."""
+    """A student's shape, and for each data set its rates and its passes: equal for all arms.
+
+    An arm gets the rate that is best on dev from the first seed.
+    """
 
     shape: Student
-    learning_rate: dict[str, PositiveFloat]
+    learning_rates: dict[str, Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]]
     batch_examples: Positive
     epochs: dict[str, Positive]
 

@@ -78,7 +78,7 @@ def small_study(sha256: str) -> Study:
         "students": {
             "narrow": {
                 **values["students"]["narrow"],
-                "learning_rate": {"first": 2e-3},
+                "learning_rates": {"first": [1e-3, 2e-3]},
                 "batch_examples": 32,
                 "epochs": {"first": 3},
             }

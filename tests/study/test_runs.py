@@ -14,8 +14,8 @@ import torch
 
 from tasks.kd import gradients, weighing
 from tasks.kd.data import Split
-from tasks.kd.digests import read_json, sha256_file
-from tests.study import arms, launching, report, runs, teachers
+from tasks.kd.digests import read_json, sha256_file, write_json
+from tests.study import arms, launching, report, runs, selection, teachers
 from tests.study.corpora import (
     Corpus,
     fetch_wheel,
@@ -57,6 +57,28 @@ def silent(_: str) -> None:
     pass
 
 
+def execute(run: Run, say: Any) -> None:
+    runs.prepare([run])
+    runs.execute(run, say)
+    assert run.path.exists()
+
+
+def test_the_rate_that_is_best_on_dev_is_an_arms_and_of_equals_the_first(
+    small: tuple[Study, Path],
+) -> None:
+    study, folder = small
+    tried = selection.at_each_rate(study, "first", "narrow", "hidden_kept", silent, folder)
+    assert [run.key.rate for run in tried] == [1e-3, 2e-3]
+    tried[0].path.parent.mkdir(exist_ok=True)
+    for dev, expected in (((0.5, 0.5), 1e-3), ((0.5, 0.7), 2e-3)):
+        for run, accuracy in zip(tried, dev, strict=True):
+            write_json(run.path, {"dev_accuracy": accuracy})
+        found = selection.at_the_best(tried, 3)
+        assert [run.key.rate for run in found] == [expected] * 3
+        assert [run.key.seed for run in found] == [0, 1, 2]
+        assert len({run.path for run in found}) == 3
+
+
 def test_a_wheel_that_is_not_the_pinned_one_is_not_read(small: tuple[Study, Path]) -> None:
     study, folder = small
     (path,) = (folder / "wheels").iterdir()
@@ -84,11 +106,14 @@ def test_all_arms_run_and_are_reported_and_nothing_runs_twice(
     study, folder = small
     told: list[str] = []
     for arm in ("labels_only", "prediction_only", "hidden_kept", "transfer_kept"):
-        for seed in range(2):
-            run = open_run(study, Key("first", "narrow", arm, seed), told.append, folder)
-            runs.prepare([run])
-            runs.execute(run, told.append)
-            assert run.path.exists()
+        tried = selection.at_each_rate(study, "first", "narrow", arm, told.append, folder)
+        assert selection.at_the_best(tried, 2) == []
+        for run in tried:
+            execute(run, told.append)
+        best = selection.at_the_best(tried, 2)
+        assert best[0] in tried
+        execute(best[1], told.append)
+    run = best[1]
     results = [read_json(path) for path in sorted((folder / "runs").iterdir())]
     assert {result["steps"] for result in results} == {6}
     assert all(len(result["correct"]) == 40 for result in results)
@@ -110,10 +135,12 @@ def test_all_arms_run_and_are_reported_and_nothing_runs_twice(
         "transfer_kept",
     }
     assert "transfer_kept" in (tmp_path / "results" / "study.svg").read_text(encoding="utf-8")
+    assert document["tables"][0]["arms"]["hidden_kept"]["dev_by_rate"].keys() == {"0.001", "0.002"}
     next((folder / "runs").glob("*.hidden_kept.1.*")).unlink()
+    next((folder / "runs").glob("*.labels_only.0.*")).unlink()
     (tables,) = [report.table(study, "first", "narrow", seeds=2, folder=folder)]
     assert tables is not None
-    assert tables.lacking == ("hidden_kept (1 of 2 seeds)",)
+    assert tables.lacking == ("labels_only (1 of 2 rates)", "hidden_kept (1 of 2 seeds)")
 
 
 def test_a_teacher_passes_over_the_same_texts_once_for_all_arms(
@@ -127,7 +154,7 @@ def test_a_teacher_passes_over_the_same_texts_once_for_all_arms(
 
     monkeypatch.setattr(runs, "cached", cached)
     arms_ = ("labels_only", "prediction_only", "hidden_kept", "transfer_kept")
-    keys = [Key("first", "narrow", arm, seed) for arm in arms_ for seed in range(2)]
+    keys = [Key("first", "narrow", arm, seed, 2e-3) for arm in arms_ for seed in range(2)]
     runs.prepare([open_run(study, key, silent, folder) for key in keys])
     hidden = ("hidden.0", "hidden.1", "hidden.2")
     assert asked == [(64, ("logits", *hidden)), (128, hidden)]
@@ -141,7 +168,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_as_one_that_was_not(
     small: tuple[Study, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study, folder = small
-    run = open_run(study, Key("first", "narrow", "hidden_kept", 0), silent, folder)
+    run = open_run(study, Key("first", "narrow", "hidden_kept", 0, 2e-3), silent, folder)
     runs.execute(run, silent)
     whole = read_json(run.path)
     run.path.unlink()
@@ -166,7 +193,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_as_one_that_was_not(
 
 def test_a_run_is_named_by_all_that_decides_it(small: tuple[Study, Path]) -> None:
     study, folder = small
-    run = open_run(study, Key("first", "narrow", "hidden_kept", 0), silent, folder)
+    run = open_run(study, Key("first", "narrow", "hidden_kept", 0, 2e-3), silent, folder)
 
     def named(**changes: Any) -> str:
         changed = {**vars(run), **changes}
@@ -176,7 +203,8 @@ def test_a_run_is_named_by_all_that_decides_it(small: tuple[Study, Path]) -> Non
     decayed = run.optimizer.model_copy(update={"weight_decay": 0.5})
     other = study.probes.model_copy(update={"train": 30})
     decisive: list[dict[str, Any]] = [
-        {"key": Key("first", "narrow", "hidden_kept", 1)},
+        {"key": Key("first", "narrow", "hidden_kept", 1, 2e-3)},
+        {"key": Key("first", "narrow", "hidden_kept", 0, 1e-3)},
         {"study": study.model_copy(update={"probes": other})},
         {"study": study.model_copy(update={"optimizer": decayed})},
         {"arm": arms.read_arm("transfer_kept")},
@@ -206,7 +234,7 @@ def test_a_student_takes_over_what_its_kind_says(
     values = study.model_dump(mode="json")
     values["students"]["narrow"]["shape"]["initial"] = initial
     other = Study.model_validate_json(json.dumps(values))
-    run = open_run(other, Key("first", "narrow", "labels_only", 0), silent, folder)
+    run = open_run(other, Key("first", "narrow", "labels_only", 0, 2e-3), silent, folder)
     plain = open_run(study, run.key, silent, folder)
     assert run.path != plain.path
     moments: list[int] = []
@@ -227,7 +255,7 @@ def test_a_student_takes_over_what_its_kind_says(
 
 def test_another_process_at_a_run_is_left_alone(small: tuple[Study, Path]) -> None:
     study, folder = small
-    run = open_run(study, Key("first", "narrow", "labels_only", 0), silent, folder)
+    run = open_run(study, Key("first", "narrow", "labels_only", 0, 2e-3), silent, folder)
     work = folder / "work" / run.path.stem
     work.mkdir(parents=True)
     told: list[str] = []
@@ -304,9 +332,9 @@ def test_what_was_started_ends_with_the_one_who_started_it(
 
 
 def test_a_run_is_started_by_its_key() -> None:
-    program = launching.program_of(Key("r52", "narrow", "labels_only", 2))
+    program = launching.program_of(Key("r52", "narrow", "labels_only", 2, 1e-3))
     assert program[1:4] == ["-m", "tests.study", "one"]
     assert program[4:] == [
         *("--data", "r52", "--student", "narrow"),
-        *("--arm", "labels_only", "--seed", "2"),
+        *("--arm", "labels_only", "--seed", "2", "--rate", "0.001"),
     ]

@@ -89,9 +89,9 @@ def test_labels_are_balanced_and_passages_are_whole_sentences() -> None:
 def test_every_arm_and_preset_takes_the_same_number_of_epochs(name: str) -> None:
     study = read_study()
     for kind in study.students.values():
-        assert set(kind.epochs) == set(kind.learning_rate) == set(study.data)
+        assert set(kind.epochs) == set(kind.learning_rates) == set(study.data)
         for data, epochs in kind.epochs.items():
-            read, rate = arms.read_arm(name).phases, kind.learning_rate[data]
+            read, rate = arms.read_arm(name).phases, kind.learning_rates[data][0]
             if len(read) > epochs:
                 with pytest.raises(arms.DoesNotFitError):
                     arms.fitted(read, epochs, rate)
