@@ -52,14 +52,17 @@ def run(
     """Do the runs that have not been done: the first seed at each rate, then all at the best."""
     from tests.study.selection import at_each_rate, at_the_best
 
-    tried = [
-        at_each_rate(STUDY, text, kind, arm, click.echo)
+    chosen = [
+        (text, kind, arm)
         for text in data or ALL_DATA
         for kind in student or ALL_STUDENTS
         for arm in named or arms.names()
         if _fits(text, kind, arm)
     ]
-    _do([one for runs in tried for one in runs], jobs)
+    while True:
+        tried = [at_each_rate(STUDY, *one, click.echo) for one in chosen]
+        if not _do([one for runs in tried for one in runs], jobs):
+            break
     _do([one for runs in tried for one in at_the_best(runs, seeds)], jobs)
 
 
@@ -74,8 +77,8 @@ def _fits(data: str, student: str, arm: str) -> bool:
     return True
 
 
-def _do(runs: Sequence[Run], jobs: int) -> None:
-    """Execute what is not there, each run in a process of its own."""
+def _do(runs: Sequence[Run], jobs: int) -> int:
+    """Execute what is not there, each run in a process of its own; how many that were."""
     from tests.study.launching import launch, program_of
     from tests.study.runs import prepare
 
@@ -85,6 +88,7 @@ def _do(runs: Sequence[Run], jobs: int) -> None:
     failed = launch({str(one.key): program_of(one.key) for one in todo}, jobs=jobs)
     if failed:
         raise SystemExit(f"{len(failed)} runs failed, see above: {', '.join(failed)}")
+    return len(todo)
 
 
 @main.command()

@@ -24,7 +24,7 @@ HEAD = """\
 
 Written by `make study`; `study.json` beside this page holds every seed. All arms of a table have
 the same student, the same texts and the same number of steps, and each has the learning rate that
-is best for it on dev (of those listed; first seed); what differs is what is taught, and when. Δ is
+is best for it on dev (first seed); what differs is what is taught, and when. Δ is
 an arm minus *prediction_only* (labels and softened predictions), in points, with a
 {confidence:.0f} % interval from a bootstrap over seeds and examples at once, in pairs; **bold**
 where it excludes zero. Unseen corpora are read by a frozen encoder and a linear probe on the mean
@@ -41,7 +41,7 @@ NOTES = """\
   than too wide.
 - An arm's rate is the highest of its phases; the ratios between them stay. A paper's preset is thus
   run at a small fraction of its steps and hardly at its own rate; what it shows here is not what it
-  can do. A rate at either end of those listed says that one beyond may be better still.
+  can do. *Highest* and *lowest* mark a rate at an end of those tried: one beyond may be better.
 - An epoch of transfer text is as many steps as an epoch of the data set's own; it is text that the
   other arms do not see.
 - A probe's texts are unseen by the student, but the teacher's base encoder was trained by others on
@@ -210,9 +210,8 @@ def _section(study: Study, found: Table) -> list[str]:
     lines = [
         f"## {found.data}, {found.student} ({shape.layers}×{shape.hidden_size})",
         "",
-        f"{study.data[found.data].examples} texts, {found.rows[0].steps} steps; rates "
-        f"{', '.join(found.rows[0].dev_by_rate)}. Teacher: {100 * told['accuracy']:.1f} % on the "
-        f"test split; probes "
+        f"{study.data[found.data].examples} texts, {found.rows[0].steps} steps. "
+        f"Teacher: {100 * told['accuracy']:.1f} % on the test split; probes "
         + ", ".join(f"{name} {100 * told['probes'][name]['accuracy']:.1f} %" for name in unseen)
         + ".",
         "",
@@ -222,7 +221,7 @@ def _section(study: Study, found: Table) -> list[str]:
     ordered = sorted(found.rows, key=lambda row: -statistics.mean(row.accuracies))
     for row in ordered:
         measured = [_mean(row.dev), _mean(row.accuracies), points(row.delta)]
-        lines.append(_line([row.arm, f"{row.rate:g}", *measured, _share(row.retention)]))
+        lines.append(_line([row.arm, rate(row), *measured, _share(row.retention)]))
     lines += ["", _line(["arm", "Δ unseen, mean", *(f"Δ {name}, gap" for name in unseen)])]
     lines += [_line(["---"] * (2 + len(unseen)))]
     for row in sorted(found.rows, key=lambda row: -row.unseen_mean.value):
@@ -231,6 +230,13 @@ def _section(study: Study, found: Table) -> list[str]:
     if found.lacking:
         lines += ["", f"Not yet whole: {', '.join(found.lacking)}."]
     return [*lines, ""]
+
+
+def rate(row: Row) -> str:
+    """An arm's rate, and whether it lies at an end of those tried."""
+    tried = [float(each) for each in row.dev_by_rate]
+    end = {min(tried): " (lowest)", max(tried): " (highest)"} if len(tried) > 1 else {}
+    return f"{row.rate:g}{end.get(row.rate, '')}"
 
 
 def points(found: Interval) -> str:

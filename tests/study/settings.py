@@ -85,7 +85,7 @@ class DataSet(Section):
 class StudentKind(Section):
     """A student's shape, and for each data set its rates and its passes: equal for all arms.
 
-    An arm gets the rate that is best on dev from the first seed.
+    An arm gets the rate that is best on dev with the first seed.
     """
 
     shape: Student
@@ -122,6 +122,9 @@ class Study(Section):
     transfer: dict[str, TextSource]
     data: dict[str, DataSet]
     students: dict[str, StudentKind]
+    bracketed: Annotated[
+        tuple[str, ...], Field(description="arms whose best rate may be no end of those tried")
+    ]
     optimizer: Optimizer
     cache: CacheTeacher
     compute: Compute

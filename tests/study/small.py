@@ -83,6 +83,7 @@ def small_study(sha256: str) -> Study:
                 "epochs": {"first": 3},
             }
         },
+        "bracketed": [],
         "probes": PROBES.model_dump(mode="json"),
         "statistics": {"resamples": 200, "confidence": 0.95, "seed": 1},
     }

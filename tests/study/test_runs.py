@@ -79,6 +79,30 @@ def test_the_rate_that_is_best_on_dev_is_an_arms_and_of_equals_the_first(
         assert len({run.path for run in found}) == 3
 
 
+def test_rates_are_halved_or_doubled_until_the_best_is_between_two_others(
+    small: tuple[Study, Path],
+) -> None:
+    study, folder = small
+    study = study.model_copy(update={"bracketed": ("hidden_kept",)})
+    dev = {1e-3: 0.5, 2e-3: 0.6, 4e-3: 0.7, 8e-3: 0.7, 5e-4: 0.9, 2.5e-4: 0.3}
+
+    def tried(arm: str) -> list[float]:
+        found = selection.at_each_rate(study, "first", "narrow", arm, silent, folder)
+        for run in found:
+            write_json(run.path, {"dev_accuracy": dev[run.key.rate]})
+        return [run.key.rate for run in found]
+
+    (folder / "runs").mkdir()
+    assert tried("hidden_kept") == [1e-3, 2e-3]
+    assert tried("hidden_kept") == [1e-3, 2e-3, 4e-3]
+    assert tried("hidden_kept") == tried("hidden_kept") == [1e-3, 2e-3, 4e-3, 8e-3]
+    dev[1e-3] = 0.8
+    tried("hidden_kept")
+    assert tried("hidden_kept") == [5e-4, 1e-3, 2e-3]
+    assert tried("hidden_kept") == tried("hidden_kept") == [2.5e-4, 5e-4, 1e-3, 2e-3]
+    assert [tried("labels_only") for _ in range(2)] == [[1e-3, 2e-3]] * 2
+
+
 def test_a_wheel_that_is_not_the_pinned_one_is_not_read(small: tuple[Study, Path]) -> None:
     study, folder = small
     (path,) = (folder / "wheels").iterdir()
