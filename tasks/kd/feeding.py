@@ -1,12 +1,12 @@
-"""From the rows of a step to its micro-batches, made while the step before is computed."""
+"""From the rows of a step to its micro-batches, for a GPU while the step before is computed."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 
@@ -45,8 +45,21 @@ class _Coming:
     max_tokens: int
 
 
+class _AtOnce(Executor):
+    """Does what it is given before it returns, in the thread that gave it."""
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        """The result, which is there; an error is raised here."""
+        done: Future[Any] = Future()
+        done.set_result(function(*arguments, **named))
+        return done
+
+
 class Feed:
-    """Assembles micro-batches of a split, all in one thread of its own.
+    """Assembles micro-batches of a split: for a GPU ahead, in a thread of its own.
+
+    A step on a CPU has every core at work; what is assembled beside it holds it up by more than
+    the time that it takes. There each step is assembled when it is due, by the caller's thread.
 
     `max_tokens` is what a micro-batch holds at most, padded; it may be lowered at any time.
     """
@@ -60,11 +73,12 @@ class Feed:
         device: torch.device,
         max_tokens: int,
     ) -> None:
-        """`targets` is asked for the teacher's streams from that thread alone."""
+        """`targets` is asked for the teacher's streams from one thread alone."""
         self._split, self._targets, self._pad_id, self._device = split, targets, pad_id, device
         self.max_tokens = max_tokens
         self._lengths = split.lengths
-        self._thread = ThreadPoolExecutor(1)
+        self._is_ahead = device.type != "cpu"
+        self._thread = ThreadPoolExecutor(1) if self._is_ahead else _AtOnce()
 
     def __enter__(self) -> Self:
         return self
@@ -73,7 +87,7 @@ class Feed:
         self._thread.shutdown(cancel_futures=True)
 
     def work(self, todo: Sequence[Rows]) -> Iterator[Work]:
-        """Each of the steps; the next one is assembled while the caller works on this one."""
+        """Each of the steps; ahead, the next is assembled while the caller works on this one."""
         coming: _Coming | None = None
         for number, rows in enumerate(todo):
             started = time.monotonic()
@@ -83,7 +97,8 @@ class Feed:
             now = coming or self._begin(rows)
             batches = now.batches.result()
             waited_s = time.monotonic() - started
-            coming = self._begin(todo[number + 1]) if number + 1 < len(todo) else None
+            is_ahead = self._is_ahead and number + 1 < len(todo)
+            coming = self._begin(todo[number + 1]) if is_ahead else None
             yield Work(rows, batches, now.max_tokens, waited_s)
 
     def cut(self, work: Work) -> Work:

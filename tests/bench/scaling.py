@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +30,7 @@ from tests.bench.students import distilled, objective_of, one_phase, student_lik
 
 METRICS = "metrics.jsonl"
 _NEVER_S = 1e9
+_LARGER = 4  # how many times the recipe's batch
 # Not `python -m`: the processes must find what they do by the name of this module.
 _PROGRAM = "import sys; from tests.bench.scaling import main; main(sys.argv[1])"
 NOTES = """
@@ -36,6 +38,10 @@ A 3×384 student with labels, softened predictions and 4 hidden levels from the 
 is started with OMP_NUM_THREADS=1 and has `compute.processes` 1 or 2; the launch is `run_training`'s
 own (torchrun's elastic agent, gloo). Examples a second are those of the first process's records of
 the same {steps} steps, after the first {warm_up}; a step has {batch} examples over all processes.
+
+`side by side` are two trainings of one process each at once, which say nothing to each other: what
+the machine's two cores give at most. Gradients are exchanged and weights updated once in a step,
+whatever its size: with {larger} examples (of {few} steps) that is a smaller part of it.
 """
 
 
@@ -46,48 +52,60 @@ class Spec:
     material: str
     texts: int
     steps: int
+    batch_examples: int
     processes: int
     store: str
     work: str
 
 
 def measure(bench: Bench) -> Findings:
-    """One process and two, in turns."""
+    """One process, two, and two trainings side by side, in turns."""
     rounds, steps, material = bench.pick(4, 1), bench.pick(24, 2), bench.material
     size = material.recipe.train_student.optimizer.batch_examples
-    texts = (WARM_UP_STEPS + steps) * size
+    larger, few = _LARGER * size, bench.pick(5, 1)
+    texts = max((WARM_UP_STEPS + steps) * size, (WARM_UP_STEPS + few) * larger)
     split = material.short.sample(texts)
     params = settings_of(material, HIDDEN)
     cache_of(job_of(material.teacher, material.short, split, params), bench.store)
 
-    def of(processes: int) -> Way:
+    def once(processes: int, batch_examples: int, steps: int) -> float:
+        with TemporaryDirectory(dir=bench.folder, prefix="scaling-") as work:
+            place = str(bench.store.folder)
+            _run(Spec(material.name, texts, steps, batch_examples, processes, place, work))
+            return speed_of(Path(work) / METRICS, batch_examples)
+
+    def of(processes: int, *, batch: int = size, steps: int = steps, at_once: int = 1) -> Way:
         def run(number: int) -> float:
-            steps_now = WARM_UP_STEPS + (steps if number else 1)
-            with TemporaryDirectory(dir=bench.folder, prefix="scaling-") as work:
-                place = str(bench.store.folder)
-                _run(Spec(material.name, texts, steps_now, processes, place, work))
-                return speed_of(Path(work) / METRICS, size)
+            each = (processes, batch, WARM_UP_STEPS + (steps if number else 1))
+            with ThreadPoolExecutor(at_once) as threads:
+                return sum(threads.map(once, *zip(*[each] * at_once, strict=True)))
 
         return run
 
-    ways = {"1 process": of(1), "2 processes": of(2)}
+    one, two, both = "1 process", "2 processes", "2 side by side"
+    ways = {
+        one: of(1),
+        two: of(2),
+        both: of(1, at_once=2),
+        f"{one}, {larger} a step": of(1, batch=larger, steps=few),
+        f"{two}, {larger} a step": of(2, batch=larger, steps=few),
+    }
     bench.watch.expect(turns(ways, rounds))
     found = take_turns(ways, rounds, advance=bench.watch.advance)
+    alike = ", one thread each, 3×384"
+    ones, twos = found[f"{one}, {larger} a step"], found[f"{two}, {larger} a step"]
     return Findings(
         (
-            ratio(
-                "2 processes ÷ 1, one thread each, 3×384",
-                found["2 processes"],
-                found["1 process"],
-                at_least=1.8,
-            ),
+            ratio(f"{two} ÷ 1{alike}", found[two], found[one], at_least=1.8),
+            ratio(f"{two} ÷ 1{alike}, {larger} examples a step", twos, ones),
+            ratio(f"limit: {both} ÷ 1{alike}", found[both], found[one]),
             *(
-                Figure(f"examples a second, {name}, one thread each, 3×384", tuple(speeds))
+                Figure(f"examples a second, {name}{alike}", tuple(speeds))
                 for name, speeds in found.items()
             ),
         ),
         {"rounds": rounds, "texts": len(split), "steps": steps},
-        paragraphs(NOTES, steps=steps, warm_up=WARM_UP_STEPS, batch=size),
+        paragraphs(NOTES, steps=steps, warm_up=WARM_UP_STEPS, batch=size, larger=larger, few=few),
     )
 
 
@@ -115,7 +133,9 @@ def _run(spec: Spec) -> None:
 def work(spec: Spec) -> None:
     """Train on the cache that is there, and leave records."""
     material, store = Material(spec.material), Store(Path(spec.store))
-    settings = material.recipe.train_student.optimizer
+    settings = material.recipe.train_student.optimizer.model_copy(
+        update={"batch_examples": spec.batch_examples}
+    )
     split = material.short.sample(spec.texts)
     params = settings_of(material, HIDDEN)
     job = job_of(material.teacher, material.short, split, params)

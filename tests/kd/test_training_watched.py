@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,24 +87,37 @@ def test_each_step_says_its_speed_and_its_waiting(
     )
 
 
-def test_the_next_step_is_assembled_before_it_is_asked_for() -> None:
+@pytest.mark.parametrize(("device", "ahead"), [("cpu", 0), ("meta", 1)])
+def test_a_step_on_a_cpu_is_assembled_when_it_is_due_and_else_one_ahead(
+    device: str, ahead: int
+) -> None:
     parts = make_parts()
     asked: list[int] = []
+    threads: set[int] = set()
 
     class Watched:
         def fetch(self, input_ids: Any) -> dict[str, torch.Tensor]:
             asked.append(len(input_ids))
+            threads.add(threading.get_ident())
             return {}
 
     todo = [np.arange(3), np.arange(3, 8), np.arange(8, 9)]
-    device = torch.device("cpu")
-    with Feed(parts.train, Watched(), pad_id=0, device=device, max_tokens=1000) as feed:
+    with Feed(
+        parts.train, Watched(), pad_id=0, device=torch.device(device), max_tokens=1000
+    ) as feed:
         works: Iterator[Any] = feed.work(todo)
         first = next(works)
         assert [len(micro.rows) for micro in first.batches] == [3]
         assert feed.cut(first) is first
+        feed.max_tokens = 2  # what is under way is assembled before anything else is
+        cut = feed.cut(first)
+        assert [len(micro.rows) for micro in cut.batches] == [1, 1, 1]
+        assert asked[: 1 + ahead] == [3, 5][: 1 + ahead]
+        feed.max_tokens = 1000
         assert [len(work.rows) for work in works] == [5, 1]
-    assert asked == [3, 5, 1]
+    assert asked == [3, *[5] * ahead, 1, 1, 1, *[5] * (1 - ahead), 1]
+    assert (threads == {threading.get_ident()}) is not bool(ahead)
+    assert len(threads) == 1
 
 
 def test_once_the_bound_is_lowered_every_step_is_assembled_for_it() -> None:
@@ -116,7 +130,7 @@ def test_once_the_bound_is_lowered_every_step_is_assembled_for_it() -> None:
             return {}
 
     todo = [np.arange(3), np.arange(3, 5), np.arange(5, 9), np.arange(9, 11)]
-    device = torch.device("cpu")
+    device = torch.device("meta")  # no CPU: steps are assembled ahead
     with Feed(parts.train, Watched(), pad_id=0, device=device, max_tokens=1000) as feed:
         works: Iterator[Any] = feed.work(todo)
         first = next(works)
