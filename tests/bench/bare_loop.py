@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 
 import torch
 
+from tasks.kd.dropout import quick_dropout
 from tasks.kd.students import build_student
 from tasks.kd.targets import NoTargets, pad
 from tests.bench.caches import HIDDEN, Bench, cache_of, job_of, settings_of
@@ -14,6 +16,7 @@ from tests.bench.loops import WARM_UP_STEPS, Loop, whole_batches
 from tests.bench.students import LABELS, batches_of, distilled, student_like_teacher
 
 CACHED, LABELS_ONLY, BARE, AGAIN = "levels, cached", "labels only", "bare loop", "bare loop again"
+PLAIN = "bare loop with torch's own dropout"
 _RATE = 1e-5
 NOTES = """
 `levels, cached` and `labels only` are the training loop itself over one epoch of the sample, with
@@ -21,7 +24,8 @@ its records, clipping, schedule and checkpoints; labels, softened predictions an
 from the cache, or labels alone. The dev evaluation after the epoch is not counted.
 
 `bare loop` is what is left without all that: forward, cross-entropy, backward, fused AdamW, on
-batches that were padded beforehand, the same batches in the same order, nothing read back.
+batches that were padded beforehand, the same batches in the same order, nothing read back. Its
+dropout is the product's quick one; `with torch's own dropout` it is a loop as others write it.
 
 Seconds of the first {warm_up} steps of each training are left out.
 """
@@ -50,7 +54,7 @@ def measure(bench: Bench) -> Findings:
 
         return run
 
-    def bare(number: int) -> float:
+    def bare(number: int, *, quick: bool = True) -> float:
         few = split if number else whole_batches(split, settings.batch_examples, WARM_UP_STEPS + 1)
         model = build_student(student, teacher, seed=0).train()
         batches = [
@@ -60,19 +64,27 @@ def measure(bench: Bench) -> Findings:
             )
             for rows in batches_of(few, settings)
         ]
-        return bare_speed(model, batches)
+        with quick_dropout(torch.device("cpu")) if quick else nullcontext():
+            return bare_speed(model, batches)
 
-    ways = {CACHED: through(CACHED), LABELS_ONLY: through(LABELS_ONLY), BARE: bare, AGAIN: bare}
+    ways: dict[str, Way] = {
+        CACHED: through(CACHED),
+        LABELS_ONLY: through(LABELS_ONLY),
+        BARE: bare,
+        AGAIN: bare,
+        PLAIN: lambda number: bare(number, quick=False),
+    }
     bench.watch.expect(turns(ways, rounds))
     found = take_turns(ways, rounds, advance=bench.watch.advance)
     figures = [
         ratio(f"{CACHED} ÷ {BARE}, 3×384", found[CACHED], found[BARE], at_least=0.85),
         Figure("waiting for data ÷ time, levels, cached, 3×384", tuple(waiting), at_most=0.02),
         ratio(f"{LABELS_ONLY} ÷ {BARE}, 3×384", found[LABELS_ONLY], found[BARE]),
+        ratio(f"{CACHED} ÷ {PLAIN}, 3×384", found[CACHED], found[PLAIN]),
         ratio(f"noise: {BARE} ÷ {BARE}, 3×384", found[AGAIN], found[BARE]),
         *(
             Figure(f"examples a second, {name}, 3×384", tuple(found[name]))
-            for name in (CACHED, LABELS_ONLY, BARE)
+            for name in (CACHED, LABELS_ONLY, BARE, PLAIN)
         ),
     ]
     return Findings(
