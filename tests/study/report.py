@@ -15,7 +15,7 @@ from tests.bench.results import versions
 from tests.study import arms, intervals
 from tests.study.intervals import Floats, Interval
 from tests.study.runs import Run
-from tests.study.selection import at_each_rate, at_the_best
+from tests.study.selection import at_each_rate, contenders, winner
 from tests.study.settings import FOLDER, Study
 from tests.study.teachers import Teacher
 
@@ -24,8 +24,9 @@ HEAD = """\
 
 Written by `make study`; `study.json` beside this page holds every seed. All arms of a table have
 the same student, the same texts and the same number of steps, and each has the learning rate that
-is best for it on dev (first seed); what differs is what is taught, and when. Δ is
-an arm minus *prediction_only* (labels and softened predictions), in points, with a
+is best for it on dev: the first seed is run at each rate, all seeds at the best and, where that is
+within a point, the second best; the better mean counts. What differs is what is taught, and when.
+Δ is an arm minus *prediction_only* (labels and softened predictions), in points, with a
 {confidence:.0f} % interval from a bootstrap over seeds and examples at once, in pairs; **bold**
 where it excludes zero. Unseen corpora are read by a frozen encoder and a linear probe on the mean
 of its last hidden states; *gap* is the share of the way from *prediction_only*'s probe to the
@@ -130,12 +131,15 @@ def table(
             dev = {f"{run.key.rate:g}": result["dev_accuracy"] for run, result in _there(tried)}
         except arms.DoesNotFitError:
             continue
-        runs = at_the_best(tried, seeds)
-        results = tuple(result for _, result in _there(runs))
-        if runs and len(results) == seeds:
+        contending = contenders(tried, seeds)
+        wanted = [run for runs in contending for run in runs]
+        there = len(_there(wanted))
+        if wanted and there == len(wanted):
+            runs = winner(contending)
+            results = tuple(result for _, result in _there(runs))
             found[arm] = Outcome(runs[0].key.rate, dev, results)
-        elif runs:
-            lacking.append(f"{arm} ({len(results)} of {seeds} seeds)")
+        elif wanted:
+            lacking.append(f"{arm} ({there} of {len(wanted)} runs)")
         elif dev:
             lacking.append(f"{arm} ({len(dev)} of {len(tried)} rates)")
     if arms.BASELINE not in found:

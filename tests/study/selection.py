@@ -13,6 +13,9 @@ from tests.study.runs import Key, Run
 from tests.study.settings import FOLDER, Study
 from tests.study.teachers import Say, Teacher, open_teacher
 
+# Dev accuracies of one seed that say nothing of which rate is better.
+_CLOSE = 0.01
+
 _teachers: dict[tuple[str, Path], Teacher] = {}
 
 
@@ -43,16 +46,31 @@ def at_each_rate(
     return tried
 
 
-def _best(tried: Sequence[Run]) -> Run | None:
-    """The run that did best on dev, the first of equals; None until all have been done."""
-    if not all(run.path.exists() for run in tried):
-        return None
-    return max(tried, key=lambda run: float(read_json(run.path)["dev_accuracy"]))
+def contenders(tried: Sequence[Run], seeds: int) -> list[list[Run]]:
+    """The best rate on dev, and the second best if it is close: each with a run for every seed.
 
-
-def at_the_best(tried: Sequence[Run], seeds: int) -> list[Run]:
-    """Every seed's run at the rate that is best on dev; empty until all rates have been tried."""
+    One seed's dev accuracy is noise within a point. Empty until all rates have been tried.
+    """
     best = _best(tried)
     if best is None:
         return []
-    return [replace(best, key=replace(best.key, seed=seed)) for seed in range(seeds)]
+    others = [run for run in tried if run is not best]
+    close = max(others, key=_dev, default=best)
+    rates = [best, close] if others and _dev(best) - _dev(close) <= _CLOSE else [best]
+    return [
+        [replace(run, key=replace(run.key, seed=seed)) for seed in range(seeds)] for run in rates
+    ]
+
+
+def winner(contending: Sequence[list[Run]]) -> list[Run]:
+    """Of contenders whose runs are all there, the one with the best mean on dev."""
+    return max(contending, key=lambda runs: sum(_dev(run) for run in runs))
+
+
+def _best(tried: Sequence[Run]) -> Run | None:
+    """The run that did best on dev, the first of equals; None until all have been done."""
+    return max(tried, key=_dev) if all(run.path.exists() for run in tried) else None
+
+
+def _dev(run: Run) -> float:
+    return float(read_json(run.path)["dev_accuracy"])

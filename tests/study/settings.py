@@ -85,7 +85,7 @@ class DataSet(Section):
 class StudentKind(Section):
     """A student's shape, and for each data set its rates and its passes: equal for all arms.
 
-    An arm gets the rate that is best on dev with the first seed.
+    An arm gets the rate that is best on dev.
     """
 
     shape: Student

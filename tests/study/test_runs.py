@@ -63,20 +63,32 @@ def execute(run: Run, say: Any) -> None:
     assert run.path.exists()
 
 
-def test_the_rate_that_is_best_on_dev_is_an_arms_and_of_equals_the_first(
+def test_the_rate_that_is_best_on_dev_is_an_arms_and_close_ones_are_tried_with_all_seeds(
     small: tuple[Study, Path],
 ) -> None:
     study, folder = small
     tried = selection.at_each_rate(study, "first", "narrow", "hidden_kept", silent, folder)
     assert [run.key.rate for run in tried] == [1e-3, 2e-3]
+    assert selection.contenders(tried, 3) == []
     tried[0].path.parent.mkdir(exist_ok=True)
-    for dev, expected in (((0.5, 0.5), 1e-3), ((0.5, 0.7), 2e-3)):
+
+    def rates(*dev: float) -> list[float]:
         for run, accuracy in zip(tried, dev, strict=True):
             write_json(run.path, {"dev_accuracy": accuracy})
-        found = selection.at_the_best(tried, 3)
-        assert [run.key.rate for run in found] == [expected] * 3
-        assert [run.key.seed for run in found] == [0, 1, 2]
-        assert len({run.path for run in found}) == 3
+        found = selection.contenders(tried, 3)
+        assert all([run.key.seed for run in runs] == [0, 1, 2] for runs in found)
+        assert len({run.path for runs in found for run in runs}) == 3 * len(found)
+        return [runs[0].key.rate for runs in found]
+
+    assert rates(0.5, 0.7) == [2e-3]
+    assert rates(0.7, 0.5) == [1e-3]
+    assert rates(0.7, 0.7) == [1e-3, 2e-3]
+    assert rates(0.695, 0.7) == [2e-3, 1e-3]
+    both = selection.contenders(tried, 3)
+    for each, dev in zip(both, (0.68, 0.71), strict=True):
+        for run in each[1:]:
+            write_json(run.path, {"dev_accuracy": dev})
+    assert [run.key.rate for run in selection.winner(both)] == [1e-3] * 3
 
 
 def test_rates_are_halved_or_doubled_until_the_best_is_between_two_others(
@@ -131,13 +143,13 @@ def test_all_arms_run_and_are_reported_and_nothing_runs_twice(
     told: list[str] = []
     for arm in ("labels_only", "prediction_only", "hidden_kept", "transfer_kept"):
         tried = selection.at_each_rate(study, "first", "narrow", arm, told.append, folder)
-        assert selection.at_the_best(tried, 2) == []
+        assert selection.contenders(tried, 2) == []
         for run in tried:
             execute(run, told.append)
-        best = selection.at_the_best(tried, 2)
-        assert best[0] in tried
-        execute(best[1], told.append)
-    run = best[1]
+        for first, second in selection.contenders(tried, 2):
+            assert first in tried
+            execute(second, told.append)
+    run = second
     results = [read_json(path) for path in sorted((folder / "runs").iterdir())]
     assert {result["steps"] for result in results} == {6}
     assert all(len(result["correct"]) == 40 for result in results)
@@ -160,11 +172,14 @@ def test_all_arms_run_and_are_reported_and_nothing_runs_twice(
     }
     assert "transfer_kept" in (tmp_path / "results" / "study.svg").read_text(encoding="utf-8")
     assert document["tables"][0]["arms"]["hidden_kept"]["dev_by_rate"].keys() == {"0.001", "0.002"}
-    next((folder / "runs").glob("*.hidden_kept.1.*")).unlink()
+    for path in (folder / "runs").glob("*.hidden_kept.1.*"):
+        path.unlink()
     next((folder / "runs").glob("*.labels_only.0.*")).unlink()
     (tables,) = [report.table(study, "first", "narrow", seeds=2, folder=folder)]
     assert tables is not None
-    assert tables.lacking == ("labels_only (1 of 2 rates)", "hidden_kept (1 of 2 seeds)")
+    of_labels, of_hidden = tables.lacking
+    assert of_labels == "labels_only (1 of 2 rates)"
+    assert of_hidden in ("hidden_kept (1 of 2 runs)", "hidden_kept (2 of 4 runs)")
 
 
 def test_a_teacher_passes_over_the_same_texts_once_for_all_arms(
