@@ -1,27 +1,27 @@
 """The study: which levels pay, at equal steps. `python -m tests.study run`, then `report`.
 
 Everything is found again where it was left: sources, teachers, teacher streams and runs are kept
-in `.work/study`, each under a digest of what it was made of.
+in `.work/study`, each under a digest of what it was made of. What runs came to is kept in the
+repository as well, so that another checkout goes on from there.
 """
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
 
 from tests.study import arms
-from tests.study.settings import read_study
+from tests.study.kept import RESULTS, kept_file, restore
+from tests.study.settings import FOLDER, read_study
 
 if TYPE_CHECKING:
     from tests.study.runs import Run
 
 STUDY = read_study()
-RESULTS = Path(__file__).with_name("results")
 ALL_DATA, ALL_STUDENTS = tuple(STUDY.data), tuple(STUDY.students)
 
 
@@ -51,10 +51,11 @@ def run(
 ) -> None:
     """Do the runs that have not been done: the first seed at each rate, then all at the best.
 
-    Where the second best is close to it on dev, at that as well.
+    An arm that is bracketed has them also at the second best, where that is close on dev.
     """
     from tests.study.selection import at_each_rate, contenders
 
+    _restore()
     chosen = [
         (text, kind, arm)
         for text in data or ALL_DATA
@@ -114,7 +115,15 @@ def report(seeds: int) -> None:
     """Write tables and a picture of the runs that are there into results/."""
     from tests.study.report import write_report
 
+    _restore()
     write_report(STUDY, RESULTS, seeds=seeds)
+
+
+def _restore() -> None:
+    """Take over the outcomes that the repository holds and this folder lacks."""
+    for data in ALL_DATA:
+        if count := restore(kept_file(data), FOLDER):
+            click.echo(f"{data}: {count} outcomes taken over from {kept_file(data).name}")
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""What the runs that are there say: `study.json`, `study.md` and `study.svg`."""
+"""What the runs that are there say: for each data set a page, a picture and every figure."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from tasks.kd.digests import read_json, write_bytes, write_json
 from tests.bench.results import versions
 from tests.study import arms, intervals
 from tests.study.intervals import Floats, Interval
+from tests.study.kept import keep, kept_file
 from tests.study.runs import Run
 from tests.study.selection import at_each_rate, contenders, winner
 from tests.study.settings import FOLDER, Study
 from tests.study.teachers import Teacher
 
 HEAD = """\
-# Which levels pay, at equal steps
+# Which levels pay, at equal steps: {data}
 
-Written by `make study`; `study.json` beside this page holds every seed. All arms of a table have
+Written by `make study`; `{data}.json` beside this page holds every seed. All arms of a table have
 the same student, the same texts and the same number of steps, and each has the learning rate that
-is best for it on dev: the first seed is run at each rate, all seeds at the best and, where that is
-within a point, the second best; the better mean counts. What differs is what is taught, and when.
+is best for it on dev: the first seed is run at each rate, all seeds at the best. For {bracketed}
+rates are halved or doubled until the best is none at an end, and where the second best is within a
+point, it has all seeds as well, and the better mean counts. What differs is what is taught, and
+when.
 Δ is an arm minus *prediction_only* (labels and softened predictions), in points, with a
 {confidence:.0f} % interval from a bootstrap over seeds and examples at once, in pairs; **bold**
 where it excludes zero. Unseen corpora are read by a frozen encoder and a linear probe on the mean
@@ -102,21 +105,35 @@ class Table:
 
 
 def write_report(study: Study, out: Path, *, seeds: int, folder: Path = FOLDER) -> None:
-    """Write all three files. Raises SystemExit where no table has its baseline."""
+    """Write the files of each data set that has runs; keep their outcomes beside them.
+
+    Raises SystemExit where no table has its baseline.
+    """
     from tests.study.plot import draw
 
-    tables = [
-        found
-        for data in study.data
-        for student in study.students
-        if (found := table(study, data, student, seeds=seeds, folder=folder)) is not None
-    ]
-    if not tables:
-        raise SystemExit("no runs to report: python -m tests.study run")
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "study.json", _document(study, tables, folder))
-    write_bytes(out / "study.md", markdown(study, tables, seeds=seeds).encode())
-    draw(tables, out / "study.svg")
+    reported = False
+    for data in study.data:
+        if not any((folder / "runs").glob(f"{data}.*.json")):
+            continue
+        found = [table(study, data, kind, seeds=seeds, folder=folder) for kind in study.students]
+        if not (tables := [each for each in found if each is not None]):
+            continue
+        reported = True
+        paths = outcomes(tables[0].teacher, data, folder)
+        keep(paths, folder, kept_file(data, out))
+        write_json(out / f"{data}.json", _document(study, tables, paths))
+        write_bytes(out / f"{data}.md", markdown(study, tables, seeds=seeds).encode())
+        draw(tables, out / f"{data}.svg")
+    if not reported:
+        raise SystemExit("no runs to report: python -m tests.study run")
+
+
+def outcomes(teacher: Teacher, data: str, folder: Path) -> list[Path]:
+    """The files of a data set's runs with that teacher, and of the teacher's own figures."""
+    runs = sorted((folder / "runs").glob(f"{data}.*.json"))
+    own = [path for path in runs if read_json(path)["made_of"]["teacher"] == teacher.sha256]
+    return [*own, teacher.folder / "report.json", *sorted(teacher.folder.glob("probe-*.json"))]
 
 
 def table(
@@ -201,8 +218,14 @@ def bools(text: str) -> Floats:
 
 
 def markdown(study: Study, tables: Sequence[Table], *, seeds: int) -> str:
-    """The page."""
-    parts = [HEAD.format(confidence=100 * study.statistics.confidence), "![](study.svg)", ""]
+    """The page of one data set's tables."""
+    data = tables[0].data
+    head = HEAD.format(
+        data=data,
+        bracketed=" and ".join(f"*{arm}*" for arm in study.bracketed),
+        confidence=100 * study.statistics.confidence,
+    )
+    parts = [head, f"![]({data}.svg)", ""]
     for found in tables:
         parts += _section(study, found)
     return "\n".join([*parts, NOTES.format(seeds=seeds)])
@@ -212,7 +235,7 @@ def _section(study: Study, found: Table) -> list[str]:
     shape, told = study.students[found.student].shape, found.teacher.report
     unseen = list(told["probes"])
     lines = [
-        f"## {found.data}, {found.student} ({shape.layers}×{shape.hidden_size})",
+        f"## {found.student} ({shape.layers}×{shape.hidden_size})",
         "",
         f"{study.data[found.data].examples} texts, {found.rows[0].steps} steps. "
         f"Teacher: {100 * told['accuracy']:.1f} % on the test split; probes "
@@ -266,12 +289,12 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _document(study: Study, tables: Sequence[Table], folder: Path) -> dict[str, Any]:
-    results = [read_json(path) for path in sorted((folder / "runs").glob("*.json"))]
+def _document(study: Study, tables: Sequence[Table], paths: Sequence[Path]) -> dict[str, Any]:
+    codes = {code for path in paths if (code := read_json(path).get("code_sha256"))}
     return {
         "settings": study.model_dump(mode="json"),
         "versions": versions(),
-        "versions_of_the_code": len({result["code_sha256"] for result in results}),
+        "versions_of_the_code": len(codes),
         "tables": [
             {
                 "data": found.data,

@@ -47,16 +47,18 @@ def at_each_rate(
 
 
 def contenders(tried: Sequence[Run], seeds: int) -> list[list[Run]]:
-    """The best rate on dev, and the second best if it is close: each with a run for every seed.
+    """The best rate on dev, with a run for every seed. Empty until all rates have been tried.
 
-    One seed's dev accuracy is noise within a point. Empty until all rates have been tried.
+    One seed's dev accuracy is noise within a point: where the second best is as close, an arm that
+    the study brackets has all its seeds at that as well.
     """
     best = _best(tried)
     if best is None:
         return []
-    others = [run for run in tried if run is not best]
-    close = max(others, key=_dev, default=best)
-    rates = [best, close] if others and _dev(best) - _dev(close) <= _CLOSE else [best]
+    rates = [best]
+    if best.key.arm in best.study.bracketed:
+        others = sorted((run for run in tried if run is not best), key=_dev, reverse=True)
+        rates += [run for run in others[:1] if _dev(best) - _dev(run) <= _CLOSE]
     return [
         [replace(run, key=replace(run.key, seed=seed)) for seed in range(seeds)] for run in rates
     ]

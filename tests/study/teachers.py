@@ -29,6 +29,7 @@ from tasks.kd.sinks import JsonLines
 from tasks.kd.targets import NoTargets
 from tasks.kd.training import Habits, Parts, predict, train
 from tests.study.corpora import Corpus, base_folder, open_corpus
+from tests.study.kept import kept_file
 from tests.study.probes import bits, probe
 from tests.study.settings import FOLDER, Study, decisive
 
@@ -64,9 +65,32 @@ def open_teacher(study: Study, name: str, say: Say, folder: Path = FOLDER) -> Te
     }
     out = folder / "teachers" / f"{name}-{sha256_json(decisive(made_of))[:12]}"
     if not (out / "report.json").exists():
-        _tune(study, corpus, out, say)
+        _tune(study, corpus, out, say, folder)
     report = read_json(out / "report.json")
     return Teacher(out, {**report, "probes": _probes(study, name, out, say, folder)})
+
+
+def require_weights(teacher: Teacher, study: Study, corpus: Corpus, say: Say, folder: Path) -> None:
+    """Tune a teacher again whose outcomes were kept without its weights.
+
+    Raises SystemExit where that gives another one: its students could not be compared.
+    """
+    if (teacher.folder / "config.json").exists():
+        return
+    again = teacher.folder.with_name(f"{teacher.folder.name}-again")
+    if not (again / "report.json").exists():
+        _tune(study, corpus, again, say, folder)
+    found = read_json(again / "report.json")["sha256"]
+    if found != teacher.sha256:
+        raise SystemExit(
+            f"the teacher of {corpus.name} was {teacher.sha256[:12]} where its kept runs were done "
+            f"and is {found[:12]} here (another processor or torch?): runs of both can't stand in "
+            f"one table; to do all of them here, remove {kept_file(corpus.name)} and "
+            f"{teacher.folder}"
+        )
+    for path in teacher.folder.glob("probe-*.json"):
+        shutil.copy2(path, again)
+    replace_folder(again, teacher.folder)
 
 
 def habits(work: Path, compute: Compute) -> Habits:
@@ -97,13 +121,12 @@ def cached(
     )
 
 
-def _tune(study: Study, corpus: Corpus, out: Path, say: Say) -> None:
+def _tune(study: Study, corpus: Corpus, out: Path, say: Say, folder: Path) -> None:
     """Train a teacher per rate; keep the one that is best on dev."""
     best: dict[str, Any] | None = None
     for rate in study.data[corpus.name].teacher.learning_rates:
-        draft, report = _tune_at(
-            study, corpus, out.parent / "drafts" / out.name / f"{rate:g}", rate
-        )
+        work = out.parent / "drafts" / out.name / f"{rate:g}"
+        draft, report = _tune_at(study, corpus, work, folder, rate)
         say(f"teacher of {corpus.name} at {rate:g}: dev {report['dev_accuracy']:.4f}")
         if best is None or report["dev_accuracy"] > best["dev_accuracy"]:
             best = {**report, "draft": draft}
@@ -118,7 +141,9 @@ def _tune(study: Study, corpus: Corpus, out: Path, say: Say) -> None:
     say(f"teacher of {corpus.name}: test {best['accuracy']:.4f}")
 
 
-def _tune_at(study: Study, corpus: Corpus, work: Path, rate: float) -> tuple[Path, dict[str, Any]]:
+def _tune_at(
+    study: Study, corpus: Corpus, work: Path, folder: Path, rate: float
+) -> tuple[Path, dict[str, Any]]:
     """A folder with the tuned model, and how its training ended; found if it is there."""
     done = work / "model"
     if (done / "training.json").exists():
@@ -126,7 +151,7 @@ def _tune_at(study: Study, corpus: Corpus, work: Path, rate: float) -> tuple[Pat
         return done, report
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(study.optimizer.seed)
-    teacher: Any = new_classifier(base_folder(study, work.parents[3]), list(corpus.labels))
+    teacher: Any = new_classifier(base_folder(study, folder), list(corpus.labels))
     phase = Phase(
         name="fine_tune",
         epochs=study.data[corpus.name].teacher.epochs,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +24,7 @@ from tests.study.corpora import (
     open_corpus,
     open_texts,
 )
+from tests.study.kept import keep, kept_file, restore
 from tests.study.runs import Key, Run
 from tests.study.selection import open_run
 from tests.study.settings import Study
@@ -67,6 +70,7 @@ def test_the_rate_that_is_best_on_dev_is_an_arms_and_close_ones_are_tried_with_a
     small: tuple[Study, Path],
 ) -> None:
     study, folder = small
+    study = study.model_copy(update={"bracketed": ("hidden_kept",)})
     tried = selection.at_each_rate(study, "first", "narrow", "hidden_kept", silent, folder)
     assert [run.key.rate for run in tried] == [1e-3, 2e-3]
     assert selection.contenders(tried, 3) == []
@@ -89,6 +93,64 @@ def test_the_rate_that_is_best_on_dev_is_an_arms_and_close_ones_are_tried_with_a
         for run in each[1:]:
             write_json(run.path, {"dev_accuracy": dev})
     assert [run.key.rate for run in selection.winner(both)] == [1e-3] * 3
+
+
+def test_an_arm_that_is_not_bracketed_has_all_seeds_at_one_rate(small: tuple[Study, Path]) -> None:
+    study, folder = small
+    tried = selection.at_each_rate(study, "first", "narrow", "labels_only", silent, folder)
+    tried[0].path.parent.mkdir()
+    for run in tried:
+        write_json(run.path, {"dev_accuracy": 0.7})
+    (only,) = selection.contenders(tried, 3)
+    assert [(run.key.seed, run.key.rate) for run in only] == [(0, 1e-3), (1, 1e-3), (2, 1e-3)]
+
+
+def test_outcomes_are_taken_over_from_the_repository_and_a_teacher_is_tuned_again(
+    small: tuple[Study, Path], tmp_path: Path
+) -> None:
+    study, folder = small
+    done = open_run(study, Key("first", "narrow", "prediction_only", 0, 2e-3), silent, folder)
+    execute(done, silent)
+    out, elsewhere = tmp_path / "results", tmp_path / "elsewhere"
+    kept = kept_file("first", out)
+    out.mkdir()
+    keep(report.outcomes(done.teacher, "first", folder), folder, kept)
+    before = kept.read_bytes()
+    for name in ("wheels", "base"):
+        shutil.copytree(folder / name, elsewhere / name)
+    assert restore(kept, elsewhere) == 3
+    assert restore(kept, elsewhere) == restore(tmp_path / "none", elsewhere) == 0
+    again = open_run(study, done.key, silent, elsewhere)
+    assert again.path.name == done.path.name
+    assert read_json(again.path) == read_json(done.path)
+    assert again.teacher.report == done.teacher.report
+    keep(report.outcomes(again.teacher, "first", elsewhere), elsewhere, kept)
+    assert kept.read_bytes() == before
+
+    assert not (again.teacher.folder / "config.json").exists()
+    more = open_run(study, replace(done.key, seed=1), silent, elsewhere)
+    execute(more, silent)
+    assert sha256_file(more.teacher.folder / "model.safetensors") == sha256_file(
+        done.teacher.folder / "model.safetensors"
+    )
+    assert len(list(more.teacher.folder.glob("probe-*.json"))) == 1
+    assert not list(more.teacher.folder.parent.glob("*-again"))
+
+
+def test_another_teacher_than_that_of_the_kept_runs_is_refused(small: tuple[Study, Path]) -> None:
+    study, folder = small
+    run = open_run(study, Key("first", "narrow", "labels_only", 0, 2e-3), silent, folder)
+    kept = run.teacher.folder
+    for path in kept.iterdir():
+        if path.name != "report.json" and not path.name.startswith("probe-"):
+            path.unlink()
+    told = {**read_json(kept / "report.json"), "sha256": "f" * 64}
+    write_json(kept / "report.json", told)
+    other = replace(run, teacher=teachers.Teacher(kept, told))
+    with pytest.raises(SystemExit, match=r"teacher of first was f{12} .* remove .*outcomes"):
+        runs.prepare([other])
+    assert not other.path.exists()
+    assert read_json(kept / "report.json") == told
 
 
 def test_rates_are_halved_or_doubled_until_the_best_is_between_two_others(
@@ -159,18 +221,18 @@ def test_all_arms_run_and_are_reported_and_nothing_runs_twice(
     assert len(told) == before
     assert not any((folder / "work").glob("*/"))
     report.write_report(study, tmp_path / "results", seeds=2, folder=folder)
-    page = (tmp_path / "results" / "study.md").read_text(encoding="utf-8")
+    page = (tmp_path / "results" / "first.md").read_text(encoding="utf-8")
     assert page.count("| prediction_only |") == 2
     assert "| transfer_kept |" in page
     assert "+0.0 [+0.0, +0.0]" in page
-    document = read_json(tmp_path / "results" / "study.json")
+    document = read_json(tmp_path / "results" / "first.json")
     assert set(document["tables"][0]["arms"]) == {
         "labels_only",
         "prediction_only",
         "hidden_kept",
         "transfer_kept",
     }
-    assert "transfer_kept" in (tmp_path / "results" / "study.svg").read_text(encoding="utf-8")
+    assert "transfer_kept" in (tmp_path / "results" / "first.svg").read_text(encoding="utf-8")
     assert document["tables"][0]["arms"]["hidden_kept"]["dev_by_rate"].keys() == {"0.001", "0.002"}
     for path in (folder / "runs").glob("*.hidden_kept.1.*"):
         path.unlink()
