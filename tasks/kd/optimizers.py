@@ -55,24 +55,32 @@ def frozen_weights(student: torch.nn.Module, phase: Phase) -> list[torch.nn.Para
     """The weights of a student that a phase does not train.
 
     What all layers share (MPNet's and DeBERTa's positions) is trained with any of them; a pooler
-    and the head only with "all". Raises ParamsError for a layer that is not there.
+    is of the head. Raises ParamsError for a layer that is not there.
     """
     if phase.trained_layers == "all":
         return []
     layers = range(depth(student) + 1)
-    if missing := [layer for layer in phase.trained_layers if layer not in layers]:
+    chosen = {layer for layer in phase.trained_layers if layer != "head"}
+    if missing := sorted(chosen - set(layers)):
         raise ParamsError(
             "the student has no such layer to train",
             where=f"phase {phase.name}, trained_layers",
             expected=f"layers 0 to {layers[-1]}",
             found=", ".join(str(layer) for layer in missing),
         )
-    chosen = set(phase.trained_layers)
-    pieces = pieces_of(student, tuple(sorted(chosen - {0})), embeddings=0 in chosen)
+    trained = _weights_of(student, chosen)
+    if "head" in phase.trained_layers:
+        encoder = _weights_of(student, set(layers))
+        trained |= {id(weight) for weight in student.parameters()} - encoder
+    return [weight for weight in student.parameters() if id(weight) not in trained]
+
+
+def _weights_of(student: torch.nn.Module, layers: set[int]) -> set[int]:
+    """The identities of what those layers hold, 0 the embeddings, with what all layers share."""
+    pieces = pieces_of(student, tuple(sorted(layers - {0})), embeddings=0 in layers)
     names = {name for weights in pieces.values() for name in weights}
     base: torch.nn.Module = student.base_model  # type: ignore[assignment]
-    trained = {id(weight) for name, weight in base.named_parameters() if name in names}
-    return [weight for weight in student.parameters() if id(weight) not in trained]
+    return {id(weight) for name, weight in base.named_parameters() if name in names}
 
 
 @contextmanager

@@ -25,10 +25,10 @@ class Phase(Section):
         Field(description="whether AdamW forgets its moments as the phase begins"),
     ]
     trained_layers: Annotated[
-        Literal["all"] | Annotated[tuple[NotNegative, ...], Field(min_length=1)],
+        Literal["all"] | Annotated[tuple[NotNegative | Literal["head"], ...], Field(min_length=1)],
         Field(
-            description="student layers that are trained, 0 the embeddings; the others, and the "
-            "head unless all are, stay as they are (MobileBERT's progressive transfer)"
+            description="student layers that are trained, 0 the embeddings, and `head`, its pooler "
+            "and classifier; what is not named stays as it is (MobileBERT's progressive transfer)"
         ),
     ]
     balance_every: Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -145,23 +145,28 @@ def test_an_optimizer_that_goes_on_is_resumed_exactly_in_either_phase(
 # --- layers that are trained ---------------------------------------------------------------------
 
 
-def of_layer(name: str) -> int | None:
-    """The student layer that a weight's name says; None for a pooler, a head, a projection."""
+def of_layer(name: str) -> int | str | None:
+    """The student layer that a weight's name says, "head" for a pooler too; None: a projection."""
     if name.startswith("student.bert.embeddings."):
         return 0
     if name.startswith("student.bert.encoder.layer."):
         return int(name.split(".")[4]) + 1
-    return None
+    return "head" if name.startswith("student.") else None
 
 
-@pytest.mark.parametrize("layers", [(0,), (1,), (2,), (0, 2), (0, 1, 2)], ids=str)
+@pytest.mark.parametrize(
+    "layers", [(0,), (1,), (2,), (0, 2), (0, 1, 2), ("head",), (1, 2, "head")], ids=str
+)
 @pytest.mark.parametrize(
     ("settings", "compute"),
     [({}, {}), ({"ema_decay": 0.8}, {"gradient_checkpointing": True})],
     ids=["plain", "all practices"],
 )
 def test_only_the_named_layers_and_the_projections_are_trained(
-    layers: tuple[int, ...], settings: dict[str, Any], compute: dict[str, Any], tmp_path: Path
+    layers: tuple[int | Literal["head"], ...],
+    settings: dict[str, Any],
+    compute: dict[str, Any],
+    tmp_path: Path,
 ) -> None:
     phase = one_phase((LABELS, KL, HIDDEN, ATTENTION), trained_layers=layers, learning_rate=1e-2)
     parts = make_parts((phase,))
@@ -202,7 +207,7 @@ def test_moments_of_what_is_frozen_stay_until_it_is_trained_again(tmp_path: Path
     train(make_settings(), unfreezing(), make_habits(tmp_path))
     ends = [kept[6], kept[12], last(tmp_path)]
     steps = [steps_of(end) for end in ends]
-    names = [name for name in steps[0] if of_layer(name) is not None]
+    names = [name for name in steps[0] if of_layer(name) in (0, 1, 2)]
     assert {steps[0][name] for name in names} == {6.0}
     for name in names:
         is_upper = of_layer(name) == 2
@@ -272,7 +277,7 @@ def test_a_layer_is_all_of_its_weights_in_every_family(family: str) -> None:
     student = small(family)
     names = {id(weight): name for name, weight in student.named_parameters()}
 
-    def kept(*layers: int) -> set[str]:
+    def kept(*layers: int | Literal["head"]) -> set[str]:
         weights = frozen_weights(student, one_phase((LABELS,), trained_layers=layers))
         return {names[id(weight)] for weight in weights}
 
@@ -285,6 +290,8 @@ def test_a_layer_is_all_of_its_weights_in_every_family(family: str) -> None:
     assert not [name for name in left if "layer" in name.lower() and "classifier" not in name]
     assert [name for name in left if name.startswith(("classifier", "head"))]
     assert kept(*range(depth + 1)) == left
+    assert kept("head") == trained
+    assert not kept("head", *range(depth + 1))
     assert frozen_weights(student, one_phase((LABELS,))) == []
     shared = by_layer[1] & by_layer[2]
     for one in range(1, depth + 1):
