@@ -15,8 +15,8 @@ from tests.bench.results import versions
 from tests.study import arms, intervals
 from tests.study.intervals import Floats, Interval
 from tests.study.kept import keep, kept_file
-from tests.study.runs import Run
-from tests.study.selection import at_each_rate, contenders, winner
+from tests.study.runs import Key, Run
+from tests.study.selection import at_each_rate, contenders, open_run, winner
 from tests.study.settings import FOLDER, Study
 from tests.study.teachers import Teacher
 
@@ -104,6 +104,9 @@ class Table:
     lacking: tuple[str, ...]
 
 
+Firsts = dict[tuple[str, str], dict[str, Any]]  # a run's result by student and arm
+
+
 def write_report(study: Study, out: Path, *, seeds: int, folder: Path = FOLDER) -> None:
     """Write the files of each data set that has runs; keep their outcomes beside them.
 
@@ -123,7 +126,8 @@ def write_report(study: Study, out: Path, *, seeds: int, folder: Path = FOLDER) 
         paths = outcomes(tables[0].teacher, data, folder)
         keep(paths, folder, kept_file(data, out))
         write_json(out / f"{data}.json", _document(study, tables, paths))
-        write_bytes(out / f"{data}.md", markdown(study, tables, seeds=seeds).encode())
+        firsts = first_seeds(study, tables, folder)
+        write_bytes(out / f"{data}.md", markdown(study, tables, firsts, seeds=seeds).encode())
         draw(tables, out / f"{data}.svg")
     if not reported:
         raise SystemExit("no runs to report: python -m tests.study run")
@@ -164,6 +168,23 @@ def table(
     teacher, base = tried[0].teacher, found[arms.BASELINE]
     rows = [row(arm, outcome, base, teacher, study) for arm, outcome in found.items()]
     return Table(data, student, teacher, tuple(rows), tuple(lacking))
+
+
+def first_seeds(study: Study, tables: Sequence[Table], folder: Path) -> Firsts:
+    """Of arms that no table has: what the first seed came to, at the rate that was best on dev."""
+    told = {(found.student, row.arm) for found in tables for row in found.rows}
+    found: Firsts = {}
+    for path in sorted((folder / "runs").glob(f"{tables[0].data}.*.json")):
+        result = read_json(path)
+        key = Key(**result["key"])
+        of = (key.student, key.arm)
+        if key.seed or of in told or key.student not in study.students:
+            continue
+        if key.arm not in arms.names() or open_run(study, key, print, folder).path != path:
+            continue
+        if of not in found or result["dev_accuracy"] > found[of]["dev_accuracy"]:
+            found[of] = result
+    return found
 
 
 def _there(runs: Sequence[Run]) -> list[tuple[Run, dict[str, Any]]]:
@@ -217,8 +238,8 @@ def bools(text: str) -> Floats:
     return np.asarray([letter == "1" for letter in text], dtype=np.float64)
 
 
-def markdown(study: Study, tables: Sequence[Table], *, seeds: int) -> str:
-    """The page of one data set's tables."""
+def markdown(study: Study, tables: Sequence[Table], firsts: Firsts, *, seeds: int) -> str:
+    """The page of one data set's tables, and of what has run with one seed alone."""
     data = tables[0].data
     head = HEAD.format(
         data=data,
@@ -228,6 +249,8 @@ def markdown(study: Study, tables: Sequence[Table], *, seeds: int) -> str:
     parts = [head, f"![]({data}.svg)", ""]
     for found in tables:
         parts += _section(study, found)
+    if firsts:
+        parts += _looked_at(tables, firsts)
     return "\n".join([*parts, NOTES.format(seeds=seeds)])
 
 
@@ -256,6 +279,25 @@ def _section(study: Study, found: Table) -> list[str]:
         lines.append(_line([row.arm, points(row.unseen_mean), *cells]))
     if found.lacking:
         lines += ["", f"Not yet whole: {', '.join(found.lacking)}."]
+    return [*lines, ""]
+
+
+def _looked_at(tables: Sequence[Table], firsts: Firsts) -> list[str]:
+    unseen = list(tables[0].teacher.report["probes"])
+    lines = [
+        "## First seeds",
+        "",
+        "Of arms without all their seeds, the first, at the rate that was best on dev. A point or",
+        "two between them say nothing.",
+        "",
+        _line(["student", "arm", "rate", "dev %", "test %", *unseen]),
+        _line(["---"] * (5 + len(unseen))),
+    ]
+    for (student, arm), result in firsts.items():
+        accuracies = [result["dev_accuracy"], result["accuracy"]]
+        accuracies += [result["probes"][name]["accuracy"] for name in unseen]
+        measured = [f"{100 * accuracy:.1f}" for accuracy in accuracies]
+        lines.append(_line([student, arm, f"{result['key']['rate']:g}", *measured]))
     return [*lines, ""]
 
 

@@ -244,6 +244,28 @@ def test_all_arms_run_and_are_reported_and_nothing_runs_twice(
     assert of_hidden in ("hidden_kept (1 of 2 runs)", "hidden_kept (2 of 4 runs)")
 
 
+def test_the_first_seed_is_told_of_what_has_not_all_of_them(small: tuple[Study, Path]) -> None:
+    study, folder = small
+    for arm in ("prediction_only", "hidden_kept"):
+        tried = selection.at_each_rate(study, "first", "narrow", arm, silent, folder)
+        for one in tried:
+            execute(one, silent)
+    base = selection.at_each_rate(study, "first", "narrow", "prediction_only", silent, folder)
+    for of_rate in selection.contenders(base, 2):
+        execute(of_rate[1], silent)
+    foreign = read_json(tried[0].path) | {"key": {**vars(tried[0].key), "arm": "labels_only"}}
+    write_json(folder / "runs" / "first.narrow.labels_only.0.0123456789ab.json", foreign)
+    found = report.table(study, "first", "narrow", seeds=2, folder=folder)
+    assert found is not None
+    firsts = report.first_seeds(study, [found], folder)
+    assert set(firsts) == {("narrow", "hidden_kept")}
+    best = max(read_json(one.path)["dev_accuracy"] for one in tried)
+    assert firsts["narrow", "hidden_kept"]["dev_accuracy"] == best
+    page = report.markdown(study, [found], firsts, seeds=2)
+    assert "\n| narrow | hidden_kept | 0.00" in page.split("## First seeds")[1]
+    assert "## First seeds" not in report.markdown(study, [found], {}, seeds=2)
+
+
 def test_a_teacher_passes_over_the_same_texts_once_for_all_arms(
     small: tuple[Study, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
