@@ -26,9 +26,9 @@ HEAD = """\
 Written by `make study`; `{data}.json` beside this page holds every seed. All arms of a table have
 the same student, the same texts and the same number of steps, and each has the learning rate that
 is best for it on dev: the first seed is run at each rate, all seeds at the best. For {bracketed}
-rates are halved or doubled until the best is none at an end, and where the second best is within a
-point, it has all seeds as well, and the better mean counts. What differs is what is taught, and
-when.
+rates are halved or doubled until the first seed's best is none at an end, and where the second
+best is within a point, it has all seeds as well, and the better mean counts. What differs is what
+is taught, and when.
 Δ is an arm minus *prediction_only* (labels and softened predictions), in points, with a
 {confidence:.0f} % interval from a bootstrap over seeds and examples at once, in pairs; **bold**
 where it excludes zero. Unseen corpora are read by a frozen encoder and a linear probe on the mean
@@ -180,11 +180,19 @@ def first_seeds(study: Study, tables: Sequence[Table], folder: Path) -> Firsts:
         of = (key.student, key.arm)
         if key.seed or of in told or key.student not in study.students:
             continue
-        if key.arm not in arms.names() or open_run(study, key, print, folder).path != path:
+        if key.arm not in arms.names() or not _is_of(study, key, path, folder):
             continue
         if of not in found or result["dev_accuracy"] > found[of]["dev_accuracy"]:
             found[of] = result
     return found
+
+
+def _is_of(study: Study, key: Key, path: Path, folder: Path) -> bool:
+    """Whether a file is the result of that key under the study's settings as they are now."""
+    try:
+        return open_run(study, key, print, folder).path == path
+    except arms.DoesNotFitError:
+        return False
 
 
 def _there(runs: Sequence[Run]) -> list[tuple[Run, dict[str, Any]]]:
@@ -287,8 +295,9 @@ def _looked_at(tables: Sequence[Table], firsts: Firsts) -> list[str]:
     lines = [
         "## First seeds",
         "",
-        "Of arms without all their seeds, the first, at the rate that was best on dev. A point or",
-        "two between them say nothing.",
+        "Of arms without all their seeds, the first, at the rate that was best on dev; some had",
+        "rates that `make study` does not try (`python -m tests.study one --rate`). A point or two",
+        "between them say nothing.",
         "",
         _line(["student", "arm", "rate", "dev %", "test %", *unseen]),
         _line(["---"] * (5 + len(unseen))),
