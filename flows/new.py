@@ -13,6 +13,7 @@ from typing import Any
 from tasks.kd.errors import DataError, ParamsError
 
 PRESETS = Path("params") / "presets"
+_PREPARED = re.compile(r"\n+prepare_data:\n(?: .*\n)+")
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
 
 
@@ -32,7 +33,8 @@ def create_recipe(
 ) -> Path:
     """Write params/<name>.yaml and its entry of params/recipes.yaml; returns the former's path.
 
-    With a preset, the student, its levels and its training are those of params/presets. Raises
+    With a preset, the student, its levels and its training are those of params/presets, and so is
+    what it says of the texts. Raises
     ParamsError for a name that can't be used or is taken, for a preset that is not there, and for
     sources that don't fit. Nothing is written unless the result is valid.
     """
@@ -43,9 +45,11 @@ def create_recipe(
     _check_name(root, name, path)
     load_recipe(base)
     copied = base.read_text(encoding="utf-8")
+    prepared: dict[str, Any] = {}
     if preset is not None:
-        copied = _with_preset(copied, root, preset)
+        copied, prepared = _with_preset(copied, root, preset)
     document, dump = parse_yaml(copied)
+    document["prepare_data"].update(prepared)
     _rename(document, name, base.stem)
     _replace_sources(document, sources)
     _fit_teacher(document, root)
@@ -111,8 +115,8 @@ def list_presets(root: Path) -> list[str]:
     return sorted(path.stem for path in (root / PRESETS).glob("*.yaml"))
 
 
-def _with_preset(recipe: str, root: Path, preset: str) -> str:
-    """The recipe's text with the preset's in the place of the section of that name."""
+def _with_preset(recipe: str, root: Path, preset: str) -> tuple[str, dict[str, Any]]:
+    """The recipe's text with the preset's train_student, and the fields of its prepare_data."""
     if preset not in list_presets(root):
         raise ParamsError(
             f"there is no preset {preset!r}",
@@ -120,9 +124,11 @@ def _with_preset(recipe: str, root: Path, preset: str) -> str:
             expected=", ".join(list_presets(root)),
         )
     text = (root / PRESETS / f"{preset}.yaml").read_text(encoding="utf-8")
+    fields = parse_yaml(text)[0].get("prepare_data", {})
+    text = _PREPARED.sub("\n", text)
     section = re.compile(r"^train_student:\n(?:[ #].*\n|\n(?=[ #]))*", re.MULTILINE)
     assert section.search(recipe), "a valid recipe has the section"
-    return section.sub(lambda _: text, recipe, count=1)
+    return section.sub(lambda _: text, recipe, count=1), dict(fields)
 
 
 def _rename(document: Any, name: str, base: str) -> None:

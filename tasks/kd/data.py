@@ -16,6 +16,9 @@ from tasks.kd.errors import DataError
 
 Ids = npt.NDArray[np.int32]
 
+# The label of what has none, as everywhere in torch and transformers.
+NO_LABEL = -100
+
 _SCHEMA = pa.schema(
     [
         ("example_id", pa.string()),
@@ -28,7 +31,10 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Split:
-    """One split, in a fixed order. `input_ids[i]` holds example i's tokens, unpadded."""
+    """One split, in a fixed order. `input_ids[i]` holds example i's tokens, unpadded.
+
+    An example that has no label has `NO_LABEL`.
+    """
 
     example_ids: list[str]
     texts: list[str]
@@ -43,6 +49,11 @@ class Split:
         """Tokens per example."""
         return np.asarray([len(ids) for ids in self.input_ids], dtype=np.int64)
 
+    @property
+    def labelled(self) -> npt.NDArray[np.int64]:
+        """The rows that have a label."""
+        return np.flatnonzero(self.labels != NO_LABEL)
+
     def take(self, rows: npt.NDArray[np.int64]) -> Split:
         """The given rows, in that order."""
         return Split(
@@ -50,6 +61,15 @@ class Split:
             [self.texts[i] for i in rows],
             self.labels[rows],
             [self.input_ids[i] for i in rows],
+        )
+
+    def followed_by(self, other: Split) -> Split:
+        """The rows of both, the other's behind."""
+        return Split(
+            [*self.example_ids, *other.example_ids],
+            [*self.texts, *other.texts],
+            np.concatenate([self.labels, other.labels]),
+            [*self.input_ids, *other.input_ids],
         )
 
 

@@ -21,6 +21,7 @@ from tasks.kd.levels import RelationLevel
 from tasks.kd.phases import Phase, layer_levels, streams_read
 from tasks.kd.sections import (
     Fraction,
+    NotNegative,
     OpenFraction,
     Positive,
     PositiveFloat,
@@ -102,7 +103,17 @@ class PrepareData(Section):
         Literal["drop_from_train", "refuse"],
         Field(description="what to do with a training text that is also in the test split"),
     ]
-    seed: Annotated[Seed, Field(description="of the sub-sample and the dev split")]
+    vocabulary_texts: Annotated[
+        NotNegative,
+        Field(
+            description="for each training text so many of random tokens, `max_length_tokens` "
+            "long: unlabelled, read by phases without a prediction level, so that layers are "
+            "matched on words that the training texts lack; 0 for none"
+        ),
+    ]
+    seed: Annotated[
+        Seed, Field(description="of the sub-sample, the dev split and the vocabulary's texts")
+    ]
 
 
 # --- training, of the teacher and of the student -------------------------------------------------
@@ -513,10 +524,11 @@ class Recipe(Section):
                 )
 
     @property
-    def epochs_read(self) -> int:
-        """Epochs of the phases whose levels read the teacher."""
+    def epochs_read(self) -> float:
+        """Passes over all texts of the cache, in phases whose levels read the teacher."""
+        labelled = 1 / (1 + self.prepare_data.vocabulary_texts)
         return sum(
-            phase.epochs
+            phase.epochs * (1.0 if phase.reads_unlabelled else labelled)
             for phase in self.train_student.phases
             if any(level.loss != "labels" for level in phase.levels)
         )

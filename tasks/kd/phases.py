@@ -18,7 +18,13 @@ class Phase(Section):
     name: Annotated[
         str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$", description="shown in metrics and plots")
     ]
-    epochs: Annotated[Positive, Field(description="passes over the training split")]
+    epochs: Annotated[
+        Positive,
+        Field(
+            description="passes over the training split; without a prediction level its unlabelled "
+            "texts are read as well (`prepare_data.vocabulary_texts`)"
+        ),
+    ]
     learning_rate: Annotated[PositiveFloat, Field(description="peak; warm-up is of the phase")]
     optimizer: Annotated[
         Literal["anew", "continued"],
@@ -44,6 +50,11 @@ class Phase(Section):
     def _levels_are_named_apart(self) -> Phase:
         level_names(self.levels)
         return self
+
+    @property
+    def reads_unlabelled(self) -> bool:
+        """Whether it reads texts without labels too: where no prediction is taught."""
+        return all(level.level != "prediction" for level in self.levels)
 
     @property
     def level_names(self) -> tuple[str, ...]:

@@ -89,6 +89,18 @@ def steps_per_epoch(settings: Optimizer, examples: int) -> int:
     return math.ceil(examples / settings.batch_examples)
 
 
+def rows_read(phase: Phase, split: Split) -> Rows:
+    """The examples that a phase passes over: all, or those that have a label."""
+    return np.arange(len(split)) if phase.reads_unlabelled else split.labelled
+
+
+def steps_in_all(settings: Optimizer, phases: Sequence[Phase], split: Split) -> int:
+    """Optimizer steps of all phases, should none end early."""
+    return sum(
+        phase.epochs * steps_per_epoch(settings, len(rows_read(phase, split))) for phase in phases
+    )
+
+
 def train(settings: Optimizer, parts: Parts, habits: Habits) -> Report:
     """Train `parts.objective.student` in place; it ends with the weights of the best dev epoch.
 
@@ -173,7 +185,8 @@ class _Loop:
         self.settings, self.parts, self.habits, self.sinks = settings, parts, habits, sinks
         self.feed, self.checkpoints = feed, checkpoints
         self.lengths = parts.train.lengths
-        self.per_epoch = steps_per_epoch(settings, len(parts.train))
+        self.rows = [rows_read(phase, parts.train) for phase in parts.objective.phases]
+        self.per_epoch = [steps_per_epoch(settings, len(rows)) for rows in self.rows]
 
     def run(self, state: State, optimizer: torch.optim.Optimizer) -> None:
         """Train from the state's phase on, that one with the optimizer that is given."""
@@ -205,9 +218,9 @@ class _Loop:
             state.seconds = before + now - begun
             self._tell(state, record | self._speed(work, now - told))
             told = now
-            ends_epoch = state.step % self.per_epoch == 0
+            ends_epoch = state.step_in_phase % self.per_epoch[state.phase] == 0
             if ends_epoch:
-                self._evaluate(state, state.step // self.per_epoch)
+                self._evaluate(state)
             if ends_epoch or time.monotonic() - saved > compute.checkpoint_every_s:
                 if ranks.rank() == 0:
                     self.checkpoints.save(state, parts.objective, optimizer)
@@ -256,9 +269,8 @@ class _Loop:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             optimizer.zero_grad(set_to_none=True)
             return self._refuse(work, state, found, norm)
-        rate = learning_rate(
-            self.settings, phase.learning_rate, state.step_in_phase, self.per_epoch * phase.epochs
-        )
+        steps = self.per_epoch[state.phase] * phase.epochs
+        rate = learning_rate(self.settings, phase.learning_rate, state.step_in_phase, steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
@@ -308,18 +320,26 @@ class _Loop:
         }
 
     def _batches(self, state: State, phase: Phase) -> Iterator[Rows]:
-        epoch, done = divmod(state.step, self.per_epoch)
-        ends = (state.step - state.step_in_phase) // self.per_epoch + phase.epochs
-        for number in range(epoch, ends):
+        rows, before = self.rows[state.phase], self._epochs_before(state)
+        epoch, done = divmod(state.step_in_phase, self.per_epoch[state.phase])
+        for number in range(epoch, phase.epochs):
             batches = epoch_batches(
-                self.lengths,
+                self.lengths[rows],
                 batch_examples=self.settings.batch_examples,
                 seed=self.settings.seed,
-                epoch=number,
+                epoch=before + number,
             )
-            yield from batches[done if number == epoch else 0 :]
+            yield from (rows[batch] for batch in batches[done if number == epoch else 0 :])
 
-    def _evaluate(self, state: State, epoch: int) -> None:
+    def _epochs_before(self, state: State) -> int:
+        """Passes of the phases before the state's."""
+        return sum(phase.epochs for phase in self.parts.objective.phases[: state.phase])
+
+    def _epochs_done(self, state: State) -> int:
+        """Whole passes so far, each over the texts that its phase reads."""
+        return self._epochs_before(state) + state.step_in_phase // self.per_epoch[state.phase]
+
+    def _evaluate(self, state: State) -> None:
         """Dev accuracy after an epoch; keeps the weights if it is the best of the last phase."""
         student = self.parts.objective.student
         with averaged(student, state.average) if state.average else nullcontext():
@@ -328,7 +348,7 @@ class _Loop:
                 gained = accuracy > state.best_accuracy
                 state.epochs_without_gain = 0 if gained else state.epochs_without_gain + 1
             if self._is_last(state) and accuracy >= state.best_accuracy:
-                state.best_accuracy, state.best_epoch = accuracy, epoch
+                state.best_accuracy, state.best_epoch = accuracy, self._epochs_done(state)
                 weights = student.state_dict()
                 state.best = {name: value.detach().clone() for name, value in weights.items()}
         self._tell(state, {"split": "dev", "accuracy": accuracy, "loss": loss})
@@ -355,8 +375,8 @@ class _Loop:
         return right / len(dev), lost / len(dev)
 
     def _moment(self, state: State) -> Moment:
-        steps = self.per_epoch * self.parts.objective.phases[state.phase].epochs
-        return Moment(state.phase, state.step // self.per_epoch, state.step_in_phase / steps)
+        steps = self.per_epoch[state.phase] * self.parts.objective.phases[state.phase].epochs
+        return Moment(state.phase, self._epochs_done(state), state.step_in_phase / steps)
 
     def _is_balanced(self, state: State) -> bool:
         """Whether the levels' factors are due: at their interval, and as long as there are none."""
@@ -373,7 +393,8 @@ class _Loop:
 
     def _tell(self, state: State, record: Record) -> None:
         phase = self.parts.objective.phases[state.phase].name
-        place = {"step": state.step, "epoch": state.step / self.per_epoch, "phase": phase}
+        done = state.step_in_phase / self.per_epoch[state.phase]
+        place = {"step": state.step, "epoch": self._epochs_before(state) + done, "phase": phase}
         for sink in self.sinks:
             sink.write(place | record)
 

@@ -58,7 +58,7 @@ class Stage:
     compute: Compute
     root: Path
     work: Path
-    epochs: int = 0  # in which the student's training reads the teacher; decides no result
+    epochs: float = 0  # in which the student's training reads the teacher; decides no result
 
     @property
     def target(self) -> str:

@@ -16,11 +16,15 @@ from tasks.kd.digests import read_json, sha256_folder, sha256_json, write_json
 from tasks.kd.errors import DataError
 from tasks.kd.params import PrepareData
 from tasks.kd.tables import Rows, drop_repeats, read_rows, stratified
+from tasks.kd.vocabulary_texts import vocabulary_texts
 from tasks.stages import Stage, run_stage
 
 
 def main(stage: Stage) -> None:
-    """Write the splits, tokenizer/ and data_card.json."""
+    """Write the splits, tokenizer/ and data_card.json.
+
+    Texts of the vocabulary stand behind the others of the training split.
+    """
     params: PrepareData = stage.params
     sources = stage.input("fetch_sources")
     test = _read(sources, "test", params)
@@ -35,7 +39,17 @@ def main(stage: Stage) -> None:
     splits = {}
     for name, rows in (("train", train), ("dev", dev), ("test", test)):
         splits[name] = _encode(rows, labels, tokenizer)
-        write_split(stage.draft / f"{name}.arrow", splits[name])
+    if params.vocabulary_texts:
+        splits["train"] = splits["train"].followed_by(
+            vocabulary_texts(
+                tokenizer,
+                count=params.vocabulary_texts * len(splits["train"]),
+                tokens=params.max_length_tokens,
+                seed=params.seed + 2,
+            )
+        )
+    for name, split in splits.items():
+        write_split(stage.draft / f"{name}.arrow", split)
     write_json(
         stage.draft / "data_card.json",
         {
@@ -177,9 +191,10 @@ def _digest(input_ids: list[Any]) -> str:
 
 
 def _describe(split: Split, labels: list[str]) -> dict[str, Any]:
-    counts = np.bincount(split.labels, minlength=len(labels))
+    counts = np.bincount(split.labels[split.labelled], minlength=len(labels))
     return {
         "examples": len(split),
+        "unlabelled": len(split) - len(split.labelled),
         "tokens": int(split.lengths.sum()),
         "longest_tokens": int(split.lengths.max()),
         "label_counts": dict(zip(labels, counts.tolist(), strict=True)),

@@ -30,7 +30,7 @@ from tasks.kd.phases import streams_read
 from tasks.kd.student_sections import InitialCheckpoint, InitialWidthReduction, Student
 from tasks.kd.students import build_student, require_positions
 from tasks.kd.targets import LiveTargets, Targets, own_device
-from tasks.kd.training import Parts, steps_per_epoch, train
+from tasks.kd.training import Parts, steps_in_all, train
 from tasks.kd.weighing import hidden_moment
 from tasks.stages import Stage, run_stage
 from tasks.stages.train_teacher import habits, save
@@ -56,7 +56,7 @@ def distil(stage: Stage) -> None:
     split = read_split(data / "train.arrow")
     targets, fingerprint = _open_targets(stage, card, teacher, split)
     depths, seed = (params.student.layers, depth(teacher)), params.optimizer.seed
-    texts = split.input_ids
+    texts = split.take(split.labelled).input_ids
     banked, count = banked_layers(params.phases, *depths)
     shape = TeacherShape(
         depth(teacher),
@@ -74,8 +74,7 @@ def distil(stage: Stage) -> None:
         read_split(data / "dev.arrow"),
         card["pad_token_id"],
     )
-    epochs = sum(phase.epochs for phase in params.phases)
-    steps = epochs * steps_per_epoch(params.optimizer, len(parts.train))
+    steps = steps_in_all(params.optimizer, params.phases, split)
     report = train(params.optimizer, parts, habits(stage, steps))
     if torch.distributed.is_initialized() and torch.distributed.get_rank():
         return

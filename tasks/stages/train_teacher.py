@@ -25,7 +25,7 @@ from tasks.kd.phases import Phase
 from tasks.kd.sinks import Bar, JsonLines, Messages, Sink
 from tasks.kd.students import count_parameters
 from tasks.kd.targets import NoTargets
-from tasks.kd.training import Habits, Parts, evaluate, steps_per_epoch, train
+from tasks.kd.training import Habits, Parts, evaluate, steps_in_all, train
 from tasks.stages import Stage, run_stage
 
 
@@ -111,7 +111,7 @@ def fine_tune(stage: Stage) -> None:
         read_split(data / "dev.arrow"),
         card["pad_token_id"],
     )
-    steps = params.epochs * steps_per_epoch(params.optimizer, len(parts.train))
+    steps = steps_in_all(params.optimizer, (phase,), parts.train)
     report = train(params.optimizer, parts, habits(stage, steps))
     if torch.distributed.is_initialized() and torch.distributed.get_rank():
         return

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from ruamel.yaml import YAML
 
 from flows.cli import main
 from flows.new import list_presets
@@ -137,21 +138,26 @@ def test_a_preset_is_the_section_of_that_name_under_its_own_words(
     recipe = load_recipe(repository / "params" / "triage.yaml")
     base = load_recipe(repository / "params" / "quickstart.yaml")
     unlike = {name for name, value in base if getattr(recipe, name) != value}
-    assert unlike <= {"description", "register_", "train_student", "cache_teacher"}
+    assert unlike <= {"description", "register_", "train_student", "cache_teacher", "prepare_data"}
     # Not one line of the preset is lost, nor of what stands around it.
     preset_text = (repository / "params" / "presets" / f"{preset}.yaml").read_text()
-    assert preset_text in written
+    taught, _, prepared = preset_text.partition("prepare_data:\n")
+    assert taught in written
+    fields = YAML(typ="safe").load(prepared) or {}
+    assert recipe.prepare_data == base.prepare_data.model_copy(update=fields)
     assert "\n\nexport_student:\n" in written
     # The cache holds what this preset's levels read, and no more.
     assert recipe.cache_teacher.streams == (recipe.streams_read or ("logits",))
 
 
-def test_every_preset_has_the_same_number_of_epochs(repository: Path) -> None:
-    """So that one can be measured against another."""
+def test_every_preset_has_the_same_number_of_steps(repository: Path) -> None:
+    """So that one can be measured against another: as many as six passes over labelled texts."""
     for preset in PRESETS:
         assert new(preset, "--preset", preset).exit_code == 0
         recipe = load_recipe(repository / "params" / f"{preset}.yaml")
-        assert sum(phase.epochs for phase in recipe.train_student.phases) == 6, preset
+        more = recipe.prepare_data.vocabulary_texts
+        passes = [x.epochs * (1 + more * x.reads_unlabelled) for x in recipe.train_student.phases]
+        assert sum(passes) == 6, preset
 
 
 def test_a_preset_fits_another_teacher(repository: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,11 +11,12 @@ import pytest
 import torch
 
 from tasks.kd.checkpoint import Checkpoint, Checkpoints
+from tasks.kd.data import NO_LABEL
 from tasks.kd.errors import ParamsError
 from tasks.kd.objective import Moment
 from tasks.kd.optimizers import frozen, frozen_weights
 from tasks.kd.schedules import WeightSchedule
-from tasks.kd.training import Parts, train
+from tasks.kd.training import Parts, steps_in_all, train
 from tests.kd.phases import one_phase
 from tests.kd.small_families import CONFIGS, small
 from tests.kd.training_setup import (
@@ -305,3 +307,55 @@ def test_what_was_frozen_before_stays_frozen_after() -> None:
     with frozen(weights):
         assert not any(weight.requires_grad for weight in weights)
     assert [weight.requires_grad for weight in weights] == [False, True]
+
+
+# --- texts without labels ------------------------------------------------------------------------
+
+
+def partly_labelled() -> Parts:
+    """44 texts of which every third has no label, for a layers' phase and one of predictions."""
+    phases = (
+        one_phase((HIDDEN,), name="inner", epochs=2, learning_rate=2e-3),
+        one_phase((LABELS, KL, HIDDEN), name="outer", epochs=2, learning_rate=2e-3),
+    )
+    parts = make_parts(phases)
+    parts.train.labels[::3] = NO_LABEL  # 15 of them
+    return parts
+
+
+def test_texts_without_labels_are_left_to_phases_without_predictions(tmp_path: Path) -> None:
+    parts = partly_labelled()
+    read: list[bytes] = []
+    fetch = parts.targets.fetch
+
+    class Listening:
+        """The targets, which note what is asked for."""
+
+        def fetch(self, input_ids: Any) -> Any:
+            read.extend(ids.tobytes() for ids in input_ids)
+            return fetch(input_ids)
+
+    settings = make_settings()
+    report = train(settings, replace(parts, targets=Listening()), make_habits(tmp_path))
+    names = {ids.tobytes(): row for row, ids in enumerate(parts.train.input_ids)}
+    rows = [names[ids] for ids in read]
+    inner, outer = rows[:88], rows[88:]
+    assert sorted(inner) == sorted([*range(44)] * 2)
+    assert sorted(outer) == sorted([row for row in range(44) if row % 3] * 2)
+    # Batches of 8: 6 and 4 steps a pass.
+    assert report.steps == steps_in_all(settings, parts.objective.phases, parts.train) == 20
+    assert report.best_epoch in (3, 4)
+    epochs = [record["epoch"] for record in records_of(tmp_path, "dev")]
+    assert epochs == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("stop_at", [3, 7, 12, 13, 15, 18])
+def test_phases_over_other_texts_are_resumed_exactly(stop_at: int, tmp_path: Path) -> None:
+    train(make_settings(), partly_labelled(), make_habits(tmp_path / "whole"))
+    interrupt(stop_at, make_settings(), partly_labelled(), tmp_path / "stopped")
+    train(make_settings(), partly_labelled(), make_habits(tmp_path / "stopped"))
+    expected, found = last(tmp_path / "whole"), last(tmp_path / "stopped")
+    require_equal(found.weights, expected.weights)
+    assert [r["epoch"] for r in records_of(tmp_path / "whole")] == [
+        r["epoch"] for r in records_of(tmp_path / "stopped")
+    ]

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,35 @@ def test_it_leaves_half_the_layers_and_the_whole_story(finished: Any) -> None:
     levels = [set(json.loads(line).get("levels", {})) for line in lines]
     assert {"hidden.mse", "attention.kl", "relation.kl"} in levels
     assert {"prediction.labels", "prediction.kl", "hidden.mse"} in levels
+
+
+def test_texts_without_labels_are_read_where_no_prediction_is_taught(broken: Any) -> None:
+    before = broken.json("train_student", "report.json")
+    broken.change(lambda recipe: recipe["prepare_data"].update(vocabulary_texts=2))
+    for stage in ("prepare_data", "cache_teacher", "train_student"):
+        done = broken.run(stage)
+        assert done.returncode == 0, done.stderr
+    labelled = broken.json("prepare_data", "data_card.json")["splits"]["train"]["examples"] // 3
+    lines = (broken.out("train_student") / "metrics.jsonl").read_text().splitlines()
+    steps = [record for record in map(json.loads, lines) if record["split"] == "train"]
+    taught = Counter(record["phase"] for record in steps)
+    # Batches of 32: one pass over all in the first phase, two over the labelled in the second.
+    assert taught == {
+        "hidden": math.ceil(3 * labelled / 32),
+        "prediction": 2 * math.ceil(labelled / 32),
+    }
+    report = broken.json("train_student", "report.json")
+    assert report["steps"] == len(steps) > before["steps"]
+    assert report["best_epoch"] in (2, 3)
+    assert steps[-1]["epoch"] == 3
+
+
+def test_the_teacher_is_tuned_on_labelled_texts_alone(broken: Any) -> None:
+    before = broken.json("train_teacher", "report.json")
+    broken.change(lambda recipe: recipe["prepare_data"].update(vocabulary_texts=2))
+    for stage in ("prepare_data", "train_teacher"):
+        assert broken.run(stage).returncode == 0
+    assert broken.json("train_teacher", "report.json")["teacher_sha256"] == before["teacher_sha256"]
 
 
 def test_a_cache_of_another_teacher_is_refused_with_what_mends_it(broken: Any) -> None:

@@ -74,7 +74,7 @@ def _fits(data: str, student: str, arm: str) -> bool:
     """Whether an arm has room in a student's epochs; says so where it has not."""
     epochs = STUDY.students[student].epochs[data]
     try:
-        arms.fitted(arms.read_arm(arm).phases, epochs, 1.0)
+        arms.fitted(arms.read_arm(arm), epochs, 1.0)
     except arms.DoesNotFitError as reason:
         click.echo(f"{arm} is left out for {student} on {data}: {reason}")
         return False

@@ -14,7 +14,7 @@ from pydantic import Field
 from ruamel.yaml import YAML
 
 from tasks.kd.phases import Phase
-from tasks.kd.sections import Positive, Section
+from tasks.kd.sections import NotNegative, Positive, Section
 from tests.study.settings import HERE, ROOT
 
 ARMS = HERE / "arms"
@@ -41,6 +41,11 @@ class Arm(Section):
     description: str
     phases: tuple[Phase, ...] = Field(min_length=1)
     transfer: Transfer | None
+    vocabulary_texts: NotNegative  # as in `prepare_data`
+
+    def weighs(self, phase: Phase) -> int:
+        """A phase's steps against those of a pass over the labelled texts."""
+        return phase.epochs * (1 + self.vocabulary_texts * phase.reads_unlabelled)
 
 
 def names() -> list[str]:
@@ -62,19 +67,23 @@ def read_arm(name: str) -> Arm:
                 "description": str(values.get("description", name)),
                 "phases": section["phases"],
                 "transfer": values.get("transfer"),
+                "vocabulary_texts": values.get("prepare_data", {}).get("vocabulary_texts", 0),
             }
             return _checked(Arm.model_validate_json(json.dumps(arm)))
     raise SystemExit(f"no arm or preset {name}; there are {', '.join(names())}")
 
 
-def fitted(phases: Sequence[Phase], epochs: int, learning_rate: float) -> tuple[Phase, ...]:
-    """The phases over that many epochs in all, their shares kept; the highest rate becomes that.
+def fitted(arm: Arm, epochs: int, learning_rate: float) -> tuple[Phase, ...]:
+    """The arm's phases over so many epochs in all, their shares kept; the highest rate is given.
 
-    Every phase keeps an epoch. Raises DoesNotFitError for more phases than epochs.
+    An epoch is here as many steps as a pass over the labelled texts. Every phase keeps one, and one
+    that reads texts of the vocabulary two. Raises DoesNotFitError where there are fewer.
     """
-    if len(phases) > epochs:
+    phases = arm.phases
+    least = [2 if arm.vocabulary_texts and phase.reads_unlabelled else 1 for phase in phases]
+    if sum(least) > epochs:
         raise DoesNotFitError(f"{len(phases)} phases do not fit into {epochs} epochs")
-    shares = apportioned([phase.epochs for phase in phases], epochs)
+    shares = apportioned([arm.weighs(phase) for phase in phases], epochs, least=least)
     highest = max(phase.learning_rate for phase in phases)
     return tuple(
         phase.model_copy(
@@ -87,17 +96,17 @@ def fitted(phases: Sequence[Phase], epochs: int, learning_rate: float) -> tuple[
     )
 
 
-def apportioned(weights: Sequence[int], total: int) -> list[int]:
-    """Integers of that sum, in the weights' shares by largest remainder, none below 1.
+def apportioned(weights: Sequence[int], total: int, *, least: Sequence[int]) -> list[int]:
+    """Integers of that sum, in the weights' shares by largest remainder, none below its least.
 
     Of equal remainders the later one is rounded up."""
     exact = [weight * total / sum(weights) for weight in weights]
-    found = [max(1, int(share)) for share in exact]
+    found = [max(low, int(share)) for low, share in zip(least, exact, strict=True)]
     while sum(found) < total:
         place = max(range(len(found)), key=lambda i: (exact[i] - found[i], i))
         found[place] += 1
     while sum(found) > total:
-        able = [i for i in range(len(found)) if found[i] > 1]
+        able = [i for i in range(len(found)) if found[i] > least[i]]
         place = max(able, key=lambda i: (found[i] - exact[i], i))
         found[place] -= 1
     return found
@@ -115,4 +124,7 @@ def _checked(arm: Arm) -> Arm:
             raise SystemExit(f"{arm.name}: no phase is left for the data set's own texts")
         if any(map(reads_labels, arm.phases[: arm.transfer.phases])):
             raise SystemExit(f"{arm.name}: a phase on transfer text reads labels")
+    unlabelled = sum(phase.reads_unlabelled for phase in arm.phases)
+    if arm.vocabulary_texts and (arm.transfer is not None or unlabelled != 1):
+        raise SystemExit(f"{arm.name}: texts of the vocabulary are for one phase, without transfer")
     return arm

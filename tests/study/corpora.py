@@ -27,6 +27,7 @@ from tasks.kd.data import Split, read_split, write_split
 from tasks.kd.digests import read_json, replace_folder, sha256_file, sha256_json, write_json
 from tasks.kd.sources import MODEL_FILES
 from tasks.kd.tables import Rows, drop_repeats
+from tasks.kd.vocabulary_texts import vocabulary_texts
 from tests.study.settings import FOLDER, CorpusSource, Study, TextSource
 
 csv.field_size_limit(2**31 - 1)
@@ -108,6 +109,12 @@ def open_texts(study: Study, names: Sequence[str], folder: Path = FOLDER) -> Spl
         texts.update(text for text in stripped if len(text.split()) >= source.min_words)
     ordered = sorted(texts, key=digest)
     return encode(Rows(ordered, [""] * len(ordered)), [""], _tokenizer(study, folder))
+
+
+def open_vocabulary(study: Study, count: int, folder: Path = FOLDER) -> Split:
+    """So many texts of random tokens: the same for all runs."""
+    tokens = study.max_length_tokens
+    return vocabulary_texts(_tokenizer(study, folder), count=count, tokens=tokens, seed=0)
 
 
 def digest(text: str) -> str:

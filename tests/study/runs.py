@@ -10,7 +10,7 @@ import fcntl
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,17 @@ from tasks.kd.phases import Phase, streams_read
 from tasks.kd.student_sections import InitialWidthReduction
 from tasks.kd.students import build_student, count_parameters
 from tasks.kd.targets import NoTargets, Targets
-from tasks.kd.training import Parts, Report, predict, steps_per_epoch, train
+from tasks.kd.training import Parts, Report, predict, steps_in_all, train
 from tasks.kd.weighing import hidden_moment
 from tests.study.arms import Arm, fitted
-from tests.study.corpora import Corpus, digest, open_corpus, open_texts, sample
+from tests.study.corpora import (
+    Corpus,
+    digest,
+    open_corpus,
+    open_texts,
+    open_vocabulary,
+    sample,
+)
 from tests.study.probes import bits, probe
 from tests.study.settings import FOLDER, ROOT, StudentKind, Study, decisive
 from tests.study.teachers import Say, Teacher, cached, habits, require_weights
@@ -88,14 +95,40 @@ class Run:
 
     @cached_property
     def phases(self) -> tuple[Phase, ...]:
-        """The arm's phases over the student's epochs."""
-        return fitted(self.arm.phases, self.kind.epochs[self.key.data], self.key.rate)
+        """The arm's phases over the student's epochs.
+
+        The one that reads texts of the vocabulary sees each text once, and so many of them that it
+        has its steps.
+        """
+        return tuple(
+            phase.model_copy(update={"epochs": 1}) if self._is_widened(phase) else phase
+            for phase in self._fitted
+        )
+
+    @cached_property
+    def taught(self) -> Split:
+        """The texts with those of the vocabulary, if the arm has such."""
+        if not self.vocabulary_texts:
+            return self.train
+        count = self.vocabulary_texts * len(self.train)
+        return self.train.followed_by(open_vocabulary(self.study, count, self.folder))
+
+    @property
+    def vocabulary_texts(self) -> int:
+        """For each text so many of the vocabulary."""
+        return sum(phase.epochs - 1 for phase in self._fitted if self._is_widened(phase))
+
+    @cached_property
+    def _fitted(self) -> tuple[Phase, ...]:
+        return fitted(self.arm, self.kind.epochs[self.key.data], self.key.rate)
+
+    def _is_widened(self, phase: Phase) -> bool:
+        return bool(self.arm.vocabulary_texts) and phase.reads_unlabelled
 
     @property
     def steps(self) -> int:
         """Updates in all: the same for every arm."""
-        epochs = sum(phase.epochs for phase in self.phases)
-        return epochs * steps_per_epoch(self.optimizer, len(self.train))
+        return steps_in_all(self.optimizer, self.phases, self.taught)
 
     @cached_property
     def made_of(self) -> dict[str, Any]:
@@ -111,6 +144,7 @@ class Run:
             "student": self.kind.shape.model_dump(mode="json"),
             "phases": [phase.model_dump(mode="json") for phase in self.phases],
             "transfer": transfer.model_dump(mode="json") if transfer else None,
+            "vocabulary_texts": self.vocabulary_texts or None,
             "optimizer": self.optimizer.model_dump(mode="json"),
             "codec": self.study.cache.codec,
             "probes": self.study.probes.model_dump(mode="json"),
@@ -142,7 +176,7 @@ def parts_of(run: Run) -> list[Part]:
     """
     transfer = run.arm.transfer
     if transfer is None:
-        return [Part("own", run.phases, run.train)]
+        return [Part("own", run.phases, run.taught)]
     before, after = run.phases[: transfer.phases], run.phases[transfer.phases :]
     count = sum(phase.epochs for phase in before) * len(run.train)
     once = tuple(phase.model_copy(update={"epochs": 1}) for phase in before)
@@ -163,13 +197,8 @@ def mixed(others: Split, own: Split | None, count: int) -> Split:
         raise SystemExit(f"transfer asks for {lacking} texts of {len(others)}")
     order = sorted(range(len(others)), key=lambda row: digest(others.texts[row]))[:lacking]
     chosen = others.take(np.asarray(sorted(order), dtype=np.int64))
-    both = [chosen] if own is None else [own, chosen]
-    return Split(
-        [name for split in both for name in split.example_ids],
-        [text for split in both for text in split.texts],
-        np.zeros(count, dtype=np.int64),
-        [ids for split in both for ids in split.input_ids],
-    )
+    both = chosen if own is None else own.followed_by(chosen)
+    return replace(both, labels=np.zeros(count, dtype=np.int64))
 
 
 def prepare(runs: Sequence[Run]) -> None:
@@ -241,7 +270,7 @@ def _taught(run: Run, work: Path) -> tuple[torch.nn.Module, list[Report]]:
         targets = _targets(run, part)
         depths = (run.kind.shape.layers, depth(teacher))
         banked, count = banked_layers(part.phases, *depths)
-        texts, seed = part.split.input_ids, run.key.seed
+        texts, seed = part.split.take(part.split.labelled).input_ids, run.key.seed
         shape = TeacherShape(
             depth(teacher),
             width(teacher),

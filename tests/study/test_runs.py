@@ -51,6 +51,8 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Study, Path]
     both = [phase("hidden", [HIDDEN], epochs=2), phase("prediction", [LABELS, KL, HIDDEN])]
     write_arm(own, "hidden_kept", both)
     write_arm(own, "transfer_kept", both, transfer=transfer)
+    widened = [phase("hidden", [HIDDEN]), phase("prediction", [LABELS, KL, HIDDEN])]
+    write_arm(own, "vocabulary", widened, prepare_data={"vocabulary_texts": 1})
     monkeypatch.setattr(arms, "ARMS", own)
     monkeypatch.setattr(arms, "PRESETS", tmp_path / "none")
     return small_study(sha256_file(wheel)), folder
@@ -203,7 +205,7 @@ def test_all_arms_run_and_are_reported_and_nothing_runs_twice(
 ) -> None:
     study, folder = small
     told: list[str] = []
-    for arm in ("labels_only", "prediction_only", "hidden_kept", "transfer_kept"):
+    for arm in arms.names():
         tried = selection.at_each_rate(study, "first", "narrow", arm, told.append, folder)
         assert selection.contenders(tried, 2) == []
         for run in tried:
@@ -231,6 +233,7 @@ def test_all_arms_run_and_are_reported_and_nothing_runs_twice(
         "prediction_only",
         "hidden_kept",
         "transfer_kept",
+        "vocabulary",
     }
     assert "transfer_kept" in (tmp_path / "results" / "first.svg").read_text(encoding="utf-8")
     assert document["tables"][0]["arms"]["hidden_kept"]["dev_by_rate"].keys() == {"0.001", "0.002"}
@@ -276,11 +279,30 @@ def test_a_teacher_passes_over_the_same_texts_once_for_all_arms(
         asked.append((len(split), streams))
 
     monkeypatch.setattr(runs, "cached", cached)
-    arms_ = ("labels_only", "prediction_only", "hidden_kept", "transfer_kept")
-    keys = [Key("first", "narrow", arm, seed, 2e-3) for arm in arms_ for seed in range(2)]
+    keys = [Key("first", "narrow", arm, seed, 2e-3) for arm in arms.names() for seed in range(2)]
     runs.prepare([open_run(study, key, silent, folder) for key in keys])
     hidden = ("hidden.0", "hidden.1", "hidden.2")
-    assert asked == [(64, ("logits", *hidden)), (128, hidden)]
+    every = ("logits", *hidden)
+    assert asked == [(64, every), (128, hidden), (128, every)]  # own, transfer, vocabulary
+
+
+def test_texts_of_the_vocabulary_are_those_of_every_seed_and_decide_the_run(
+    small: tuple[Study, Path],
+) -> None:
+    study, folder = small
+    one, other = (
+        open_run(study, Key("first", "narrow", "vocabulary", seed, 2e-3), silent, folder)
+        for seed in range(2)
+    )
+    assert one.made_of["vocabulary_texts"] == 1
+    assert len(one.taught) == 2 * len(one.train) == 128
+    assert one.taught.labelled.tolist() == list(range(64))
+    for own, theirs in zip(one.taught.input_ids, other.taught.input_ids, strict=True):
+        assert own.tolist() == theirs.tolist()
+    kept = open_run(study, Key("first", "narrow", "hidden_kept", 0, 2e-3), silent, folder)
+    assert kept.made_of["vocabulary_texts"] is None
+    assert kept.taught is kept.train
+    assert kept.steps == one.steps
 
 
 class Killed(Exception):

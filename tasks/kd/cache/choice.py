@@ -41,7 +41,7 @@ class Measured:
         return (self.forward + self.write) / (self.forward - self.read)
 
 
-def choose(measured: Measured, *, epochs: int, quota_bytes: int) -> tuple[str, str]:
+def choose(measured: Measured, *, epochs: float, quota_bytes: int) -> tuple[str, str]:
     """`cache` or `live`, and why, for a training that reads the teacher in so many epochs."""
     figures = (
         f"a pass of the teacher takes {1e6 * measured.forward:.0f} µs a token, storing it "
@@ -52,7 +52,9 @@ def choose(measured: Measured, *, epochs: int, quota_bytes: int) -> tuple[str, s
         return "live", f"the cache would take {size:.2f} GiB, quota_gib allows {quota:.2f}"
     if measured.break_even == float("inf"):
         return "live", f"{figures}: reading is no quicker than running it"
-    pays = f"{figures}: the cache pays from {measured.break_even:.2f} epochs on, there are {epochs}"
+    pays = (
+        f"{figures}: the cache pays from {measured.break_even:.2f} epochs on, there are {epochs:g}"
+    )
     return ("cache" if epochs > measured.break_even else "live"), pays
 
 
