@@ -198,7 +198,7 @@ def _print_plan(found: Mapping[str, Any], path: str) -> None:
     if found["break_even_epochs"] is None:
         show.print_line(f"{again}: the teacher itself is as quick")
         return
-    epochs = f"{found['break_even_epochs']:.2f} epochs on, this recipe reads in {found['epochs']}"
+    epochs = f"{found['break_even_epochs']:.2f} epochs on, this recipe reads in {found['epochs']:g}"
     show.print_line(f"{again}. If reading were free, the cache would be quicker from {epochs}")
 
 

@@ -116,7 +116,10 @@ def list_presets(root: Path) -> list[str]:
 
 
 def _with_preset(recipe: str, root: Path, preset: str) -> tuple[str, dict[str, Any]]:
-    """The recipe's text with the preset's train_student, and the fields of its prepare_data."""
+    """The recipe's text with the preset's train_student, and the fields of its prepare_data.
+
+    One that says nothing of texts of the vocabulary has none, whatever the recipe had.
+    """
     if preset not in list_presets(root):
         raise ParamsError(
             f"there is no preset {preset!r}",
@@ -124,11 +127,11 @@ def _with_preset(recipe: str, root: Path, preset: str) -> tuple[str, dict[str, A
             expected=", ".join(list_presets(root)),
         )
     text = (root / PRESETS / f"{preset}.yaml").read_text(encoding="utf-8")
-    fields = parse_yaml(text)[0].get("prepare_data", {})
+    fields = {"vocabulary_texts": 0, **parse_yaml(text)[0].get("prepare_data", {})}
     text = _PREPARED.sub("\n", text)
     section = re.compile(r"^train_student:\n(?:[ #].*\n|\n(?=[ #]))*", re.MULTILINE)
     assert section.search(recipe), "a valid recipe has the section"
-    return section.sub(lambda _: text, recipe, count=1), dict(fields)
+    return section.sub(lambda _: text, recipe, count=1), fields
 
 
 def _rename(document: Any, name: str, base: str) -> None:

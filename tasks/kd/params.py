@@ -405,6 +405,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Recipe:
         faults = [
+            *self._text_faults(),
             *self._ensemble_faults(),
             *self._stream_faults(),
             *self._initial_faults(),
@@ -413,6 +414,16 @@ class Recipe(Section):
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    def _text_faults(self) -> Iterator[str]:
+        """Texts that would be made and kept for nobody."""
+        if self.prepare_data.vocabulary_texts and not any(
+            phase.reads_unlabelled for phase in self.train_student.phases
+        ):
+            yield (
+                "prepare_data.vocabulary_texts: only a phase without a prediction level reads them, "
+                "and train_student.phases has none; write 0, or add such a phase"
+            )
 
     def _ensemble_faults(self) -> Iterator[str]:
         """Teachers that nobody listens to, and rules about teachers that are not there."""
