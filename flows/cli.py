@@ -84,8 +84,8 @@ def command(example: str) -> Callable[[F], click.Command]:
 def new(name: str, base: str, preset: str | None, **sources: str | None) -> None:
     """Write a new recipe, complete and commented.
 
-    It goes to params/NAME.yaml and into the list params/recipes.yaml. Without --preset, student
-    and levels are those of the recipe that is copied.
+    It goes to params/NAME.yaml and into the list params/recipes.yaml. Without --preset, student,
+    levels and random texts are those of the recipe that is copied.
     """
     from flows.new import Sources, create_recipe
     from tasks.kd.recipes import find_recipe

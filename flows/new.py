@@ -13,7 +13,7 @@ from typing import Any
 from tasks.kd.errors import DataError, ParamsError
 
 PRESETS = Path("params") / "presets"
-_PREPARED = re.compile(r"\n+prepare_data:\n(?: .*\n)+")
+_TAUGHT = re.compile(r"^train_student:\n(?:[ #].*\n|\n(?=[ #]))*", re.MULTILINE)
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
 
 
@@ -33,8 +33,8 @@ def create_recipe(
 ) -> Path:
     """Write params/<name>.yaml and its entry of params/recipes.yaml; returns the former's path.
 
-    With a preset, the student, its levels and its training are those of params/presets, and so is
-    what it says of the texts. Raises
+    With a preset, the student, its levels and its training are those of params/presets, and so are
+    its random texts. Raises
     ParamsError for a name that can't be used or is taken, for a preset that is not there, and for
     sources that don't fit. Nothing is written unless the result is valid.
     """
@@ -118,7 +118,7 @@ def list_presets(root: Path) -> list[str]:
 def _with_preset(recipe: str, root: Path, preset: str) -> tuple[str, dict[str, Any]]:
     """The recipe's text with the preset's train_student, and the fields of its prepare_data.
 
-    One that says nothing of texts of the vocabulary has none, whatever the recipe had.
+    One that says nothing of random texts has none, whatever the recipe had.
     """
     if preset not in list_presets(root):
         raise ParamsError(
@@ -127,11 +127,11 @@ def _with_preset(recipe: str, root: Path, preset: str) -> tuple[str, dict[str, A
             expected=", ".join(list_presets(root)),
         )
     text = (root / PRESETS / f"{preset}.yaml").read_text(encoding="utf-8")
-    fields = {"vocabulary_texts": 0, **parse_yaml(text)[0].get("prepare_data", {})}
-    text = _PREPARED.sub("\n", text)
-    section = re.compile(r"^train_student:\n(?:[ #].*\n|\n(?=[ #]))*", re.MULTILINE)
-    assert section.search(recipe), "a valid recipe has the section"
-    return section.sub(lambda _: text, recipe, count=1), fields
+    fields = {"random_texts": 0, **parse_yaml(text)[0].get("prepare_data", {})}
+    taught = _TAUGHT.search(text)
+    assert taught, "a preset has the section"
+    assert _TAUGHT.search(recipe), "a valid recipe has the section"
+    return _TAUGHT.sub(lambda _: text[: taught.end()], recipe, count=1), fields
 
 
 def _rename(document: Any, name: str, base: str) -> None:

@@ -103,16 +103,16 @@ class PrepareData(Section):
         Literal["drop_from_train", "refuse"],
         Field(description="what to do with a training text that is also in the test split"),
     ]
-    vocabulary_texts: Annotated[
+    random_texts: Annotated[
         NotNegative,
         Field(
-            description="for each training text so many of random tokens, `max_length_tokens` "
-            "long: unlabelled, read by phases without a prediction level, so that layers are "
-            "matched on words that the training texts lack; 0 for none"
+            description="for each training text so many of random tokens, as long as it: "
+            "unlabelled, read by phases without a prediction level, so that layers are matched on "
+            "words that the training texts lack; the cache grows by as much; 0 for none"
         ),
     ]
     seed: Annotated[
-        Seed, Field(description="of the sub-sample, the dev split and the vocabulary's texts")
+        Seed, Field(description="of the sub-sample, the dev split and the random texts")
     ]
 
 
@@ -417,11 +417,11 @@ class Recipe(Section):
 
     def _text_faults(self) -> Iterator[str]:
         """Texts that would be made and kept for nobody."""
-        if self.prepare_data.vocabulary_texts and not any(
+        if self.prepare_data.random_texts and not any(
             phase.reads_unlabelled for phase in self.train_student.phases
         ):
             yield (
-                "prepare_data.vocabulary_texts: only a phase without a prediction level reads them, "
+                "prepare_data.random_texts: only a phase without a prediction level reads them, "
                 "and train_student.phases has none; write 0, or add such a phase"
             )
 
@@ -537,12 +537,13 @@ class Recipe(Section):
     @property
     def epochs_read(self) -> float:
         """Passes over all texts of the cache, in phases whose levels read the teacher."""
-        labelled = 1 / (1 + self.prepare_data.vocabulary_texts)
-        return sum(
-            phase.epochs * (1.0 if phase.reads_unlabelled else labelled)
+        more = self.prepare_data.random_texts
+        passes = sum(
+            phase.passes(more)
             for phase in self.train_student.phases
             if any(level.loss != "labels" for level in phase.levels)
         )
+        return passes / (1 + more)
 
     @property
     def streams_read(self) -> tuple[str, ...]:

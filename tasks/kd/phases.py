@@ -21,8 +21,8 @@ class Phase(Section):
     epochs: Annotated[
         Positive,
         Field(
-            description="passes over the training split; without a prediction level its unlabelled "
-            "texts are read as well (`prepare_data.vocabulary_texts`)"
+            description="passes over the training split; a phase without a prediction level reads "
+            "its random texts as well (`prepare_data.random_texts`)"
         ),
     ]
     learning_rate: Annotated[PositiveFloat, Field(description="peak; warm-up is of the phase")]
@@ -55,6 +55,10 @@ class Phase(Section):
     def reads_unlabelled(self) -> bool:
         """Whether it reads texts without labels too: where no prediction is taught."""
         return all(level.level != "prediction" for level in self.levels)
+
+    def passes(self, random_texts: int) -> int:
+        """Passes over the labelled texts that hold as many, with so many random ones for each."""
+        return self.epochs * (1 + random_texts * self.reads_unlabelled)
 
     @property
     def level_names(self) -> tuple[str, ...]:

@@ -15,15 +15,15 @@ from tasks.kd.data import Split, write_split
 from tasks.kd.digests import read_json, sha256_folder, sha256_json, write_json
 from tasks.kd.errors import DataError
 from tasks.kd.params import PrepareData
+from tasks.kd.random_texts import random_texts
 from tasks.kd.tables import Rows, drop_repeats, read_rows, stratified
-from tasks.kd.vocabulary_texts import vocabulary_texts
 from tasks.stages import Stage, run_stage
 
 
 def main(stage: Stage) -> None:
     """Write the splits, tokenizer/ and data_card.json.
 
-    Texts of the vocabulary stand behind the others of the training split.
+    Random texts stand behind the others of the training split.
     """
     params: PrepareData = stage.params
     sources = stage.input("fetch_sources")
@@ -39,15 +39,10 @@ def main(stage: Stage) -> None:
     splits = {}
     for name, rows in (("train", train), ("dev", dev), ("test", test)):
         splits[name] = _encode(rows, labels, tokenizer)
-    if params.vocabulary_texts:
-        splits["train"] = splits["train"].followed_by(
-            vocabulary_texts(
-                tokenizer,
-                count=params.vocabulary_texts * len(splits["train"]),
-                tokens=params.max_length_tokens,
-                seed=params.seed + 2,
-            )
-        )
+    if params.random_texts:
+        lengths = splits["train"].lengths.tolist() * params.random_texts
+        more = random_texts(tokenizer, lengths, seed=params.seed + 2)
+        splits["train"] = splits["train"].followed_by(more)
     for name, split in splits.items():
         write_split(stage.draft / f"{name}.arrow", split)
     write_json(
@@ -66,7 +61,9 @@ def main(stage: Stage) -> None:
         },
     )
     left_out = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
-    sizes = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
+    sizes = ", ".join(f"{len(split.labelled)} {name}" for name, split in splits.items())
+    if params.random_texts:
+        sizes += f", {len(more)} random texts"
     stage.log(f"{sizes}; {len(labels)} labels" + (f"; left out: {left_out}" if left_out else ""))
 
 
@@ -151,7 +148,7 @@ def _check_teacher_reads(
             expected=f"at most {positions}",
             found=params.max_length_tokens,
         )
-    tokens = tokenizer.get_vocab_size()
+    tokens = max(tokenizer.get_vocab().values()) + 1
     if tokens > known.get("vocab_size", tokens):
         raise DataError(
             "the tokenizer has more tokens than the teacher's table",

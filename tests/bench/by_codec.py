@@ -16,7 +16,7 @@ from tasks.kd.cache.reader import CachedTargets
 from tasks.kd.data import Split
 from tasks.kd.sinks import Record
 from tasks.kd.tables import stratified
-from tasks.kd.training import Parts, predict, steps_per_epoch
+from tasks.kd.training import Parts, predict, steps_in_all
 from tests.bench.caches import CODECS, Bench, cache_of, job_of, settings_of
 from tests.bench.figures import Figure, Findings, paragraphs
 from tests.bench.on_disk import stream_bytes_per_token
@@ -66,8 +66,7 @@ def measure(bench: Bench, plots: Path) -> Findings:
     dev, test = data.dev, data.test.take(_first(data.test, bench.pick(len(data.test), 200)))
     seeds = SEEDS[: bench.pick(len(SEEDS), 1)]
     phases, settings = material.recipe.train_student.phases, material.recipe.train_student.optimizer
-    epochs = sum(phase.epochs for phase in phases)
-    steps = epochs * steps_per_epoch(settings, len(train_split))
+    steps = steps_in_all(settings, phases, train_split)
     bench.watch.expect(len(CODECS) * (1 + steps * len(seeds)))
     sources: dict[Codec, CachedTargets] = {}
     for codec in CODECS:

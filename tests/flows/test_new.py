@@ -143,7 +143,7 @@ def test_a_preset_is_the_section_of_that_name_under_its_own_words(
     preset_text = (repository / "params" / "presets" / f"{preset}.yaml").read_text()
     taught, _, prepared = preset_text.partition("prepare_data:\n")
     assert taught in written
-    fields = YAML(typ="safe").load(prepared) or {"vocabulary_texts": 0}
+    fields = YAML(typ="safe").load(prepared) or {"random_texts": 0}
     assert recipe.prepare_data == base.prepare_data.model_copy(update=fields)
     assert "\n\nexport_student:\n" in written
     # The cache holds what this preset's levels read, and no more.
@@ -155,17 +155,16 @@ def test_every_preset_has_the_same_number_of_steps(repository: Path) -> None:
     for preset in PRESETS:
         assert new(preset, "--preset", preset).exit_code == 0
         recipe = load_recipe(repository / "params" / f"{preset}.yaml")
-        more = recipe.prepare_data.vocabulary_texts
-        passes = [x.epochs * (1 + more * x.reads_unlabelled) for x in recipe.train_student.phases]
-        assert sum(passes) == 6, preset
+        more = recipe.prepare_data.random_texts
+        assert sum(phase.passes(more) for phase in recipe.train_student.phases) == 6, preset
 
 
 def test_a_preset_brings_its_own_texts_and_no_others(repository: Path) -> None:
-    assert new("ours", "--preset", "stillhouse").exit_code == 0
+    assert new("ours", "--preset", "stillhouse_broad").exit_code == 0
     ours = repository / "params" / "ours.yaml"
-    assert load_recipe(ours).prepare_data.vocabulary_texts == 2
+    assert load_recipe(ours).prepare_data.random_texts == 2
     assert new("theirs", "--from", "ours", "--preset", "logits_only").exit_code == 0
-    assert load_recipe(repository / "params" / "theirs.yaml").prepare_data.vocabulary_texts == 0
+    assert load_recipe(repository / "params" / "theirs.yaml").prepare_data.random_texts == 0
 
 
 def test_a_preset_fits_another_teacher(repository: Path) -> None:

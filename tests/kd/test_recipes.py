@@ -48,19 +48,19 @@ def test_the_quickstart_is_a_recipe(root: Path) -> None:
     assert set(recipe.streams_read) <= set(recipe.cache_teacher.streams)
 
 
-def test_texts_of_the_vocabulary_count_where_they_are_read(text: str, write: Any) -> None:
+def test_random_texts_count_where_they_are_read(text: str, write: Any) -> None:
     # A phase of 1 epoch without predictions, then one of 2 with them.
     assert load_recipe(write(text)).epochs_read == 3
-    more = text.replace("vocabulary_texts: 0", "vocabulary_texts: 3")
+    more = text.replace("random_texts: 0", "random_texts: 3")
     assert load_recipe(write(more)).epochs_read == 1 + 2 / 4
 
 
-def test_texts_of_the_vocabulary_that_no_phase_reads_are_refused(text: str, write: Any) -> None:
-    more = text.replace("vocabulary_texts: 0", "vocabulary_texts: 3")
+def test_random_texts_that_no_phase_reads_are_refused(text: str, write: Any) -> None:
+    more = text.replace("random_texts: 0", "random_texts: 3")
     start = more.index("    - name: hidden\n")
     path = write(more[:start] + more[more.index("    - name: prediction\n") :])
     assert (
-        "prepare_data.vocabulary_texts: only a phase without a prediction level reads them"
+        "prepare_data.random_texts: only a phase without a prediction level reads them"
         in faults_of(path)
     )
 

@@ -38,17 +38,17 @@ def test_the_same_recipe_gives_the_same_bytes(broken: Any) -> None:
     assert before == {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
 
 
-def test_texts_of_the_vocabulary_stand_behind_the_training_texts(broken: Any) -> None:
+def test_random_texts_stand_behind_the_training_texts(broken: Any) -> None:
     before = read_split(broken.out("prepare_data") / "train.arrow")
     cards = [read_data_card(broken.out("prepare_data"))]
-    broken.change(lambda recipe: recipe["prepare_data"].update(vocabulary_texts=2))
+    broken.change(lambda recipe: recipe["prepare_data"].update(random_texts=2))
     assert broken.run("prepare_data").returncode == 0
     after = read_split(broken.out("prepare_data") / "train.arrow")
     cards.append(read_data_card(broken.out("prepare_data")))
     assert after.labelled.tolist() == list(range(len(before)))
     assert after.example_ids[: len(before)] == before.example_ids
     assert len(after) == 3 * len(before)
-    assert all(len(ids) == 16 for ids in after.input_ids[len(before) :])
+    assert after.lengths.tolist() == before.lengths.tolist() * 3
     own, larger = (card["splits"]["train"] for card in cards)
     assert (own["unlabelled"], larger["unlabelled"]) == (0, 2 * len(before))
     assert own["label_counts"] == larger["label_counts"]

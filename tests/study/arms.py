@@ -41,11 +41,7 @@ class Arm(Section):
     description: str
     phases: tuple[Phase, ...] = Field(min_length=1)
     transfer: Transfer | None
-    vocabulary_texts: NotNegative  # as in `prepare_data`
-
-    def weighs(self, phase: Phase) -> int:
-        """A phase's steps against those of a pass over the labelled texts."""
-        return phase.epochs * (1 + self.vocabulary_texts * phase.reads_unlabelled)
+    random_texts: NotNegative  # as in `prepare_data`
 
 
 def names() -> list[str]:
@@ -67,7 +63,7 @@ def read_arm(name: str) -> Arm:
                 "description": str(values.get("description", name)),
                 "phases": section["phases"],
                 "transfer": values.get("transfer"),
-                "vocabulary_texts": values.get("prepare_data", {}).get("vocabulary_texts", 0),
+                "random_texts": values.get("prepare_data", {}).get("random_texts", 0),
             }
             return _checked(Arm.model_validate_json(json.dumps(arm)))
     raise SystemExit(f"no arm or preset {name}; there are {', '.join(names())}")
@@ -76,14 +72,16 @@ def read_arm(name: str) -> Arm:
 def fitted(arm: Arm, epochs: int, learning_rate: float) -> tuple[Phase, ...]:
     """The arm's phases over so many epochs in all, their shares kept; the highest rate is given.
 
-    An epoch is here as many steps as a pass over the labelled texts. Every phase keeps one, and one
-    that reads texts of the vocabulary two. Raises DoesNotFitError where there are fewer.
+    An epoch is here as many steps as a pass over the labelled texts. Every phase keeps one. Raises
+    DoesNotFitError where there are fewer, or no room for random texts beside the labelled ones.
     """
     phases = arm.phases
-    least = [2 if arm.vocabulary_texts and phase.reads_unlabelled else 1 for phase in phases]
-    if sum(least) > epochs:
+    if len(phases) > epochs:
         raise DoesNotFitError(f"{len(phases)} phases do not fit into {epochs} epochs")
-    shares = apportioned([arm.weighs(phase) for phase in phases], epochs, least=least)
+    shares = apportioned([phase.passes(arm.random_texts) for phase in phases], epochs)
+    pairs = zip(phases, shares, strict=True)
+    if arm.random_texts and any(x.reads_unlabelled and share < 2 for x, share in pairs):
+        raise DoesNotFitError(f"{epochs} epochs leave no room for random texts")
     highest = max(phase.learning_rate for phase in phases)
     return tuple(
         phase.model_copy(
@@ -96,17 +94,17 @@ def fitted(arm: Arm, epochs: int, learning_rate: float) -> tuple[Phase, ...]:
     )
 
 
-def apportioned(weights: Sequence[int], total: int, *, least: Sequence[int]) -> list[int]:
-    """Integers of that sum, in the weights' shares by largest remainder, none below its least.
+def apportioned(weights: Sequence[int], total: int) -> list[int]:
+    """Integers of that sum, in the weights' shares by largest remainder, none below 1.
 
     Of equal remainders the later one is rounded up."""
     exact = [weight * total / sum(weights) for weight in weights]
-    found = [max(low, int(share)) for low, share in zip(least, exact, strict=True)]
+    found = [max(1, int(share)) for share in exact]
     while sum(found) < total:
         place = max(range(len(found)), key=lambda i: (exact[i] - found[i], i))
         found[place] += 1
     while sum(found) > total:
-        able = [i for i in range(len(found)) if found[i] > least[i]]
+        able = [i for i in range(len(found)) if found[i] > 1]
         place = max(able, key=lambda i: (found[i] - exact[i], i))
         found[place] -= 1
     return found
@@ -125,6 +123,6 @@ def _checked(arm: Arm) -> Arm:
         if any(map(reads_labels, arm.phases[: arm.transfer.phases])):
             raise SystemExit(f"{arm.name}: a phase on transfer text reads labels")
     unlabelled = sum(phase.reads_unlabelled for phase in arm.phases)
-    if arm.vocabulary_texts and (arm.transfer is not None or unlabelled != 1):
-        raise SystemExit(f"{arm.name}: texts of the vocabulary are for one phase, without transfer")
+    if arm.random_texts and (arm.transfer is not None or unlabelled != 1):
+        raise SystemExit(f"{arm.name}: random texts are for one phase, without transfer")
     return arm

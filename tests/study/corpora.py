@@ -25,9 +25,9 @@ from tokenizers import Tokenizer
 
 from tasks.kd.data import Split, read_split, write_split
 from tasks.kd.digests import read_json, replace_folder, sha256_file, sha256_json, write_json
+from tasks.kd.random_texts import random_texts
 from tasks.kd.sources import MODEL_FILES
 from tasks.kd.tables import Rows, drop_repeats
-from tasks.kd.vocabulary_texts import vocabulary_texts
 from tests.study.settings import FOLDER, CorpusSource, Study, TextSource
 
 csv.field_size_limit(2**31 - 1)
@@ -99,7 +99,7 @@ def _read(name: str, folder: Path) -> Corpus:
 
 
 def open_texts(study: Study, names: Sequence[str], folder: Path = FOLDER) -> Split:
-    """Unlabelled texts (every label 0), each once, in the order of their digests."""
+    """Texts whose labels say nothing (0), each once, in the order of their digests."""
     texts: set[str] = set()
     for name in names:
         source = study.transfer[name]
@@ -111,10 +111,9 @@ def open_texts(study: Study, names: Sequence[str], folder: Path = FOLDER) -> Spl
     return encode(Rows(ordered, [""] * len(ordered)), [""], _tokenizer(study, folder))
 
 
-def open_vocabulary(study: Study, count: int, folder: Path = FOLDER) -> Split:
-    """So many texts of random tokens: the same for all runs."""
-    tokens = study.max_length_tokens
-    return vocabulary_texts(_tokenizer(study, folder), count=count, tokens=tokens, seed=0)
+def open_random(study: Study, lengths: Sequence[int], folder: Path = FOLDER) -> Split:
+    """Random texts of those lengths."""
+    return random_texts(_tokenizer(study, folder), lengths, seed=0)
 
 
 def digest(text: str) -> str:

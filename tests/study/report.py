@@ -46,6 +46,8 @@ NOTES = """\
 - An arm's rate is the highest of its phases; the ratios between them stay. A paper's preset is thus
   run at a small fraction of its steps and hardly at its own rate; what it shows here is not what it
   can do. *Highest* and *lowest* mark a rate at an end of those tried: one beyond may be better.
+- *stillhouse_broad* reads random texts beside the data set's own, each once, in the steps of its
+  phase without predictions: text that the other arms do not see.
 - An epoch of transfer text is as many steps as an epoch of the data set's own; it is text that the
   other arms do not see.
 - A probe's texts are unseen by the student, but the teacher's base encoder was trained by others on
@@ -251,7 +253,7 @@ def markdown(study: Study, tables: Sequence[Table], firsts: Firsts, *, seeds: in
     data = tables[0].data
     head = HEAD.format(
         data=data,
-        bracketed=" and ".join(f"*{arm}*" for arm in study.bracketed),
+        bracketed=", ".join(f"*{arm}*" for arm in study.bracketed),
         confidence=100 * study.statistics.confidence,
     )
     parts = [head, f"![]({data}.svg)", ""]

@@ -37,8 +37,8 @@ from tests.study.corpora import (
     Corpus,
     digest,
     open_corpus,
+    open_random,
     open_texts,
-    open_vocabulary,
     sample,
 )
 from tests.study.probes import bits, probe
@@ -97,8 +97,8 @@ class Run:
     def phases(self) -> tuple[Phase, ...]:
         """The arm's phases over the student's epochs.
 
-        The one that reads texts of the vocabulary sees each text once, and so many of them that it
-        has its steps.
+        The one that reads random texts sees each text once, and so many of them that it has its
+        steps.
         """
         return tuple(
             phase.model_copy(update={"epochs": 1}) if self._is_widened(phase) else phase
@@ -106,29 +106,34 @@ class Run:
         )
 
     @cached_property
-    def taught(self) -> Split:
-        """The texts with those of the vocabulary, if the arm has such."""
-        if not self.vocabulary_texts:
+    def texts(self) -> Split:
+        """The texts with random ones behind them, if the arm has such: the same for all seeds."""
+        if not self.random_texts:
             return self.train
-        count = self.vocabulary_texts * len(self.train)
-        return self.train.followed_by(open_vocabulary(self.study, count, self.folder))
+        lengths = self.train.lengths.tolist() * self.random_texts
+        return self.train.followed_by(open_random(self.study, lengths, self.folder))
 
     @property
-    def vocabulary_texts(self) -> int:
-        """For each text so many of the vocabulary."""
+    def random_texts(self) -> int:
+        """For each text so many random ones."""
         return sum(phase.epochs - 1 for phase in self._fitted if self._is_widened(phase))
+
+    @cached_property
+    def _random_sha256(self) -> str | None:
+        more = self.texts.input_ids[len(self.train) :]
+        return sha256_json([ids.tolist() for ids in more]) if more else None
 
     @cached_property
     def _fitted(self) -> tuple[Phase, ...]:
         return fitted(self.arm, self.kind.epochs[self.key.data], self.key.rate)
 
     def _is_widened(self, phase: Phase) -> bool:
-        return bool(self.arm.vocabulary_texts) and phase.reads_unlabelled
+        return bool(self.arm.random_texts) and phase.reads_unlabelled
 
     @property
     def steps(self) -> int:
         """Updates in all: the same for every arm."""
-        return steps_in_all(self.optimizer, self.phases, self.taught)
+        return steps_in_all(self.optimizer, self.phases, self.texts)
 
     @cached_property
     def made_of(self) -> dict[str, Any]:
@@ -144,7 +149,7 @@ class Run:
             "student": self.kind.shape.model_dump(mode="json"),
             "phases": [phase.model_dump(mode="json") for phase in self.phases],
             "transfer": transfer.model_dump(mode="json") if transfer else None,
-            "vocabulary_texts": self.vocabulary_texts or None,
+            "random_texts": self._random_sha256,
             "optimizer": self.optimizer.model_dump(mode="json"),
             "codec": self.study.cache.codec,
             "probes": self.study.probes.model_dump(mode="json"),
@@ -176,7 +181,7 @@ def parts_of(run: Run) -> list[Part]:
     """
     transfer = run.arm.transfer
     if transfer is None:
-        return [Part("own", run.phases, run.taught)]
+        return [Part("own", run.phases, run.texts)]
     before, after = run.phases[: transfer.phases], run.phases[transfer.phases :]
     count = sum(phase.epochs for phase in before) * len(run.train)
     once = tuple(phase.model_copy(update={"epochs": 1}) for phase in before)

@@ -52,7 +52,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Study, Path]
     write_arm(own, "hidden_kept", both)
     write_arm(own, "transfer_kept", both, transfer=transfer)
     widened = [phase("hidden", [HIDDEN]), phase("prediction", [LABELS, KL, HIDDEN])]
-    write_arm(own, "vocabulary", widened, prepare_data={"vocabulary_texts": 1})
+    write_arm(own, "widened", widened, prepare_data={"random_texts": 1})
     monkeypatch.setattr(arms, "ARMS", own)
     monkeypatch.setattr(arms, "PRESETS", tmp_path / "none")
     return small_study(sha256_file(wheel)), folder
@@ -233,7 +233,7 @@ def test_all_arms_run_and_are_reported_and_nothing_runs_twice(
         "prediction_only",
         "hidden_kept",
         "transfer_kept",
-        "vocabulary",
+        "widened",
     }
     assert "transfer_kept" in (tmp_path / "results" / "first.svg").read_text(encoding="utf-8")
     assert document["tables"][0]["arms"]["hidden_kept"]["dev_by_rate"].keys() == {"0.001", "0.002"}
@@ -283,25 +283,25 @@ def test_a_teacher_passes_over_the_same_texts_once_for_all_arms(
     runs.prepare([open_run(study, key, silent, folder) for key in keys])
     hidden = ("hidden.0", "hidden.1", "hidden.2")
     every = ("logits", *hidden)
-    assert asked == [(64, every), (128, hidden), (128, every)]  # own, transfer, vocabulary
+    assert asked == [(64, every), (128, hidden), (128, every)]  # own, transfer, random
 
 
-def test_texts_of_the_vocabulary_are_those_of_every_seed_and_decide_the_run(
+def test_random_texts_are_those_of_every_seed_and_decide_the_run(
     small: tuple[Study, Path],
 ) -> None:
     study, folder = small
     one, other = (
-        open_run(study, Key("first", "narrow", "vocabulary", seed, 2e-3), silent, folder)
+        open_run(study, Key("first", "narrow", "widened", seed, 2e-3), silent, folder)
         for seed in range(2)
     )
-    assert one.made_of["vocabulary_texts"] == 1
-    assert len(one.taught) == 2 * len(one.train) == 128
-    assert one.taught.labelled.tolist() == list(range(64))
-    for own, theirs in zip(one.taught.input_ids, other.taught.input_ids, strict=True):
+    assert one.made_of["random_texts"] == other.made_of["random_texts"] is not None
+    assert len(one.texts) == 2 * len(one.train) == 128
+    assert one.texts.labelled.tolist() == list(range(64))
+    for own, theirs in zip(one.texts.input_ids, other.texts.input_ids, strict=True):
         assert own.tolist() == theirs.tolist()
     kept = open_run(study, Key("first", "narrow", "hidden_kept", 0, 2e-3), silent, folder)
-    assert kept.made_of["vocabulary_texts"] is None
-    assert kept.taught is kept.train
+    assert kept.made_of["random_texts"] is None
+    assert kept.texts is kept.train
     assert kept.steps == one.steps
 
 

@@ -92,7 +92,7 @@ def test_every_arm_and_preset_takes_the_same_number_of_epochs(name: str) -> None
         assert set(kind.epochs) == set(kind.learning_rates) == set(study.data)
         for data, epochs in kind.epochs.items():
             read, rate = arms.read_arm(name), kind.learning_rates[data][0]
-            if len(read.phases) > epochs:
+            if len(read.phases) > epochs or (read.random_texts and epochs < 4):
                 with pytest.raises(arms.DoesNotFitError):
                     arms.fitted(read, epochs, rate)
                 continue
@@ -102,30 +102,29 @@ def test_every_arm_and_preset_takes_the_same_number_of_epochs(name: str) -> None
 
 
 def test_epochs_are_shared_as_the_arm_says_and_each_phase_keeps_one() -> None:
-    assert arms.apportioned([2, 1], 6, least=[1, 1]) == [4, 2]
-    assert arms.apportioned([1, 1], 3, least=[1, 1]) == [1, 2]
-    assert arms.apportioned([1, 1], 3, least=[2, 1]) == [2, 1]
-    assert arms.apportioned([50, 1, 1], 6, least=[1, 1, 1]) == [4, 1, 1]
+    assert arms.apportioned([2, 1], 6) == [4, 2]
+    assert arms.apportioned([1, 1], 3) == [1, 2]
+    assert arms.apportioned([50, 1, 1], 6) == [4, 1, 1]
     read = arms.read_arm("hidden_first")
     with pytest.raises(arms.DoesNotFitError, match="2 phases do not fit into 1"):
         arms.fitted(read, 1, 1e-3)
 
 
-def test_texts_of_the_vocabulary_have_a_phase_of_at_least_two_epochs(
+def test_random_texts_take_the_steps_of_the_epochs_that_they_stand_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(arms, "ARMS", tmp_path)
     both = [phase("a", [HIDDEN]), phase("b", [LABELS, HIDDEN], epochs=3)]
-    more = {"prepare_data": {"vocabulary_texts": 2}}
+    more = {"prepare_data": {"random_texts": 2}}
     write_arm(tmp_path, "x", both, **more)
     arm = arms.read_arm("x")
     # One pass over three times the texts, and three over the labelled ones.
-    for epochs, shares in ((6, [3, 3]), (3, [2, 1]), (12, [6, 6])):
+    for epochs, shares in ((6, [3, 3]), (4, [2, 2]), (12, [6, 6])):
         assert [x.epochs for x in arms.fitted(arm, epochs, 1e-3)] == shares
-    with pytest.raises(arms.DoesNotFitError):
-        arms.fitted(arm, 2, 1e-3)
+    with pytest.raises(arms.DoesNotFitError, match="3 epochs leave no room for random texts"):
+        arms.fitted(arm, 3, 1e-3)
     write_arm(tmp_path, "y", [phase("a", [LABELS])], **more)
-    with pytest.raises(SystemExit, match="y: texts of the vocabulary are for one phase"):
+    with pytest.raises(SystemExit, match="y: random texts are for one phase"):
         arms.read_arm("y")
 
 

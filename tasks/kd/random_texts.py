@@ -1,4 +1,4 @@
-"""Texts that are made of a tokenizer's tokens alone, with no regard to what they mean.
+"""Random texts: a tokenizer's tokens in random order, with no regard to what they mean.
 
 They hold every token about equally often, so that a student which matches its teacher's layers on
 them learns of the words that its training texts lack. That random words draw out of an encoder
@@ -7,6 +7,8 @@ what it knows was shown by Krishna et al. (arXiv:1910.12366), there of its predi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from tokenizers import Tokenizer
 
@@ -14,32 +16,25 @@ from tasks.kd.data import NO_LABEL, Ids, Split
 from tasks.kd.errors import DataError
 
 
-def vocabulary_texts(tokenizer: Tokenizer, *, count: int, tokens: int, seed: int) -> Split:
-    """So many unlabelled texts of so many tokens each, the tokenizer's special ones included.
+def random_texts(tokenizer: Tokenizer, lengths: Sequence[int], *, seed: int) -> Split:
+    """An unlabelled text of each length in tokens, special ones included, but of one at least.
 
     Between the special tokens that the tokenizer puts around a text stand tokens of its vocabulary
-    in random order, none a second time before all have come; special ones are not among them. The
-    same arguments give the same texts. Raises DataError where special tokens leave no room.
+    in random order, none a second time before all have come; special ones are not among them, ones
+    that no text holds (BERT's `[unused7]`) are. The same arguments give the same texts. Raises
+    DataError for a tokenizer that makes no token of a letter.
     """
     before, after = _frame(tokenizer)
-    room = tokens - len(before) - len(after)
-    if room < 1:
-        raise DataError(
-            "a text of the vocabulary has no room for a token",
-            where="prepare_data.max_length_tokens",
-            expected=f"more than {len(before) + len(after)}",
-            found=tokens,
-        )
+    own = np.maximum(np.asarray(lengths) - len(before) - len(after), 1)
     words, random = _words(tokenizer), np.random.default_rng(seed)
-    rounds = -(-count * room // len(words))
+    rounds = -(-int(own.sum()) // len(words))
     drawn = np.concatenate([random.permutation(words) for _ in range(rounds)])
-    bodies = drawn[: count * room].reshape(count, room)
-    ids = [np.concatenate([before, body, after]) for body in bodies]
+    bodies = np.split(drawn[: own.sum()], own.cumsum()[:-1])
     return Split(
-        [f"vocabulary-{number}" for number in range(count)],
-        tokenizer.decode_batch([body.tolist() for body in bodies]),
-        np.full(count, NO_LABEL, dtype=np.int64),
-        ids,
+        [f"random-{number}" for number in range(len(bodies))],
+        [tokenizer.decode(body.tolist()) for body in bodies],
+        np.full(len(bodies), NO_LABEL, dtype=np.int64),
+        [np.concatenate([before, body, after]) for body in bodies],
     )
 
 
@@ -47,6 +42,8 @@ def _frame(tokenizer: Tokenizer) -> tuple[Ids, Ids]:
     """The special tokens that a tokenizer puts before a text and after it."""
     encoded = tokenizer.encode("a")
     own = [place for place, special in enumerate(encoded.special_tokens_mask) if not special]
+    if not own:
+        raise DataError("the tokenizer makes no token of the text 'a'", found=encoded.tokens)
     ids = np.asarray(encoded.ids, dtype=np.int32)
     return ids[: own[0]], ids[own[-1] + 1 :]
 
