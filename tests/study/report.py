@@ -149,8 +149,8 @@ def table(
     found: dict[str, Outcome] = {}
     lacking = []
     for arm in arms.names():
-        tried = at_each_rate(study, data, student, arm, print, folder)
         try:
+            tried = at_each_rate(study, data, student, arm, print, folder)
             dev = {f"{run.key.rate:g}": result["dev_accuracy"] for run, result in _there(tried)}
         except arms.DoesNotFitError:
             continue

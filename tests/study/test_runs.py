@@ -269,6 +269,19 @@ def test_the_first_seed_is_told_of_what_has_not_all_of_them(small: tuple[Study, 
     assert "## First seeds" not in report.markdown(study, [found], {}, seeds=2)
 
 
+def test_an_arm_that_does_not_fit_is_left_out_of_a_table(small: tuple[Study, Path]) -> None:
+    study, folder = small
+    short = {"narrow": study.students["narrow"].model_copy(update={"epochs": {"first": 1}})}
+    study = study.model_copy(update={"students": short, "bracketed": ("hidden_kept",)})
+    base = selection.at_each_rate(study, "first", "narrow", "prediction_only", silent, folder)
+    for run in base:
+        execute(run, silent)
+    found = report.table(study, "first", "narrow", seeds=1, folder=folder)
+    assert found is not None
+    assert [row.arm for row in found.rows] == ["prediction_only"]
+    assert found.lacking == ()
+
+
 def test_a_teacher_passes_over_the_same_texts_once_for_all_arms(
     small: tuple[Study, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
