@@ -33,10 +33,9 @@ def create_recipe(
 ) -> Path:
     """Write params/<name>.yaml and its entry of params/recipes.yaml; returns the former's path.
 
-    With a preset, the student, its levels and its training are those of params/presets, and so are
-    its random texts. Raises
-    ParamsError for a name that can't be used or is taken, for a preset that is not there, and for
-    sources that don't fit. Nothing is written unless the result is valid.
+    With a preset, the student, its levels, its training and its random texts are those of
+    params/presets. Raises ParamsError for a name that can't be used or is taken, for a preset that
+    is not there, and for sources that don't fit. Nothing is written unless the result is valid.
     """
     from tasks.kd.digests import write_bytes
     from tasks.kd.recipes import RECIPES_FILE, load_recipe

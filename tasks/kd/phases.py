@@ -57,7 +57,7 @@ class Phase(Section):
         return all(level.level != "prediction" for level in self.levels)
 
     def passes(self, random_texts: int) -> int:
-        """Passes over the labelled texts that hold as many, with so many random ones for each."""
+        """What its epochs are worth in passes over labelled texts, each with so many random ones."""
         return self.epochs * (1 + random_texts * self.reads_unlabelled)
 
     @property

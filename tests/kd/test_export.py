@@ -29,7 +29,10 @@ from tests.tiny import LABELS, MAX_LENGTH, tiny_model, tiny_texts, tiny_tokenize
 CARD = {
     "recipe": "tiny",
     "data_card": {
-        "splits": {name: {"examples": 1234, "tokens": 5} for name in ("train", "dev", "test")},
+        "splits": {
+            name: {"examples": 1234, "unlabelled": unlabelled, "tokens": 5}
+            for name, unlabelled in (("train", 1000), ("dev", 0), ("test", 0))
+        },
         "encoded_sha256": "b" * 64,
         "tokenizer_sha256": "a" * 64,
     },
@@ -253,7 +256,7 @@ def test_the_model_card_quotes_what_it_was_given(exported: Path) -> None:
     assert "# tiny\n" in card
     assert "2. `` <script>alert(1)</script> ``\n" in card
     assert "3. `` ship 'it' ``\n" in card
-    assert "| train | 1,234 | 5 |" in card
+    assert "| train | 1,234, of them 1,000 of random tokens | 5 |\n| dev | 1,234 | 5 |\n" in card
     assert "| `model.onnx` |" in card
     for digest in ("a", "b", "d", "e", "f"):
         assert digest * 64 in card
