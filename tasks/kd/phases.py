@@ -57,7 +57,7 @@ class Phase(Section):
         return all(level.level != "prediction" for level in self.levels)
 
     def passes(self, random_texts: int) -> int:
-        """What its epochs are worth in passes over labelled texts, each with so many random ones."""
+        """Its epochs in passes over labelled texts, each of which has so many random ones."""
         return self.epochs * (1 + random_texts * self.reads_unlabelled)
 
     @property
