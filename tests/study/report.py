@@ -27,8 +27,8 @@ Written by `make study`; `{data}.json` beside this page holds every seed. All ar
 the same student, the same texts and the same number of steps, and each has the learning rate that
 is best for it on dev: the first seed is run at each rate, all seeds at the best. For {bracketed}
 rates are halved or doubled until the first seed's best is none at an end, and where the second
-best is within a point, it has all seeds as well, and the better mean counts. What differs is what
-is taught, and when.
+best is within a point, it has all seeds as well; the better mean on dev counts, and the other is
+told as *other rate*. What differs is what is taught, and when.
 Δ is an arm minus *prediction_only* (labels and softened predictions), in points, with a
 {confidence:.0f} % interval from a bootstrap over seeds and examples at once, in pairs; **bold**
 where it excludes zero. Unseen corpora are read by a frozen encoder and a linear probe on the mean
@@ -158,9 +158,11 @@ def table(
         wanted = [run for runs in contending for run in runs]
         there = len(_there(wanted))
         if wanted and there == len(wanted):
-            runs = winner(contending)
-            results = tuple(result for _, result in _there(runs))
-            found[arm] = Outcome(runs[0].key.rate, dev, results)
+            best = winner(contending)
+            for runs in contending:
+                name = arm if runs is best else f"{arm}, other rate"
+                results = tuple(result for _, result in _there(runs))
+                found[name] = Outcome(runs[0].key.rate, dev, results)
         elif wanted:
             lacking.append(f"{arm} ({there} of {len(wanted)} runs)")
         elif dev:

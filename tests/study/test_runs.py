@@ -97,6 +97,30 @@ def test_the_rate_that_is_best_on_dev_is_an_arms_and_close_ones_are_tried_with_a
     assert [run.key.rate for run in selection.winner(both)] == [1e-3] * 3
 
 
+def test_a_close_rate_that_is_not_the_best_is_told_as_well(small: tuple[Study, Path]) -> None:
+    study, folder = small
+    study = study.model_copy(update={"bracketed": ("prediction_only",)})
+    tried = selection.at_each_rate(study, "first", "narrow", "prediction_only", silent, folder)
+    tried[0].path.parent.mkdir(exist_ok=True)
+    probe = {"accuracy": 0.5, "correct": "01" * 20}
+
+    def write(run: Run, dev: float) -> None:
+        own = {"accuracy": dev, "correct": "01" * 20, "probes": {"second": probe}}
+        write_json(run.path, own | {"dev_accuracy": dev, "seconds": 1.0, "steps": 6})
+
+    lower = open_run(study, Key("first", "narrow", "prediction_only", 0, 5e-4), silent, folder)
+    for run, dev in zip((lower, *tried), (0.6, 0.705, 0.7), strict=True):
+        write(run, dev)
+    for runs_, dev in zip(selection.contenders(tried, 2), (0.6, 0.9), strict=True):
+        write(runs_[1], dev)
+    found = report.table(study, "first", "narrow", seeds=2, folder=folder)
+    assert found is not None
+    assert {row.arm: row.rate for row in found.rows} == {
+        "prediction_only": 2e-3,
+        "prediction_only, other rate": 1e-3,
+    }
+
+
 def test_an_arm_that_is_not_bracketed_has_all_seeds_at_one_rate(small: tuple[Study, Path]) -> None:
     study, folder = small
     tried = selection.at_each_rate(study, "first", "narrow", "labels_only", silent, folder)
