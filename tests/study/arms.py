@@ -23,7 +23,7 @@ BASELINE = "prediction_only"
 
 
 class DoesNotFitError(Exception):
-    """An arm has more phases than its student has epochs."""
+    """An arm asks for more epochs than its student has."""
 
 
 class Transfer(Section):
@@ -70,7 +70,7 @@ def read_arm(name: str) -> Arm:
 
 
 def fitted(arm: Arm, epochs: int, learning_rate: float) -> tuple[Phase, ...]:
-    """The arm's phases over so many epochs in all, their shares kept; the highest rate is given.
+    """The arm's phases over that many epochs in all, shares kept; the highest rate becomes that.
 
     An epoch is here as many steps as a pass over the labelled texts. Every phase keeps one. Raises
     DoesNotFitError where there are fewer, or no room for random texts beside the labelled ones.
