@@ -51,20 +51,22 @@ def run(
 ) -> None:
     """Do the runs that have not been done: the first seed at each rate, then all at the best.
 
-    An arm that is bracketed has them also at the second best, where that is close on dev.
+    An arm that is bracketed has them also at the second best, where that is close on dev. What was
+    done elsewhere is not done again; where the teacher can't be had again to the bit, what lacks
+    is done with one of this machine, predictions alone as well, to compare with.
     """
-    from tests.study.selection import at_each_rate, contenders
+    from tests.study.selection import at_each_rate, contenders, to_do
+    from tests.study.teachers import teacher_here
 
     _restore()
-    chosen = [
-        (text, kind, arm)
-        for text in data or ALL_DATA
-        for kind in student or ALL_STUDENTS
-        for arm in named or arms.names()
-        if _fits(text, kind, arm)
-    ]
+    asked: list[tuple[str, str, str]] = []
+    for text in data or ALL_DATA:
+        for kind in student or ALL_STUDENTS:
+            fitting = [arm for arm in named or arms.names() if _fits(text, kind, arm)]
+            asked += [(text, kind, arm) for arm in to_do(STUDY, text, kind, fitting, seeds)]
+    here = {text: teacher_here(STUDY, text, click.echo) for text, _, _ in asked}
     while True:
-        tried = [at_each_rate(STUDY, *one, click.echo) for one in chosen]
+        tried = [at_each_rate(STUDY, here[text], kind, arm) for text, kind, arm in asked]
         if not _do([one for runs in tried for one in runs], jobs):
             break
     _do([one for each in tried for runs in contenders(each, seeds) for one in runs], jobs)
@@ -105,8 +107,10 @@ def one(data: str, student: str, named: str, seed: int, rate: float) -> None:
     """Do one run, in this process."""
     from tests.study.runs import Key, execute
     from tests.study.selection import open_run
+    from tests.study.teachers import teacher_here
 
-    execute(open_run(STUDY, Key(data, student, named, seed, rate), click.echo), click.echo)
+    key = Key(data, student, named, seed, rate)
+    execute(open_run(STUDY, key, teacher_here(STUDY, data, click.echo)), click.echo)
 
 
 @main.command()

@@ -22,7 +22,7 @@ _ARM_INCHES, _REST_INCHES = 0.27, 0.9
 
 
 def draw(tables: Sequence[Table], path: Path) -> None:
-    """Write one panel per data set and student as an SVG on white."""
+    """Write one panel per student and teacher as an SVG on white."""
     rows = -(-len(tables) // 2)
     height = sum(_ARM_INCHES * most + _REST_INCHES for most in _heights(tables))
     with mpl.rc_context({**STYLE, "svg.hashsalt": "study"}):
@@ -45,7 +45,7 @@ def _heights(tables: Sequence[Table]) -> list[int]:
 
 def _panel(axes: Axes, table: Table) -> None:
     ordered: list[Row] = sorted(table.rows, key=lambda row: row.delta.value)
-    axes.set_title(f"{table.data}, {table.student}")
+    axes.set_title(f"{table.teacher.data}, {table.student}, teacher {table.teacher.name}")
     axes.axvline(0, color=MUTED, linewidth=0.8)
     for shift, colour, label, found in (
         (0.16, STUDENT, "own test split", [row.delta for row in ordered]),

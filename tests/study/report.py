@@ -18,7 +18,7 @@ from tests.study.kept import keep, kept_file
 from tests.study.runs import Key, Run
 from tests.study.selection import at_each_rate, contenders, open_run, winner
 from tests.study.settings import FOLDER, Study
-from tests.study.teachers import Teacher
+from tests.study.teachers import NAME, Teacher, known_teachers
 
 HEAD = """\
 # Which levels pay, at equal steps: {data}
@@ -52,6 +52,9 @@ NOTES = """\
   other arms do not see.
 - A probe's texts are unseen by the student, but the teacher's base encoder was trained by others on
   text that we do not know.
+- A teacher is named by the beginning of its digest. Tuned again on another processor it has other
+  bits and is another teacher: its students stand in a table of their own, beside their own
+  *prediction_only*. Compare within a table, not between two.
 - A student's best epoch of its last phase is chosen on dev, as the product does.
 """
 
@@ -97,16 +100,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """All arms of one data set and student."""
+    """All arms of one teacher, and so data set, and student."""
 
-    data: str
-    student: str
     teacher: Teacher
+    student: str
     rows: tuple[Row, ...]
     lacking: tuple[str, ...]
 
 
-Firsts = dict[tuple[str, str], dict[str, Any]]  # a run's result by student and arm
+Firsts = dict[tuple[str, str, str], dict[str, Any]]  # a run's result by teacher, student and arm
 
 
 def write_report(study: Study, out: Path, *, seeds: int, folder: Path = FOLDER) -> None:
@@ -121,36 +123,41 @@ def write_report(study: Study, out: Path, *, seeds: int, folder: Path = FOLDER) 
     for data in study.data:
         if not any((folder / "runs").glob(f"{data}.*.json")):
             continue
-        found = [table(study, data, kind, seeds=seeds, folder=folder) for kind in study.students]
+        known = known_teachers(study, data, folder)
+        found = [
+            table(study, teacher, kind, seeds=seeds, folder=folder)
+            for kind in study.students
+            for teacher in known
+        ]
         if not (tables := [each for each in found if each is not None]):
             continue
         reported = True
-        paths = outcomes(tables[0].teacher, data, folder)
+        paths = [path for teacher in known for path in outcomes(teacher, folder)]
         keep(paths, folder, kept_file(data, out))
         write_json(out / f"{data}.json", _document(study, tables, paths))
-        firsts = first_seeds(study, tables, folder)
+        firsts = first_seeds(study, known, tables, folder)
         write_bytes(out / f"{data}.md", markdown(study, tables, firsts, seeds=seeds).encode())
         draw(tables, out / f"{data}.svg")
     if not reported:
         raise SystemExit("no runs to report: python -m tests.study run")
 
 
-def outcomes(teacher: Teacher, data: str, folder: Path) -> list[Path]:
-    """The files of a data set's runs with that teacher, and of the teacher's own figures."""
-    runs = sorted((folder / "runs").glob(f"{data}.*.json"))
+def outcomes(teacher: Teacher, folder: Path) -> list[Path]:
+    """The files of the runs with that teacher, and of its own figures."""
+    runs = sorted((folder / "runs").glob(f"{teacher.data}.*.json"))
     own = [path for path in runs if read_json(path)["made_of"]["teacher"] == teacher.sha256]
     return [*own, teacher.folder / "report.json", *sorted(teacher.folder.glob("probe-*.json"))]
 
 
 def table(
-    study: Study, data: str, student: str, *, seeds: int, folder: Path = FOLDER
+    study: Study, teacher: Teacher, student: str, *, seeds: int, folder: Path = FOLDER
 ) -> Table | None:
     """The arms of which all seeds are there, or None without the baseline."""
     found: dict[str, Outcome] = {}
     lacking = []
     for arm in arms.names():
         try:
-            tried = at_each_rate(study, data, student, arm, print, folder)
+            tried = at_each_rate(study, teacher, student, arm, folder)
             dev = {f"{run.key.rate:g}": result["dev_accuracy"] for run, result in _there(tried)}
         except arms.DoesNotFitError:
             continue
@@ -169,32 +176,39 @@ def table(
             lacking.append(f"{arm} ({len(dev)} of {len(tried)} rates)")
     if arms.BASELINE not in found:
         return None
-    teacher, base = tried[0].teacher, found[arms.BASELINE]
+    base = found[arms.BASELINE]
     rows = [row(arm, outcome, base, teacher, study) for arm, outcome in found.items()]
-    return Table(data, student, teacher, tuple(rows), tuple(lacking))
+    return Table(teacher, student, tuple(rows), tuple(lacking))
 
 
-def first_seeds(study: Study, tables: Sequence[Table], folder: Path) -> Firsts:
+def first_seeds(
+    study: Study, teachers: Sequence[Teacher], tables: Sequence[Table], folder: Path
+) -> Firsts:
     """Of arms that no table has: what the first seed came to, at the rate that was best on dev."""
-    told = {(found.student, row.arm) for found in tables for row in found.rows}
+    told = {
+        (found.teacher.sha256, found.student, row.arm) for found in tables for row in found.rows
+    }
+    known = {teacher.sha256: teacher for teacher in teachers}
     found: Firsts = {}
-    for path in sorted((folder / "runs").glob(f"{tables[0].data}.*.json")):
+    for path in sorted((folder / "runs").glob(f"{teachers[0].data}.*.json")):
         result = read_json(path)
-        key = Key(**result["key"])
-        of = (key.student, key.arm)
-        if key.seed or of in told or key.student not in study.students:
+        key, teacher = Key(**result["key"]), known.get(result["made_of"]["teacher"])
+        if key.seed or teacher is None or key.student not in study.students:
             continue
-        if key.arm not in arms.names() or not _is_of(study, key, path, folder):
+        of = (teacher.sha256, key.student, key.arm)
+        if of in told or key.arm not in arms.names():
+            continue
+        if not _is_of(study, key, teacher, path, folder):
             continue
         if of not in found or result["dev_accuracy"] > found[of]["dev_accuracy"]:
             found[of] = result
     return found
 
 
-def _is_of(study: Study, key: Key, path: Path, folder: Path) -> bool:
+def _is_of(study: Study, key: Key, teacher: Teacher, path: Path, folder: Path) -> bool:
     """Whether a file is the result of that key under the study's settings as they are now."""
     try:
-        return open_run(study, key, print, folder).path == path
+        return open_run(study, key, teacher, folder).path == path
     except arms.DoesNotFitError:
         return False
 
@@ -252,7 +266,7 @@ def bools(text: str) -> Floats:
 
 def markdown(study: Study, tables: Sequence[Table], firsts: Firsts, *, seeds: int) -> str:
     """The page of one data set's tables, and of what has run with one seed alone."""
-    data = tables[0].data
+    data = tables[0].teacher.data
     head = HEAD.format(
         data=data,
         bracketed=", ".join(f"*{arm}*" for arm in study.bracketed),
@@ -270,9 +284,9 @@ def _section(study: Study, found: Table) -> list[str]:
     shape, told = study.students[found.student].shape, found.teacher.report
     unseen = list(told["probes"])
     lines = [
-        f"## {found.student} ({shape.layers}×{shape.hidden_size})",
+        f"## {found.student} ({shape.layers}×{shape.hidden_size}), teacher {found.teacher.name}",
         "",
-        f"{study.data[found.data].examples} texts, {found.rows[0].steps} steps. "
+        f"{study.data[found.teacher.data].examples} texts, {found.rows[0].steps} steps. "
         f"Teacher: {100 * told['accuracy']:.1f} % on the test split; probes "
         + ", ".join(f"{name} {100 * told['probes'][name]['accuracy']:.1f} %" for name in unseen)
         + ".",
@@ -303,14 +317,15 @@ def _looked_at(tables: Sequence[Table], firsts: Firsts) -> list[str]:
         "rates that `make study` does not try (`python -m tests.study one --rate`). A point or two",
         "between them say nothing.",
         "",
-        _line(["student", "arm", "rate", "dev %", "test %", *unseen]),
-        _line(["---"] * (5 + len(unseen))),
+        _line(["teacher", "student", "arm", "rate", "dev %", "test %", *unseen]),
+        _line(["---"] * (6 + len(unseen))),
     ]
-    for (student, arm), result in firsts.items():
+    for (teacher, student, arm), result in firsts.items():
         accuracies = [result["dev_accuracy"], result["accuracy"]]
         accuracies += [result["probes"][name]["accuracy"] for name in unseen]
         measured = [f"{100 * accuracy:.1f}" for accuracy in accuracies]
-        lines.append(_line([student, arm, f"{result['key']['rate']:g}", *measured]))
+        named = [teacher[:NAME], student, arm]
+        lines.append(_line([*named, f"{result['key']['rate']:g}", *measured]))
     return [*lines, ""]
 
 
@@ -352,9 +367,10 @@ def _document(study: Study, tables: Sequence[Table], paths: Sequence[Path]) -> d
         "versions_of_the_code": len(codes),
         "tables": [
             {
-                "data": found.data,
+                "data": found.teacher.data,
                 "student": found.student,
                 "teacher": {
+                    "sha256": found.teacher.sha256,
                     "accuracy": found.teacher.report["accuracy"],
                     "dev_accuracy": found.teacher.report["dev_accuracy"],
                     "learning_rate": found.teacher.report["learning_rate"],

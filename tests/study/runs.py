@@ -43,7 +43,7 @@ from tests.study.corpora import (
 )
 from tests.study.probes import bits, probe
 from tests.study.settings import FOLDER, ROOT, StudentKind, Study, decisive
-from tests.study.teachers import Say, Teacher, cached, habits, require_weights
+from tests.study.teachers import Say, Teacher, cached, habits
 
 _VERSION = 1
 _taken: dict[tuple[str, int], Split] = {}  # samples, which all runs of a data set share
@@ -210,7 +210,6 @@ def prepare(runs: Sequence[Run]) -> None:
     """Write what the runs read of their teachers: one pass over the same texts for all of them."""
     asked: dict[tuple[str, str], tuple[Run, Split, set[str]]] = {}
     for run in runs:
-        require_weights(run.teacher, run.study, run.corpus, print, run.folder)
         for part in parts_of(run):
             texts = sha256_json(sorted(part.split.example_ids))
             found = asked.setdefault((run.teacher.sha256, texts), (run, part.split, set()))
@@ -236,7 +235,6 @@ def execute(run: Run, say: Say) -> None:
             return
         if run.path.exists():
             return
-        require_weights(run.teacher, run.study, run.corpus, say, run.folder)
         student, reports = _taught(run, work)
         result = _measured(run, student) | {
             "key": vars(run.key),

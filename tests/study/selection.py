@@ -7,28 +7,24 @@ from dataclasses import replace
 from pathlib import Path
 
 from tasks.kd.digests import read_json
-from tests.study.arms import read_arm
+from tests.study.arms import BASELINE, read_arm
 from tests.study.corpora import open_corpus
 from tests.study.runs import Key, Run
 from tests.study.settings import FOLDER, Study
-from tests.study.teachers import Say, Teacher, open_teacher
+from tests.study.teachers import Teacher, known_teachers
 
 # Dev accuracies of one seed that say nothing of which rate is better.
 _CLOSE = 0.01
 
-_teachers: dict[tuple[str, Path], Teacher] = {}
 
-
-def open_run(study: Study, key: Key, say: Say, folder: Path = FOLDER) -> Run:
-    """A run with its data and teacher, which are made if they are not there."""
-    if (key.data, folder) not in _teachers:
-        _teachers[key.data, folder] = open_teacher(study, key.data, say, folder)
+def open_run(study: Study, key: Key, teacher: Teacher, folder: Path = FOLDER) -> Run:
+    """A run with its arm and its data, which are prepared if they are not there."""
     corpus = open_corpus(study, key.data, folder)
-    return Run(key, study, read_arm(key.arm), corpus, _teachers[key.data, folder], folder)
+    return Run(key, study, read_arm(key.arm), corpus, teacher, folder)
 
 
 def at_each_rate(
-    study: Study, data: str, student: str, arm: str, say: Say, folder: Path = FOLDER
+    study: Study, teacher: Teacher, student: str, arm: str, folder: Path = FOLDER
 ) -> list[Run]:
     """The first seed's runs by rising rate, there or not: one for each rate of the student.
 
@@ -37,9 +33,9 @@ def at_each_rate(
     """
 
     def at(rate: float) -> Run:
-        return open_run(study, Key(data, student, arm, 0, rate), say, folder)
+        return open_run(study, Key(teacher.data, student, arm, 0, rate), teacher, folder)
 
-    tried = [at(rate) for rate in sorted(study.students[student].learning_rates[data])]
+    tried = [at(rate) for rate in sorted(study.students[student].learning_rates[teacher.data])]
     while arm in study.bracketed and (best := _best(tried)) in (tried[0], tried[-1]):
         beyond = at(best.key.rate * (2 if best is tried[-1] else 0.5))
         tried = sorted([*tried, beyond], key=lambda run: run.key.rate)
@@ -62,6 +58,29 @@ def contenders(tried: Sequence[Run], seeds: int) -> list[list[Run]]:
     return [
         [replace(run, key=replace(run.key, seed=seed)) for seed in range(seeds)] for run in rates
     ]
+
+
+def to_do(
+    study: Study,
+    data: str,
+    student: str,
+    named: Sequence[str],
+    seeds: int,
+    folder: Path = FOLDER,
+) -> list[str]:
+    """Of those arms the ones that no teacher has all runs of, after what they are compared with."""
+    known = known_teachers(study, data, folder)
+
+    def is_done(arm: str) -> bool:
+        tried = (at_each_rate(study, teacher, student, arm, folder) for teacher in known)
+        return any(_is_whole(contenders(each, seeds)) for each in tried)
+
+    found = [arm for arm in named if not is_done(arm)]
+    return found if BASELINE in found or not found else [BASELINE, *found]
+
+
+def _is_whole(contending: Sequence[list[Run]]) -> bool:
+    return bool(contending) and all(run.path.exists() for runs in contending for run in runs)
 
 
 def winner(contending: Sequence[list[Run]]) -> list[Run]:

@@ -1,6 +1,8 @@
-"""The teacher of each data set: the base encoder, tuned with the library's own loop, and measured.
+"""The teachers of each data set: the base encoder, tuned with the library's own loop, and measured.
 
-Its streams are kept once, in the product's own format; all students read them from there.
+The same settings give other bits on another processor, and so another teacher: its folder is named
+by both, and students of two teachers stand in two tables. A teacher's streams are kept once, in the
+product's own format; all its students read them from there.
 """
 
 from __future__ import annotations
@@ -29,19 +31,26 @@ from tasks.kd.sinks import JsonLines
 from tasks.kd.targets import NoTargets
 from tasks.kd.training import Habits, Parts, predict, train
 from tests.study.corpora import Corpus, base_folder, open_corpus
-from tests.study.kept import kept_file
 from tests.study.probes import bits, probe
 from tests.study.settings import FOLDER, Study, decisive
 
 Say = Callable[[str], None]
+NAME = 8  # letters of a digest that people read
+CONFIG = "config.json"  # where it is, the weights are
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A tuned teacher; `report` holds its test answers and its probes."""
+    """A teacher tuned on a data set; `report` holds its test answers and its probes."""
 
+    data: str
     folder: Path
     report: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The beginning of its digest, for people."""
+        return self.sha256[:NAME]
 
     @property
     def sha256(self) -> str:
@@ -53,44 +62,24 @@ class Teacher:
         return load_classifier(self.folder)
 
 
-def open_teacher(study: Study, name: str, say: Say, folder: Path = FOLDER) -> Teacher:
-    """The teacher of a data set, tuned and measured if it was not, from the same settings."""
-    corpus = open_corpus(study, name, folder)
-    made_of = {
-        "corpus": corpus.sha256,
-        "base": model_sha256(base_folder(study, folder)),
-        "teacher": study.data[name].teacher.model_dump(mode="json"),
-        "optimizer": study.optimizer.model_dump(mode="json"),
-        "version": 1,
-    }
-    out = folder / "teachers" / f"{name}-{sha256_json(decisive(made_of))[:12]}"
-    if not (out / "report.json").exists():
-        _tune(study, corpus, out, say, folder)
-    report = read_json(out / "report.json")
-    return Teacher(out, {**report, "probes": _probes(study, name, out, say, folder)})
+def known_teachers(study: Study, name: str, folder: Path = FOLDER) -> list[Teacher]:
+    """All that were tuned on a data set with these settings and measured, here or elsewhere."""
+    probes = _probe_files(study, name, folder)
+    found = sorted((folder / "teachers").glob(f"{_settled(study, name, folder)}-*/report.json"))
+    return [
+        _read(name, path.parent, probes)
+        for path in found
+        if all((path.parent / file).exists() for file in probes.values())
+    ]
 
 
-def require_weights(teacher: Teacher, study: Study, corpus: Corpus, say: Say, folder: Path) -> None:
-    """Tune a teacher again whose outcomes were kept without its weights.
-
-    Raises SystemExit where that gives another one: its students could not be compared.
-    """
-    if (teacher.folder / "config.json").exists():
-        return
-    again = teacher.folder.with_name(f"{teacher.folder.name}-again")
-    if not (again / "report.json").exists():
-        _tune(study, corpus, again, say, folder)
-    found = read_json(again / "report.json")["sha256"]
-    if found != teacher.sha256:
-        raise SystemExit(
-            f"the teacher of {corpus.name} was {teacher.sha256[:12]} where its kept runs were done "
-            f"and is {found[:12]} here (another processor or torch?): runs of both can't stand in "
-            f"one table; to do all of them here, remove {kept_file(corpus.name)} and "
-            f"{teacher.folder}"
-        )
-    for path in teacher.folder.glob("probe-*.json"):
-        shutil.copy2(path, again)
-    replace_folder(again, teacher.folder)
+def teacher_here(study: Study, name: str, say: Say, folder: Path = FOLDER) -> Teacher:
+    """One whose weights are here, tuned and measured if there is none."""
+    settled = _settled(study, name, folder)
+    here = sorted((folder / "teachers").glob(f"{settled}-*/{CONFIG}"))
+    out = here[0].parent if here else _tune(study, name, settled, say, folder)
+    _measure(study, name, out, say, folder)
+    return _read(name, out, _probe_files(study, name, folder))
 
 
 def habits(work: Path, compute: Compute) -> Habits:
@@ -121,13 +110,28 @@ def cached(
     )
 
 
-def _tune(study: Study, corpus: Corpus, out: Path, say: Say, folder: Path) -> None:
-    """Train a teacher per rate; keep the one that is best on dev."""
+def _settled(study: Study, name: str, folder: Path) -> str:
+    """A name for all that decides a teacher, but the machine."""
+    made_of = {
+        "corpus": open_corpus(study, name, folder).sha256,
+        "base": model_sha256(base_folder(study, folder)),
+        "teacher": study.data[name].teacher.model_dump(mode="json"),
+        "optimizer": study.optimizer.model_dump(mode="json"),
+        "version": 1,
+    }
+    return f"{name}-{sha256_json(decisive(made_of))[:12]}"
+
+
+def _tune(study: Study, name: str, settled: str, say: Say, folder: Path) -> Path:
+    """Train a teacher per rate; the folder of the one that is best on dev.
+
+    Where that is one whose outcomes were kept without its weights, the weights join them.
+    """
+    corpus, drafts = open_corpus(study, name, folder), folder / "teachers" / "drafts" / settled
     best: dict[str, Any] | None = None
-    for rate in study.data[corpus.name].teacher.learning_rates:
-        work = out.parent / "drafts" / out.name / f"{rate:g}"
-        draft, report = _tune_at(study, corpus, work, folder, rate)
-        say(f"teacher of {corpus.name} at {rate:g}: dev {report['dev_accuracy']:.4f}")
+    for rate in study.data[name].teacher.learning_rates:
+        draft, report = _tune_at(study, corpus, drafts / f"{rate:g}", folder, rate)
+        say(f"teacher of {name} at {rate:g}: dev {report['dev_accuracy']:.4f}")
         if best is None or report["dev_accuracy"] > best["dev_accuracy"]:
             best = {**report, "draft": draft}
     assert best is not None
@@ -136,9 +140,13 @@ def _tune(study: Study, corpus: Corpus, out: Path, say: Say, folder: Path) -> No
     right = predicted.argmax(1).numpy() == corpus.test.labels
     best |= {"accuracy": float(right.mean()), "correct": bits(right)}
     write_json(draft / "report.json", best)
+    out = folder / "teachers" / f"{settled}-{best['sha256'][:12]}"
+    for path in out.glob("*.json"):
+        shutil.copy2(path, draft)
     replace_folder(draft, out)
-    shutil.rmtree(out.parent / "drafts" / out.name)
-    say(f"teacher of {corpus.name}: test {best['accuracy']:.4f}")
+    shutil.rmtree(drafts)
+    say(f"teacher of {name}: test {best['accuracy']:.4f}")
+    return out
 
 
 def _tune_at(
@@ -171,15 +179,26 @@ def _tune_at(
     return done, report
 
 
-def _probes(study: Study, name: str, out: Path, say: Say, folder: Path) -> dict[str, Any]:
-    """The frozen teacher's probes, each kept beside it."""
-    found: dict[str, Any] = {}
+def _probe_files(study: Study, name: str, folder: Path) -> dict[str, str]:
+    """For each unseen corpus the file that a teacher's probe is kept in."""
+    found = {}
     for other in study.data[name].unseen:
-        corpus = open_corpus(study, other, folder)
-        made_of = {"probes": study.probes.model_dump(), "corpus": corpus.sha256}
-        path = out / f"probe-{other}-{sha256_json(made_of)[:12]}.json"
+        sha256 = open_corpus(study, other, folder).sha256
+        made_of = {"probes": study.probes.model_dump(), "corpus": sha256}
+        found[other] = f"probe-{other}-{sha256_json(made_of)[:12]}.json"
+    return found
+
+
+def _measure(study: Study, name: str, out: Path, say: Say, folder: Path) -> None:
+    """Probe the frozen teacher where it has not been; each outcome is kept beside it."""
+    for other, file in _probe_files(study, name, folder).items():
+        path = out / file
         if not path.exists():
+            corpus = open_corpus(study, other, folder)
             write_json(path, probe(load_classifier(out), corpus, study.probes).as_json())
             say(f"teacher of {name}, probe on {other}: {read_json(path)['accuracy']:.4f}")
-        found[other] = read_json(path)
-    return found
+
+
+def _read(name: str, out: Path, probes: dict[str, str]) -> Teacher:
+    told = {other: read_json(out / file) for other, file in probes.items()}
+    return Teacher(name, out, {**read_json(out / "report.json"), "probes": told})

@@ -26,10 +26,11 @@ from tests.study.corpora import (
 )
 from tests.study.kept import keep, kept_file, restore
 from tests.study.runs import Key, Run
-from tests.study.selection import open_run
 from tests.study.settings import Study
 from tests.study.small import HIDDEN, KL, LABELS, phase, small_study, write_arm, write_wheel
 from tests.tiny import tiny_model, tiny_tokenizer
+
+OTHER = {"sha256": "f" * 64}
 
 # --- the whole, on a tiny teacher ----------------------------------------------------------------
 
@@ -62,6 +63,23 @@ def silent(_: str) -> None:
     pass
 
 
+def opened(study: Study, key: Key, folder: Path) -> Run:
+    """With the teacher of this machine."""
+    return selection.open_run(
+        study, key, teachers.teacher_here(study, key.data, silent, folder), folder
+    )
+
+
+def at_each_rate(study: Study, arm: str, folder: Path) -> list[Run]:
+    here = teachers.teacher_here(study, "first", silent, folder)
+    return selection.at_each_rate(study, here, "narrow", arm, folder)
+
+
+def tabled(study: Study, *, seeds: int, folder: Path) -> report.Table | None:
+    here = teachers.teacher_here(study, "first", silent, folder)
+    return report.table(study, here, "narrow", seeds=seeds, folder=folder)
+
+
 def execute(run: Run, say: Any) -> None:
     runs.prepare([run])
     runs.execute(run, say)
@@ -73,7 +91,7 @@ def test_the_rate_that_is_best_on_dev_is_an_arms_and_close_ones_are_tried_with_a
 ) -> None:
     study, folder = small
     study = study.model_copy(update={"bracketed": ("hidden_kept",)})
-    tried = selection.at_each_rate(study, "first", "narrow", "hidden_kept", silent, folder)
+    tried = at_each_rate(study, "hidden_kept", folder)
     assert [run.key.rate for run in tried] == [1e-3, 2e-3]
     assert selection.contenders(tried, 3) == []
     tried[0].path.parent.mkdir(exist_ok=True)
@@ -100,7 +118,7 @@ def test_the_rate_that_is_best_on_dev_is_an_arms_and_close_ones_are_tried_with_a
 def test_a_close_rate_that_is_not_the_best_is_told_as_well(small: tuple[Study, Path]) -> None:
     study, folder = small
     study = study.model_copy(update={"bracketed": ("prediction_only",)})
-    tried = selection.at_each_rate(study, "first", "narrow", "prediction_only", silent, folder)
+    tried = at_each_rate(study, "prediction_only", folder)
     tried[0].path.parent.mkdir(exist_ok=True)
     probe = {"accuracy": 0.5, "correct": "01" * 20}
 
@@ -108,12 +126,12 @@ def test_a_close_rate_that_is_not_the_best_is_told_as_well(small: tuple[Study, P
         own = {"accuracy": dev, "correct": "01" * 20, "probes": {"second": probe}}
         write_json(run.path, own | {"dev_accuracy": dev, "seconds": 1.0, "steps": 6})
 
-    lower = open_run(study, Key("first", "narrow", "prediction_only", 0, 5e-4), silent, folder)
+    lower = opened(study, Key("first", "narrow", "prediction_only", 0, 5e-4), folder)
     for run, dev in zip((lower, *tried), (0.6, 0.705, 0.7), strict=True):
         write(run, dev)
     for runs_, dev in zip(selection.contenders(tried, 2), (0.6, 0.9), strict=True):
         write(runs_[1], dev)
-    found = report.table(study, "first", "narrow", seeds=2, folder=folder)
+    found = tabled(study, seeds=2, folder=folder)
     assert found is not None
     assert {row.arm: row.rate for row in found.rows} == {
         "prediction_only": 2e-3,
@@ -123,7 +141,7 @@ def test_a_close_rate_that_is_not_the_best_is_told_as_well(small: tuple[Study, P
 
 def test_an_arm_that_is_not_bracketed_has_all_seeds_at_one_rate(small: tuple[Study, Path]) -> None:
     study, folder = small
-    tried = selection.at_each_rate(study, "first", "narrow", "labels_only", silent, folder)
+    tried = at_each_rate(study, "labels_only", folder)
     tried[0].path.parent.mkdir()
     for run in tried:
         write_json(run.path, {"dev_accuracy": 0.7})
@@ -135,48 +153,84 @@ def test_outcomes_are_taken_over_from_the_repository_and_a_teacher_is_tuned_agai
     small: tuple[Study, Path], tmp_path: Path
 ) -> None:
     study, folder = small
-    done = open_run(study, Key("first", "narrow", "prediction_only", 0, 2e-3), silent, folder)
+    done = opened(study, Key("first", "narrow", "prediction_only", 0, 2e-3), folder)
     execute(done, silent)
     out, elsewhere = tmp_path / "results", tmp_path / "elsewhere"
     kept = kept_file("first", out)
     out.mkdir()
-    keep(report.outcomes(done.teacher, "first", folder), folder, kept)
+    keep(report.outcomes(done.teacher, folder), folder, kept)
     before = kept.read_bytes()
     for name in ("wheels", "base"):
         shutil.copytree(folder / name, elsewhere / name)
     assert restore(kept, elsewhere) == 3
     assert restore(kept, elsewhere) == restore(tmp_path / "none", elsewhere) == 0
-    again = open_run(study, done.key, silent, elsewhere)
+    (known,) = teachers.known_teachers(study, "first", elsewhere)
+    again = selection.open_run(study, done.key, known, elsewhere)
     assert again.path.name == done.path.name
     assert read_json(again.path) == read_json(done.path)
-    assert again.teacher.report == done.teacher.report
-    keep(report.outcomes(again.teacher, "first", elsewhere), elsewhere, kept)
+    assert known.report == done.teacher.report
+    keep(report.outcomes(known, elsewhere), elsewhere, kept)
     assert kept.read_bytes() == before
 
-    assert not (again.teacher.folder / "config.json").exists()
-    more = open_run(study, replace(done.key, seed=1), silent, elsewhere)
+    assert not (known.folder / teachers.CONFIG).exists()
+    more = opened(study, replace(done.key, seed=1), elsewhere)
     execute(more, silent)
-    assert sha256_file(more.teacher.folder / "model.safetensors") == sha256_file(
+    assert more.teacher == known
+    assert sha256_file(known.folder / "model.safetensors") == sha256_file(
         done.teacher.folder / "model.safetensors"
     )
-    assert len(list(more.teacher.folder.glob("probe-*.json"))) == 1
-    assert not list(more.teacher.folder.parent.glob("*-again"))
+    assert {path.name for path in (elsewhere / "teachers").iterdir()} == {
+        "drafts",
+        known.folder.name,
+    }
 
 
-def test_another_teacher_than_that_of_the_kept_runs_is_refused(small: tuple[Study, Path]) -> None:
+def test_another_teacher_than_that_of_the_kept_runs_has_tables_of_its_own(
+    small: tuple[Study, Path], tmp_path: Path
+) -> None:
     study, folder = small
-    run = open_run(study, Key("first", "narrow", "labels_only", 0, 2e-3), silent, folder)
-    kept = run.teacher.folder
-    for path in kept.iterdir():
-        if path.name != "report.json" and not path.name.startswith("probe-"):
-            path.unlink()
-    told = {**read_json(kept / "report.json"), "sha256": "f" * 64}
-    write_json(kept / "report.json", told)
-    other = replace(run, teacher=teachers.Teacher(kept, told))
-    with pytest.raises(SystemExit, match=r"teacher of first was f{12} .* remove .*outcomes"):
-        runs.prepare([other])
-    assert not other.path.exists()
-    assert read_json(kept / "report.json") == told
+
+    def to_do(*named: str) -> list[str]:
+        return selection.to_do(study, "first", "narrow", named, 1, folder)
+
+    def all_seeds(arm: str) -> None:
+        for run in at_each_rate(study, arm, folder):
+            execute(run, silent)
+
+    both = ("labels_only", "prediction_only")
+    for arm in both:
+        all_seeds(arm)
+    here = teachers.teacher_here(study, "first", silent, folder)
+    assert to_do(*both) == []
+    # As if all of it were of another machine: the same settings, another digest, no weights.
+    elsewhere = here.folder.with_name(f"{here.folder.name.rsplit('-', 1)[0]}-{'f' * 12}")
+    shutil.move(here.folder, elsewhere)
+    write_json(elsewhere / "report.json", {**read_json(elsewhere / "report.json"), **OTHER})
+    for path in (elsewhere / teachers.CONFIG, elsewhere / "model.safetensors"):
+        path.unlink()
+    (other,) = teachers.known_teachers(study, "first", folder)
+    for path in (folder / "runs").iterdir():
+        result = read_json(path)
+        run = selection.open_run(study, Key(**result["key"]), other, folder)
+        path.unlink()
+        write_json(run.path, result | {"made_of": run.made_of})
+    assert to_do(*both) == []
+    assert to_do("hidden_kept", *both) == ["prediction_only", "hidden_kept"]
+    for arm in ("prediction_only", "hidden_kept"):
+        all_seeds(arm)
+    assert teachers.teacher_here(study, "first", silent, folder).sha256 == here.sha256
+    assert to_do("hidden_kept", *both) == []
+
+    report.write_report(study, tmp_path, seeds=1, folder=folder)
+    tables = read_json(tmp_path / "first.json")["tables"]
+    assert {table["teacher"]["sha256"]: set(table["arms"]) for table in tables} == {
+        other.sha256: set(both),
+        here.sha256: {"prediction_only", "hidden_kept"},
+    }
+    page = (tmp_path / "first.md").read_text(encoding="utf-8")
+    assert f", teacher {here.name}\n" in page
+    assert ", teacher ffffffff\n" in page
+    assert restore(kept_file("first", tmp_path), tmp_path / "new") == 4 + 4 + 4
 
 
 def test_rates_are_halved_or_doubled_until_the_best_is_between_two_others(
@@ -187,7 +241,7 @@ def test_rates_are_halved_or_doubled_until_the_best_is_between_two_others(
     dev = {1e-3: 0.5, 2e-3: 0.6, 4e-3: 0.7, 8e-3: 0.7, 5e-4: 0.9, 2.5e-4: 0.3}
 
     def tried(arm: str) -> list[float]:
-        found = selection.at_each_rate(study, "first", "narrow", arm, silent, folder)
+        found = at_each_rate(study, arm, folder)
         for run in found:
             write_json(run.path, {"dev_accuracy": dev[run.key.rate]})
         return [run.key.rate for run in found]
@@ -230,7 +284,7 @@ def test_all_arms_run_and_are_reported_and_nothing_runs_twice(
     study, folder = small
     told: list[str] = []
     for arm in arms.names():
-        tried = selection.at_each_rate(study, "first", "narrow", arm, told.append, folder)
+        tried = at_each_rate(study, arm, folder)
         assert selection.contenders(tried, 2) == []
         for run in tried:
             execute(run, told.append)
@@ -264,7 +318,7 @@ def test_all_arms_run_and_are_reported_and_nothing_runs_twice(
     for path in (folder / "runs").glob("*.hidden_kept.1.*"):
         path.unlink()
     next((folder / "runs").glob("*.labels_only.0.*")).unlink()
-    (tables,) = [report.table(study, "first", "narrow", seeds=2, folder=folder)]
+    tables = tabled(study, seeds=2, folder=folder)
     assert tables is not None
     of_labels, of_hidden = tables.lacking
     assert of_labels == "labels_only (1 of 2 rates)"
@@ -274,22 +328,24 @@ def test_all_arms_run_and_are_reported_and_nothing_runs_twice(
 def test_the_first_seed_is_told_of_what_has_not_all_of_them(small: tuple[Study, Path]) -> None:
     study, folder = small
     for arm in ("prediction_only", "hidden_kept"):
-        tried = selection.at_each_rate(study, "first", "narrow", arm, silent, folder)
+        tried = at_each_rate(study, arm, folder)
         for one in tried:
             execute(one, silent)
-    base = selection.at_each_rate(study, "first", "narrow", "prediction_only", silent, folder)
+    base = at_each_rate(study, "prediction_only", folder)
     for of_rate in selection.contenders(base, 2):
         execute(of_rate[1], silent)
     foreign = read_json(tried[0].path) | {"key": {**vars(tried[0].key), "arm": "labels_only"}}
     write_json(folder / "runs" / "first.narrow.labels_only.0.0123456789ab.json", foreign)
-    found = report.table(study, "first", "narrow", seeds=2, folder=folder)
+    found = tabled(study, seeds=2, folder=folder)
     assert found is not None
-    firsts = report.first_seeds(study, [found], folder)
-    assert set(firsts) == {("narrow", "hidden_kept")}
+    teacher = found.teacher
+    firsts = report.first_seeds(study, [teacher], [found], folder)
+    of = (teacher.sha256, "narrow", "hidden_kept")
+    assert set(firsts) == {of}
     best = max(read_json(one.path)["dev_accuracy"] for one in tried)
-    assert firsts["narrow", "hidden_kept"]["dev_accuracy"] == best
+    assert firsts[of]["dev_accuracy"] == best
     page = report.markdown(study, [found], firsts, seeds=2)
-    assert "\n| narrow | hidden_kept | 0.00" in page.split("## First seeds")[1]
+    assert f"\n| {teacher.name} | narrow | hidden_kept | 0.00" in page.split("## First seeds")[1]
     assert "## First seeds" not in report.markdown(study, [found], {}, seeds=2)
 
 
@@ -297,10 +353,10 @@ def test_an_arm_that_does_not_fit_is_left_out_of_a_table(small: tuple[Study, Pat
     study, folder = small
     short = {"narrow": study.students["narrow"].model_copy(update={"epochs": {"first": 1}})}
     study = study.model_copy(update={"students": short, "bracketed": ("hidden_kept",)})
-    base = selection.at_each_rate(study, "first", "narrow", "prediction_only", silent, folder)
+    base = at_each_rate(study, "prediction_only", folder)
     for run in base:
         execute(run, silent)
-    found = report.table(study, "first", "narrow", seeds=1, folder=folder)
+    found = tabled(study, seeds=1, folder=folder)
     assert found is not None
     assert [row.arm for row in found.rows] == ["prediction_only"]
     assert found.lacking == ()
@@ -317,7 +373,7 @@ def test_a_teacher_passes_over_the_same_texts_once_for_all_arms(
 
     monkeypatch.setattr(runs, "cached", cached)
     keys = [Key("first", "narrow", arm, seed, 2e-3) for arm in arms.names() for seed in range(2)]
-    runs.prepare([open_run(study, key, silent, folder) for key in keys])
+    runs.prepare([opened(study, key, folder) for key in keys])
     hidden = ("hidden.0", "hidden.1", "hidden.2")
     every = ("logits", *hidden)
     assert asked == [(64, every), (128, hidden), (128, every)]  # own, transfer, random
@@ -328,15 +384,14 @@ def test_random_texts_are_those_of_every_seed_and_decide_the_run(
 ) -> None:
     study, folder = small
     one, other = (
-        open_run(study, Key("first", "narrow", "widened", seed, 2e-3), silent, folder)
-        for seed in range(2)
+        opened(study, Key("first", "narrow", "widened", seed, 2e-3), folder) for seed in range(2)
     )
     assert one.made_of["random_texts"] == other.made_of["random_texts"] is not None
     assert len(one.texts) == 2 * len(one.train) == 128
     assert one.texts.labelled.tolist() == list(range(64))
     for own, theirs in zip(one.texts.input_ids, other.texts.input_ids, strict=True):
         assert own.tolist() == theirs.tolist()
-    kept = open_run(study, Key("first", "narrow", "hidden_kept", 0, 2e-3), silent, folder)
+    kept = opened(study, Key("first", "narrow", "hidden_kept", 0, 2e-3), folder)
     assert kept.made_of["random_texts"] is None
     assert kept.texts is kept.train
     assert kept.steps == one.steps
@@ -350,7 +405,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_as_one_that_was_not(
     small: tuple[Study, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study, folder = small
-    run = open_run(study, Key("first", "narrow", "hidden_kept", 0, 2e-3), silent, folder)
+    run = opened(study, Key("first", "narrow", "hidden_kept", 0, 2e-3), folder)
     runs.execute(run, silent)
     whole = read_json(run.path)
     run.path.unlink()
@@ -375,7 +430,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_as_one_that_was_not(
 
 def test_a_run_is_named_by_all_that_decides_it(small: tuple[Study, Path]) -> None:
     study, folder = small
-    run = open_run(study, Key("first", "narrow", "hidden_kept", 0, 2e-3), silent, folder)
+    run = opened(study, Key("first", "narrow", "hidden_kept", 0, 2e-3), folder)
 
     def named(**changes: Any) -> str:
         changed = {**vars(run), **changes}
@@ -416,8 +471,8 @@ def test_a_student_takes_over_what_its_kind_says(
     values = study.model_dump(mode="json")
     values["students"]["narrow"]["shape"]["initial"] = initial
     other = Study.model_validate_json(json.dumps(values))
-    run = open_run(other, Key("first", "narrow", "labels_only", 0, 2e-3), silent, folder)
-    plain = open_run(study, run.key, silent, folder)
+    run = opened(other, Key("first", "narrow", "labels_only", 0, 2e-3), folder)
+    plain = opened(study, run.key, folder)
     assert run.path != plain.path
     moments: list[int] = []
     measure = weighing.hidden_moment
@@ -437,7 +492,7 @@ def test_a_student_takes_over_what_its_kind_says(
 
 def test_another_process_at_a_run_is_left_alone(small: tuple[Study, Path]) -> None:
     study, folder = small
-    run = open_run(study, Key("first", "narrow", "labels_only", 0, 2e-3), silent, folder)
+    run = opened(study, Key("first", "narrow", "labels_only", 0, 2e-3), folder)
     work = folder / "work" / run.path.stem
     work.mkdir(parents=True)
     told: list[str] = []
@@ -460,7 +515,7 @@ def test_the_best_rate_on_dev_is_the_teachers(
         return draft, {**found, "dev_accuracy": scores[arguments[-1]]}
 
     monkeypatch.setattr(teachers, "_tune_at", tune)
-    found = teachers.open_teacher(study, "first", silent, folder)
+    found = teachers.teacher_here(study, "first", silent, folder)
     assert found.report["learning_rate"] == 1e-3
     assert set(found.report["probes"]) == {"second"}
 
@@ -501,10 +556,10 @@ def test_what_was_started_ends_with_the_one_who_started_it(
     late = tmp_path / "late"
     code = f"import time; time.sleep(120); open({str(late)!r}, 'w')"
     started: list[Any] = []
-    opened = subprocess.Popen
+    popen = subprocess.Popen
 
     def keep(*arguments: Any, **options: Any) -> Any:
-        started.append(opened(*arguments, **options))
+        started.append(popen(*arguments, **options))
         return started[-1]
 
     monkeypatch.setattr(subprocess, "Popen", keep)
