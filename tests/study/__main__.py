@@ -7,8 +7,10 @@ repository as well, so that another checkout goes on from there.
 
 from __future__ import annotations
 
+import fcntl
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -64,7 +66,8 @@ def run(
         for kind in student or ALL_STUDENTS:
             fitting = [arm for arm in named or arms.names() if _fits(text, kind, arm)]
             asked += [(text, kind, arm) for arm in to_do(STUDY, text, kind, fitting, seeds)]
-    here = {text: teacher_here(STUDY, text, click.echo) for text, _, _ in asked}
+    with _one_at_a_time():
+        here = {text: teacher_here(STUDY, text, click.echo) for text, _, _ in asked}
     while True:
         tried = [at_each_rate(STUDY, here[text], kind, arm) for text, kind, arm in asked]
         if not _do([one for runs in tried for one in runs], jobs):
@@ -109,8 +112,9 @@ def one(data: str, student: str, named: str, seed: int, rate: float) -> None:
     from tests.study.selection import open_run
     from tests.study.teachers import teacher_here
 
-    key = Key(data, student, named, seed, rate)
-    execute(open_run(STUDY, key, teacher_here(STUDY, data, click.echo)), click.echo)
+    with _one_at_a_time():
+        teacher = teacher_here(STUDY, data, click.echo)
+    execute(open_run(STUDY, Key(data, student, named, seed, rate), teacher), click.echo)
 
 
 @main.command()
@@ -121,6 +125,15 @@ def report(seeds: int) -> None:
 
     _restore()
     write_report(STUDY, RESULTS, seeds=seeds)
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Of several processes one prepares what the others then find."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with (FOLDER / "preparing.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _restore() -> None:
