@@ -55,6 +55,8 @@ NOTES = """\
 - A teacher is named by the beginning of its digest. Tuned again on another processor it has other
   bits and is another teacher: its students stand in a table of their own, beside their own
   *prediction_only*. Compare within a table, not between two.
+- *{itself}* is the teacher itself: the most that there is to gain. Where its own lead is not sure,
+  that of a student that only comes up to it can't be.
 - A student's best epoch of its last phase is chosen on dev, as the product does.
 """
 
@@ -108,6 +110,7 @@ class Table:
     lacking: tuple[str, ...]
 
 
+ITSELF = "teacher"
 Firsts = dict[tuple[str, str, str], dict[str, Any]]  # a run's result by teacher, student and arm
 
 
@@ -177,8 +180,15 @@ def table(
     if arms.BASELINE not in found:
         return None
     base = found[arms.BASELINE]
+    found[ITSELF] = _itself(teacher, seeds)
     rows = [row(arm, outcome, base, teacher, study) for arm, outcome in found.items()]
     return Table(teacher, student, tuple(rows), tuple(lacking))
+
+
+def _itself(teacher: Teacher, seeds: int) -> Outcome:
+    """The teacher as if it were an arm: what there is to gain."""
+    told = teacher.report
+    return Outcome(told["learning_rate"], {}, (told,) * seeds)
 
 
 def first_seeds(
@@ -277,7 +287,7 @@ def markdown(study: Study, tables: Sequence[Table], firsts: Firsts, *, seeds: in
         parts += _section(study, found)
     if firsts:
         parts += _looked_at(tables, firsts)
-    return "\n".join([*parts, NOTES.format(seeds=seeds)])
+    return "\n".join([*parts, NOTES.format(seeds=seeds, itself=ITSELF)])
 
 
 def _section(study: Study, found: Table) -> list[str]:

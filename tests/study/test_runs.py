@@ -136,6 +136,7 @@ def test_a_close_rate_that_is_not_the_best_is_told_as_well(small: tuple[Study, P
     assert {row.arm: row.rate for row in found.rows} == {
         "prediction_only": 2e-3,
         "prediction_only, other rate": 1e-3,
+        "teacher": found.teacher.report["learning_rate"],
     }
 
 
@@ -224,8 +225,8 @@ def test_another_teacher_than_that_of_the_kept_runs_has_tables_of_its_own(
     report.write_report(study, tmp_path, seeds=1, folder=folder)
     tables = read_json(tmp_path / "first.json")["tables"]
     assert {table["teacher"]["sha256"]: set(table["arms"]) for table in tables} == {
-        other.sha256: set(both),
-        here.sha256: {"prediction_only", "hidden_kept"},
+        other.sha256: {*both, "teacher"},
+        here.sha256: {"prediction_only", "hidden_kept", "teacher"},
     }
     page = (tmp_path / "first.md").read_text(encoding="utf-8")
     assert f", teacher {here.name}\n" in page
@@ -312,7 +313,12 @@ def test_all_arms_run_and_are_reported_and_nothing_runs_twice(
         "hidden_kept",
         "transfer_kept",
         "widened",
+        "teacher",
     }
+    table = document["tables"][0]
+    itself = table["arms"]["teacher"]
+    assert itself["accuracies"] == [table["teacher"]["accuracy"]] * 2
+    assert itself["retention"]["value"] == 1.0
     assert "transfer_kept" in (tmp_path / "results" / "first.svg").read_text(encoding="utf-8")
     assert document["tables"][0]["arms"]["hidden_kept"]["dev_by_rate"].keys() == {"0.001", "0.002"}
     for path in (folder / "runs").glob("*.hidden_kept.1.*"):
@@ -358,7 +364,7 @@ def test_an_arm_that_does_not_fit_is_left_out_of_a_table(small: tuple[Study, Pat
         execute(run, silent)
     found = tabled(study, seeds=1, folder=folder)
     assert found is not None
-    assert [row.arm for row in found.rows] == ["prediction_only"]
+    assert [row.arm for row in found.rows] == ["prediction_only", "teacher"]
     assert found.lacking == ()
 
 
