@@ -54,8 +54,8 @@ def run(
     """Do the runs that have not been done: the first seed at each rate, then all at the best.
 
     An arm that is bracketed has them also at the second best, where that is close on dev. What was
-    done elsewhere is not done again; where the teacher can't be had again to the bit, what is lacking
-    is done with one of this machine, predictions alone as well, to compare with.
+    done elsewhere is not done again; where the teacher can't be had again to the bit, the rest is
+    done with one of this machine, predictions alone as well, to compare with.
     """
     from tests.study.selection import at_each_rate, contenders, to_do
     from tests.study.teachers import teacher_here
