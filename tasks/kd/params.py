@@ -204,8 +204,8 @@ class CacheTeacher(Section):
     codec: Annotated[
         Literal["float32", "float16", "bfloat16", "int8"],
         Field(
-            description="of the stored hidden states; int8 is on standardised channels, and is not "
-            "for a `mixture` of layers"
+            description="of the stored hidden states; int8 is on standardised channels; a "
+            "`mixture` of layers needs float32 or float16"
         ),
     ]
     max_relative_error: Annotated[
@@ -411,6 +411,7 @@ class Recipe(Section):
             *self._text_faults(),
             *self._ensemble_faults(),
             *self._stream_faults(),
+            *self._codec_faults(),
             *self._initial_faults(),
             *self._width_faults(),
         ]
@@ -458,20 +459,20 @@ class Recipe(Section):
             yield f"train_student.phases: {error}"
         if len(set(streams)) != len(streams):
             yield "cache_teacher.streams names a stream twice"
-        kept = self.cache_teacher.mode != "live" and self.cache_teacher.codec
-        if kept == "int8" and self._mixes_layers:
-            yield (
-                "cache_teacher.codec: a mixture of layers is weighed by the states themselves, "
-                "int8 moves its gradients by 9 %; write float32, or float16 (1.7 %)"
-            )
         for stream in streams:
             if layer_of(stream) > layers:
                 yield f"cache_teacher.streams: {stream}, but the teacher has {layers} layers"
 
-    @property
-    def _mixes_layers(self) -> bool:
-        levels = [level for phase in self.train_student.phases for level in phase.levels]
-        return any(getattr(level, "layer_map", None) == "mixture" for level in levels)
+    def _codec_faults(self) -> Iterator[str]:
+        """A codec that is too coarse for a level."""
+        if self.cache_teacher.mode == "live" or self.cache_teacher.codec in ("float32", "float16"):
+            return
+        levels = layer_levels(self.train_student.phases)
+        if any(level.layer_map == "mixture" for level in levels):
+            yield (
+                "cache_teacher.codec: the states themselves weigh a mixture of layers, and int8 "
+                "moved its gradients by 9 %; write float32, or float16 (1.7 %)"
+            )
 
     def _initial_faults(self) -> Iterator[str]:
         """What keeps the student's weights from starting as the recipe says."""

@@ -127,16 +127,21 @@ def test_widths_that_differ_need_a_projection(text: str, write: Any) -> None:
     load_recipe(write(narrow.replace("projection: none", "projection: linear")))
 
 
-def test_a_mixture_of_layers_is_not_read_from_int8(text: str, write: Any) -> None:
+@pytest.mark.parametrize("codec", ["int8", "bfloat16"])
+def test_a_mixture_of_layers_is_not_read_from_coarse_states(
+    text: str, write: Any, codec: str
+) -> None:
     mixed = text.replace("layer_map: uniform", "layer_map: mixture")
     mixed = mixed.replace("standardise: true", "standardise: false")
     every = ", ".join(f"hidden.{layer}" for layer in range(1, 7))
     mixed = re.sub(r"streams: \[.*\]", f"streams: [logits, hidden.0, {every}]", mixed)
     load_recipe(write(mixed))
-    coarse = mixed.replace("codec: float16", "codec: int8")
-    assert "int8 moves its gradients by 9 %" in faults_of(write(coarse))
+    coarse = mixed.replace("codec: float16", f"codec: {codec}")
+    for mode in ("cache", "auto"):
+        found = faults_of(write(coarse.replace("mode: cache", f"mode: {mode}")))
+        assert "int8 moved its gradients by 9 %" in found
     load_recipe(write(coarse.replace("mode: cache", "mode: live")))
-    load_recipe(write(text.replace("codec: float16", "codec: int8")))
+    load_recipe(write(text.replace("codec: float16", f"codec: {codec}")))
 
 
 def test_a_field_that_stands_twice_is_refused_with_its_line(text: str, write: Any) -> None:
