@@ -7,10 +7,8 @@ repository as well, so that another checkout goes on from there.
 
 from __future__ import annotations
 
-import fcntl
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -54,20 +52,27 @@ def run(
     """Do the runs that have not been done: the first seed at each rate, then all at the best.
 
     An arm that is bracketed has them also at the second best, where that is close on dev. What was
-    done elsewhere is not done again; where the teacher can't be had again to the bit, the rest is
-    done with one of this machine, predictions alone as well, to compare with.
+    done elsewhere is not done again; where its teacher can't be had again to the bit, the rest is
+    done with one of this machine. Predictions alone are always done, to compare with.
     """
+    from tests.study.launching import one_at_a_time
     from tests.study.selection import at_each_rate, contenders, to_do
     from tests.study.teachers import teacher_here
 
     _restore()
     asked: list[tuple[str, str, str]] = []
-    for text in data or ALL_DATA:
-        for kind in student or ALL_STUDENTS:
-            fitting = [arm for arm in named or arms.names() if _fits(text, kind, arm)]
-            asked += [(text, kind, arm) for arm in to_do(STUDY, text, kind, fitting, seeds)]
-    with _one_at_a_time():
-        here = {text: teacher_here(STUDY, text, click.echo) for text, _, _ in asked}
+    here = {}
+    with one_at_a_time(FOLDER, click.echo):
+        for text in data or ALL_DATA:
+            for kind in student or ALL_STUDENTS:
+                fitting = [arm for arm in named or arms.names() if _fits(text, kind, arm)]
+                lacking = to_do(STUDY, text, kind, fitting, seeds)
+                click.echo(f"{text}, {kind}: to do {', '.join(lacking) or 'nothing'}")
+                asked += [(text, kind, arm) for arm in lacking]
+        for text in dict.fromkeys(text for text, _, _ in asked):
+            here[text] = teacher_here(STUDY, text, click.echo)
+    if not asked:
+        return
     while True:
         tried = [at_each_rate(STUDY, here[text], kind, arm) for text, kind, arm in asked]
         if not _do([one for runs in tried for one in runs], jobs):
@@ -108,11 +113,12 @@ def _do(runs: Sequence[Run], jobs: int) -> int:
 @click.option("--rate", required=True, type=float, help="The highest of its phases.")
 def one(data: str, student: str, named: str, seed: int, rate: float) -> None:
     """Do one run, in this process."""
+    from tests.study.launching import one_at_a_time
     from tests.study.runs import Key, execute
     from tests.study.selection import open_run
     from tests.study.teachers import teacher_here
 
-    with _one_at_a_time():
+    with one_at_a_time(FOLDER, click.echo):
         teacher = teacher_here(STUDY, data, click.echo)
     execute(open_run(STUDY, Key(data, student, named, seed, rate), teacher), click.echo)
 
@@ -125,15 +131,6 @@ def report(seeds: int) -> None:
 
     _restore()
     write_report(STUDY, RESULTS, seeds=seeds)
-
-
-@contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    """Of several processes one prepares what the others then find."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    with (FOLDER / "preparing.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _restore() -> None:

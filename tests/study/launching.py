@@ -1,12 +1,15 @@
-"""Runs as processes of their own, one thread each, so many at a time."""
+"""Runs as processes of their own, one thread each, so many at a time; and who prepares for all."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 from tests.study.runs import Key
 from tests.study.settings import ROOT
@@ -41,6 +44,19 @@ def launch(programs: Mapping[str, Sequence[str]], *, jobs: int) -> list[str]:
         for process in running.values():
             process.wait()
     return failed
+
+
+@contextmanager
+def one_at_a_time(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Of several processes one prepares what the others then find: corpora, a tuned teacher."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "preparing.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another process prepares data or a teacher: waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def program_of(key: Key) -> list[str]:

@@ -18,12 +18,12 @@ from tests.study.kept import keep, kept_file
 from tests.study.runs import Key, Run
 from tests.study.selection import at_each_rate, contenders, open_run, winner
 from tests.study.settings import FOLDER, Study
-from tests.study.teachers import NAME, Teacher, known_teachers
+from tests.study.teachers import Teacher, known_teachers
 
 HEAD = """\
 # Which levels pay, at equal steps: {data}
 
-Written by `make study`; `{data}.json` beside this page holds every seed. All arms of a table have
+Written by `make study`; `{data}.json` beside this page holds every seed. In a table all arms have
 the same student, the same texts and the same number of steps, and each has the learning rate that
 is best for it on dev: the first seed is run at each rate, all seeds at the best. For {bracketed}
 rates are halved or doubled until the first seed's best is none at an end, and where the second
@@ -55,8 +55,9 @@ NOTES = """\
 - A teacher is named by the beginning of its digest. Tuned again on another processor it has other
   bits and is another teacher: its students stand in a table of their own, beside their own
   *prediction_only*. Compare within a table, not between two.
-- *{itself}* is the teacher itself: the most that there is to gain. Where its own lead is not sure,
-  that of a student that only comes up to it can't be.
+- The row *teacher* is the teacher itself, tuned on all training texts with steps of its own: about
+  what there is to gain, though a student may pass it. Where its own lead over *prediction_only* is
+  not sure, little can be expected of a student's.
 - A student's best epoch of its last phase is chosen on dev, as the product does.
 """
 
@@ -102,7 +103,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """All arms of one teacher, and so data set, and student."""
+    """All arms of one student, taught by one teacher, and the teacher itself."""
 
     teacher: Teacher
     student: str
@@ -110,7 +111,7 @@ class Table:
     lacking: tuple[str, ...]
 
 
-ITSELF = "teacher"
+ITSELF = "teacher"  # its row in a table
 Firsts = dict[tuple[str, str, str], dict[str, Any]]  # a run's result by teacher, student and arm
 
 
@@ -180,24 +181,16 @@ def table(
     if arms.BASELINE not in found:
         return None
     base = found[arms.BASELINE]
-    found[ITSELF] = _itself(teacher, seeds)
+    found[ITSELF] = Outcome(teacher.report["learning_rate"], {}, (teacher.report,))
     rows = [row(arm, outcome, base, teacher, study) for arm, outcome in found.items()]
     return Table(teacher, student, tuple(rows), tuple(lacking))
-
-
-def _itself(teacher: Teacher, seeds: int) -> Outcome:
-    """The teacher as if it were an arm: what there is to gain."""
-    told = teacher.report
-    return Outcome(told["learning_rate"], {}, (told,) * seeds)
 
 
 def first_seeds(
     study: Study, teachers: Sequence[Teacher], tables: Sequence[Table], folder: Path
 ) -> Firsts:
-    """Of arms that no table has: what the first seed came to, at the rate that was best on dev."""
-    told = {
-        (found.teacher.sha256, found.student, row.arm) for found in tables for row in found.rows
-    }
+    """Of arms that their teacher's table lacks: the first seed at the rate that was best on dev."""
+    told = {(found.teacher.name, found.student, row.arm) for found in tables for row in found.rows}
     known = {teacher.sha256: teacher for teacher in teachers}
     found: Firsts = {}
     for path in sorted((folder / "runs").glob(f"{teachers[0].data}.*.json")):
@@ -205,7 +198,7 @@ def first_seeds(
         key, teacher = Key(**result["key"]), known.get(result["made_of"]["teacher"])
         if key.seed or teacher is None or key.student not in study.students:
             continue
-        of = (teacher.sha256, key.student, key.arm)
+        of = (teacher.name, key.student, key.arm)
         if of in told or key.arm not in arms.names():
             continue
         if not _is_of(study, key, teacher, path, folder):
@@ -287,7 +280,7 @@ def markdown(study: Study, tables: Sequence[Table], firsts: Firsts, *, seeds: in
         parts += _section(study, found)
     if firsts:
         parts += _looked_at(tables, firsts)
-    return "\n".join([*parts, NOTES.format(seeds=seeds, itself=ITSELF)])
+    return "\n".join([*parts, NOTES.format(seeds=seeds)])
 
 
 def _section(study: Study, found: Table) -> list[str]:
@@ -314,7 +307,7 @@ def _section(study: Study, found: Table) -> list[str]:
         cells = [f"{points(row.unseen[name])}{_gap(row.gaps[name])}" for name in unseen]
         lines.append(_line([row.arm, points(row.unseen_mean), *cells]))
     if found.lacking:
-        lines += ["", f"Not yet whole: {', '.join(found.lacking)}."]
+        lines += ["", f"Not whole with this teacher: {', '.join(found.lacking)}."]
     return [*lines, ""]
 
 
@@ -330,11 +323,10 @@ def _looked_at(tables: Sequence[Table], firsts: Firsts) -> list[str]:
         _line(["teacher", "student", "arm", "rate", "dev %", "test %", *unseen]),
         _line(["---"] * (6 + len(unseen))),
     ]
-    for (teacher, student, arm), result in firsts.items():
+    for named, result in firsts.items():
         accuracies = [result["dev_accuracy"], result["accuracy"]]
         accuracies += [result["probes"][name]["accuracy"] for name in unseen]
         measured = [f"{100 * accuracy:.1f}" for accuracy in accuracies]
-        named = [teacher[:NAME], student, arm]
         lines.append(_line([*named, f"{result['key']['rate']:g}", *measured]))
     return [*lines, ""]
 

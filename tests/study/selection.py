@@ -68,19 +68,16 @@ def to_do(
     seeds: int,
     folder: Path = FOLDER,
 ) -> list[str]:
-    """Of those arms the ones that no teacher has all runs of, after what they are compared with."""
+    """Of those arms the ones that are in no teacher's table, after what they are compared with."""
+
+    def is_whole(teacher: Teacher, arm: str) -> bool:
+        contending = contenders(at_each_rate(study, teacher, student, arm, folder), seeds)
+        return bool(contending) and all(run.path.exists() for runs in contending for run in runs)
+
     known = known_teachers(study, data, folder)
-
-    def is_done(arm: str) -> bool:
-        tried = (at_each_rate(study, teacher, student, arm, folder) for teacher in known)
-        return any(_is_whole(contenders(each, seeds)) for each in tried)
-
-    found = [arm for arm in named if not is_done(arm)]
-    return found if BASELINE in found or not found else [BASELINE, *found]
-
-
-def _is_whole(contending: Sequence[list[Run]]) -> bool:
-    return bool(contending) and all(run.path.exists() for runs in contending for run in runs)
+    tables = [teacher for teacher in known if is_whole(teacher, BASELINE)]
+    found = [arm for arm in named if not any(is_whole(teacher, arm) for teacher in tables)]
+    return [BASELINE, *(arm for arm in found if arm != BASELINE)] if found else []
 
 
 def winner(contending: Sequence[list[Run]]) -> list[Run]:

@@ -35,7 +35,6 @@ from tests.study.probes import bits, probe
 from tests.study.settings import FOLDER, Study, decisive
 
 Say = Callable[[str], None]
-NAME = 8  # letters of a digest that people read
 CONFIG = "config.json"  # where it is, the weights are
 
 
@@ -50,7 +49,7 @@ class Teacher:
     @property
     def name(self) -> str:
         """The beginning of its digest, for people."""
-        return self.sha256[:NAME]
+        return self.sha256[:8]
 
     @property
     def sha256(self) -> str:
@@ -64,8 +63,8 @@ class Teacher:
 
 def known_teachers(study: Study, name: str, folder: Path = FOLDER) -> list[Teacher]:
     """All that were tuned on a data set with these settings and measured, here or elsewhere."""
-    probes = _probe_files(study, name, folder)
-    found = sorted((folder / "teachers").glob(f"{_settled(study, name, folder)}-*/report.json"))
+    probes, named = _probe_files(study, name, folder), _settings_name(study, name, folder)
+    found = sorted((folder / "teachers").glob(f"{named}-*/report.json"))
     return [
         _read(name, path.parent, probes)
         for path in found
@@ -75,11 +74,16 @@ def known_teachers(study: Study, name: str, folder: Path = FOLDER) -> list[Teach
 
 def teacher_here(study: Study, name: str, say: Say, folder: Path = FOLDER) -> Teacher:
     """One whose weights are here, tuned and measured if there is none."""
-    settled = _settled(study, name, folder)
-    here = sorted((folder / "teachers").glob(f"{settled}-*/{CONFIG}"))
-    out = here[0].parent if here else _tune(study, name, settled, say, folder)
-    _measure(study, name, out, say, folder)
-    return _read(name, out, _probe_files(study, name, folder))
+    probes, named = _probe_files(study, name, folder), _settings_name(study, name, folder)
+    found = sorted((folder / "teachers").glob(f"{named}-*/{CONFIG}"))
+    out = found[0].parent if found else _tune(study, name, named, say, folder)
+    for other, file in probes.items():
+        if not (out / file).exists():
+            corpus = open_corpus(study, other, folder)
+            measured = probe(load_classifier(out), corpus, study.probes)
+            write_json(out / file, measured.as_json())
+            say(f"teacher of {name}, probe on {other}: {measured.correct_N.mean():.4f}")
+    return _read(name, out, probes)
 
 
 def habits(work: Path, compute: Compute) -> Habits:
@@ -110,7 +114,7 @@ def cached(
     )
 
 
-def _settled(study: Study, name: str, folder: Path) -> str:
+def _settings_name(study: Study, name: str, folder: Path) -> str:
     """A name for all that decides a teacher, but the machine."""
     made_of = {
         "corpus": open_corpus(study, name, folder).sha256,
@@ -122,12 +126,12 @@ def _settled(study: Study, name: str, folder: Path) -> str:
     return f"{name}-{sha256_json(decisive(made_of))[:12]}"
 
 
-def _tune(study: Study, name: str, settled: str, say: Say, folder: Path) -> Path:
+def _tune(study: Study, name: str, named: str, say: Say, folder: Path) -> Path:
     """Train a teacher per rate; the folder of the one that is best on dev.
 
     Where that is one whose outcomes were kept without its weights, the weights join them.
     """
-    corpus, drafts = open_corpus(study, name, folder), folder / "teachers" / "drafts" / settled
+    corpus, drafts = open_corpus(study, name, folder), folder / "teachers" / "drafts" / named
     best: dict[str, Any] | None = None
     for rate in study.data[name].teacher.learning_rates:
         draft, report = _tune_at(study, corpus, drafts / f"{rate:g}", folder, rate)
@@ -140,7 +144,7 @@ def _tune(study: Study, name: str, settled: str, say: Say, folder: Path) -> Path
     right = predicted.argmax(1).numpy() == corpus.test.labels
     best |= {"accuracy": float(right.mean()), "correct": bits(right)}
     write_json(draft / "report.json", best)
-    out = folder / "teachers" / f"{settled}-{best['sha256'][:12]}"
+    out = folder / "teachers" / f"{named}-{best['sha256'][:12]}"
     for path in out.glob("*.json"):
         shutil.copy2(path, draft)
     replace_folder(draft, out)
@@ -183,20 +187,10 @@ def _probe_files(study: Study, name: str, folder: Path) -> dict[str, str]:
     """For each unseen corpus the file that a teacher's probe is kept in."""
     found = {}
     for other in study.data[name].unseen:
-        sha256 = open_corpus(study, other, folder).sha256
-        made_of = {"probes": study.probes.model_dump(), "corpus": sha256}
+        corpus = open_corpus(study, other, folder)
+        made_of = {"probes": study.probes.model_dump(), "corpus": corpus.sha256}
         found[other] = f"probe-{other}-{sha256_json(made_of)[:12]}.json"
     return found
-
-
-def _measure(study: Study, name: str, out: Path, say: Say, folder: Path) -> None:
-    """Probe the frozen teacher where it has not been; each outcome is kept beside it."""
-    for other, file in _probe_files(study, name, folder).items():
-        path = out / file
-        if not path.exists():
-            corpus = open_corpus(study, other, folder)
-            write_json(path, probe(load_classifier(out), corpus, study.probes).as_json())
-            say(f"teacher of {name}, probe on {other}: {read_json(path)['accuracy']:.4f}")
 
 
 def _read(name: str, out: Path, probes: dict[str, str]) -> Teacher:

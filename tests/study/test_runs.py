@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,10 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from tasks.kd import gradients, weighing
 from tasks.kd.data import Split
 from tasks.kd.digests import read_json, sha256_file, write_json
+from tests.study import __main__ as program
 from tests.study import arms, launching, report, runs, selection, teachers
 from tests.study.corpora import (
     Corpus,
@@ -29,8 +32,6 @@ from tests.study.runs import Key, Run
 from tests.study.settings import Study
 from tests.study.small import HIDDEN, KL, LABELS, phase, small_study, write_arm, write_wheel
 from tests.tiny import tiny_model, tiny_tokenizer
-
-OTHER = {"sha256": "f" * 64}
 
 # --- the whole, on a tiny teacher ----------------------------------------------------------------
 
@@ -186,6 +187,25 @@ def test_outcomes_are_taken_over_from_the_repository_and_a_teacher_is_tuned_agai
     }
 
 
+def moved_elsewhere(study: Study, here: teachers.Teacher, folder: Path) -> teachers.Teacher:
+    """All runs and their teacher become another machine's: other bits, and no weights."""
+    named, _ = here.folder.name.rsplit("-", 1)
+    elsewhere = here.folder.with_name(f"{named}-{'f' * 12}")
+    shutil.move(here.folder, elsewhere)
+    write_json(
+        elsewhere / "report.json", {**read_json(elsewhere / "report.json"), "sha256": "f" * 64}
+    )
+    for path in (elsewhere / teachers.CONFIG, elsewhere / "model.safetensors"):
+        path.unlink()
+    (other,) = teachers.known_teachers(study, "first", folder)
+    for path in (folder / "runs").iterdir():
+        result = read_json(path)
+        run = selection.open_run(study, Key(**result["key"]), other, folder)
+        path.unlink()
+        write_json(run.path, result | {"made_of": run.made_of})
+    return other
+
+
 def test_another_teacher_than_that_of_the_kept_runs_has_tables_of_its_own(
     small: tuple[Study, Path], tmp_path: Path
 ) -> None:
@@ -203,20 +223,13 @@ def test_another_teacher_than_that_of_the_kept_runs_has_tables_of_its_own(
         all_seeds(arm)
     here = teachers.teacher_here(study, "first", silent, folder)
     assert to_do(*both) == []
-    # As if all of it were of another machine: the same settings, another digest, no weights.
-    elsewhere = here.folder.with_name(f"{here.folder.name.rsplit('-', 1)[0]}-{'f' * 12}")
-    shutil.move(here.folder, elsewhere)
-    write_json(elsewhere / "report.json", {**read_json(elsewhere / "report.json"), **OTHER})
-    for path in (elsewhere / teachers.CONFIG, elsewhere / "model.safetensors"):
-        path.unlink()
-    (other,) = teachers.known_teachers(study, "first", folder)
-    for path in (folder / "runs").iterdir():
-        result = read_json(path)
-        run = selection.open_run(study, Key(**result["key"]), other, folder)
-        path.unlink()
-        write_json(run.path, result | {"made_of": run.made_of})
+    other = moved_elsewhere(study, here, folder)
     assert to_do(*both) == []
     assert to_do("hidden_kept", *both) == ["prediction_only", "hidden_kept"]
+    aside = next((folder / "runs").glob("*.prediction_only.*"))
+    aside.rename(folder / aside.name)
+    assert to_do("labels_only") == ["prediction_only", "labels_only"]  # no table to stand in
+    (folder / aside.name).rename(aside)
     for arm in ("prediction_only", "hidden_kept"):
         all_seeds(arm)
     assert teachers.teacher_here(study, "first", silent, folder).sha256 == here.sha256
@@ -231,7 +244,12 @@ def test_another_teacher_than_that_of_the_kept_runs_has_tables_of_its_own(
     page = (tmp_path / "first.md").read_text(encoding="utf-8")
     assert f", teacher {here.name}\n" in page
     assert ", teacher ffffffff\n" in page
-    assert restore(kept_file("first", tmp_path), tmp_path / "new") == 4 + 4 + 4
+    of_each_teacher, of_its_runs = 2, 4
+    kept = restore(kept_file("first", tmp_path), tmp_path / "new")
+    assert kept == 2 * (of_each_teacher + of_its_runs)
+    probes = study.probes.model_copy(update={"train": 30})
+    unmeasured = study.model_copy(update={"probes": probes})
+    assert teachers.known_teachers(unmeasured, "first", folder) == []
 
 
 def test_rates_are_halved_or_doubled_until_the_best_is_between_two_others(
@@ -315,7 +333,7 @@ def test_all_arms_run_and_are_reported_and_nothing_runs_twice(
         "widened",
         "teacher",
     }
-    assert table["arms"]["teacher"]["accuracies"] == [table["teacher"]["accuracy"]] * 2
+    assert table["arms"]["teacher"]["accuracies"] == [table["teacher"]["accuracy"]]
     assert "transfer_kept" in (tmp_path / "results" / "first.svg").read_text(encoding="utf-8")
     assert table["arms"]["hidden_kept"]["dev_by_rate"].keys() == {"0.001", "0.002"}
     for path in (folder / "runs").glob("*.hidden_kept.1.*"):
@@ -343,7 +361,7 @@ def test_the_first_seed_is_told_of_what_has_not_all_of_them(small: tuple[Study, 
     assert found is not None
     teacher = found.teacher
     firsts = report.first_seeds(study, [teacher], [found], folder)
-    of = (teacher.sha256, "narrow", "hidden_kept")
+    of = (teacher.name, "narrow", "hidden_kept")
     assert set(firsts) == {of}
     best = max(read_json(one.path)["dev_accuracy"] for one in tried)
     assert firsts[of]["dev_accuracy"] == best
@@ -569,6 +587,36 @@ def test_what_was_started_ends_with_the_one_who_started_it(
     with pytest.raises(SystemExit):
         launching.launch({"a": [sys.executable, "-c", code]}, jobs=1)
     assert started[0].returncode not in (None, 0)
+
+
+def test_one_prepares_and_the_others_wait_and_say_so(tmp_path: Path) -> None:
+    told: list[str] = []
+    done = threading.Event()
+
+    def prepare() -> None:
+        with launching.one_at_a_time(tmp_path / "new", told.append):
+            done.set()
+
+    other = threading.Thread(target=prepare)
+    with launching.one_at_a_time(tmp_path / "new", told.append):
+        other.start()
+        assert not done.wait(0.2)
+        assert told == ["another process prepares data or a teacher: waiting for it"]
+    other.join(10)
+    assert done.is_set()
+
+
+def test_a_study_with_nothing_to_do_ends_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "FOLDER", tmp_path)
+    monkeypatch.setattr(program, "_restore", lambda: None)
+    monkeypatch.setattr(selection, "to_do", lambda *_: [])
+    asked = ["run", "--data", "r52", "--student", "narrow", "--student", "shallow"]
+    found = CliRunner().invoke(program.main, asked)
+    assert found.exit_code == 0, found.output
+    assert "r52, narrow: to do nothing\n" in found.output
+    assert "r52, shallow: to do nothing\n" in found.output
 
 
 def test_a_run_is_started_by_its_key() -> None:
