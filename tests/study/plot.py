@@ -23,15 +23,18 @@ _ARM_INCHES, _REST_INCHES = 0.27, 0.9
 
 def draw(tables: Sequence[Table], path: Path) -> None:
     """Write one panel per student and teacher as an SVG on white."""
-    rows = -(-len(tables) // 2)
+    rows, columns = -(-len(tables) // 2), min(2, len(tables))
     height = sum(_ARM_INCHES * most + _REST_INCHES for most in _heights(tables))
     with mpl.rc_context({**STYLE, "svg.hashsalt": "study"}):
         figure = Figure(figsize=(9.2, height), layout="constrained")
-        panels = list(figure.subplots(rows, 2, squeeze=False, height_ratios=_heights(tables)).flat)
+        panels = list(
+            figure.subplots(rows, columns, squeeze=False, height_ratios=_heights(tables)).flat
+        )
         for axes, table in zip(panels, tables, strict=False):
             _panel(axes, table)
         for axes in panels[len(tables) :]:
             axes.set_visible(False)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
         figure.savefig(path, format="svg", facecolor=PAPER, metadata=_NOTHING)
 
 
@@ -45,7 +48,7 @@ def _heights(tables: Sequence[Table]) -> list[int]:
 
 def _panel(axes: Axes, table: Table) -> None:
     ordered: list[Row] = sorted(table.rows, key=lambda row: row.delta.value)
-    axes.set_title(f"{table.teacher.data}, {table.student}, teacher {table.teacher.name}")
+    axes.set_title(f"{table.student}, teacher {table.teacher.name}")
     axes.axvline(0, color=MUTED, linewidth=0.8)
     for shift, colour, label, found in (
         (0.16, STUDENT, "own test split", [row.delta for row in ordered]),
@@ -54,7 +57,6 @@ def _panel(axes: Axes, table: Table) -> None:
         _dots(axes, found, shift, colour, label)
     axes.set_yticks(range(len(ordered)), [row.arm for row in ordered])
     axes.set_xlabel("points against prediction_only")
-    axes.legend(loc="lower right")
 
 
 def _dots(axes: Axes, found: Sequence[Interval], shift: float, colour: str, label: str) -> None:
