@@ -147,9 +147,11 @@ def write_report(study: Study, out: Path, *, seeds: int, folder: Path = FOLDER) 
 
 
 def outcomes(teacher: Teacher, folder: Path) -> list[Path]:
-    """The files of the runs with that teacher, and of its own figures."""
+    """The files of the runs with that teacher, and of its own figures; none without runs."""
     runs = sorted((folder / "runs").glob(f"{teacher.data}.*.json"))
     own = [path for path in runs if read_json(path)["made_of"]["teacher"] == teacher.sha256]
+    if not own:
+        return []
     return [*own, teacher.folder / "report.json", *sorted(teacher.folder.glob("probe-*.json"))]
 
 

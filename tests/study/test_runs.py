@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -224,12 +225,15 @@ def test_another_teacher_than_that_of_the_kept_runs_has_tables_of_its_own(
     here = teachers.teacher_here(study, "first", silent, folder)
     assert to_do(*both) == []
     other = moved_elsewhere(study, here, folder)
+    assert len(report.outcomes(other, folder)) == 4 + 2  # runs; the report and a probe
     assert to_do(*both) == []
     assert to_do("hidden_kept", *both) == ["prediction_only", "hidden_kept"]
     aside = next((folder / "runs").glob("*.prediction_only.*"))
     aside.rename(folder / aside.name)
     assert to_do("labels_only") == ["prediction_only", "labels_only"]  # no table to stand in
     (folder / aside.name).rename(aside)
+    new = teachers.teacher_here(study, "first", silent, folder)
+    assert report.outcomes(new, folder) == []
     for arm in ("prediction_only", "hidden_kept"):
         all_seeds(arm)
     assert teachers.teacher_here(study, "first", silent, folder).sha256 == here.sha256
@@ -600,7 +604,10 @@ def test_one_prepares_and_the_others_wait_and_say_so(tmp_path: Path) -> None:
     other = threading.Thread(target=prepare)
     with launching.one_at_a_time(tmp_path / "new", told.append):
         other.start()
-        assert not done.wait(0.2)
+        ends = time.monotonic() + 10
+        while not told and time.monotonic() < ends:
+            time.sleep(0.01)
+        assert not done.is_set()
         assert told == ["another process prepares data or a teacher: waiting for it"]
     other.join(10)
     assert done.is_set()
