@@ -48,10 +48,11 @@ def transport(costs_BSL: torch.Tensor) -> torch.Tensor:
     plan = logs.exp()
     plan = plan * (1 / students / plan.sum(2, keepdim=True)).clamp_max(1)
     plan = plan * (1 / teachers / plan.sum(1, keepdim=True)).clamp_max(1)
-    lacking_BS1 = 1 / students - plan.sum(2, keepdim=True)
-    lacking_B1L = 1 / teachers - plan.sum(1, keepdim=True)
+    # Rounding leaves a layer a hair too much as well: that is no lack, and their sum no divisor.
+    lacking_BS1 = (1 / students - plan.sum(2, keepdim=True)).clamp_min(0)
+    lacking_B1L = (1 / teachers - plan.sum(1, keepdim=True)).clamp_min(0)
     least = torch.finfo(plan.dtype).tiny
-    return plan + lacking_BS1 * lacking_B1L / lacking_BS1.sum(1, keepdim=True).clamp_min(least)
+    return plan + lacking_BS1 / lacking_BS1.sum(1, keepdim=True).clamp_min(least) * lacking_B1L
 
 
 @torch.no_grad()

@@ -32,14 +32,24 @@ def test_a_plan_gives_each_layer_its_share_at_nearly_the_least_cost(
 ) -> None:
     costs = random_costs(3, students, teachers, seed)
     plan = transport(costs)
-    assert plan.min() >= -1e-12
+    assert plan.min() >= 0
     assert plan.sum((1, 2)).tolist() == pytest.approx([1.0] * 3)
     assert torch.allclose(plan.sum(1), torch.full((3, teachers), 1 / teachers).double())
-    assert torch.allclose(plan.sum(2), torch.full((3, students), 1 / students).double(), atol=0.02)
+    assert torch.allclose(plan.sum(2), torch.full((3, students), 1 / students).double())
     for cost, own in zip(costs.numpy(), plan.numpy(), strict=True):
         # The smoothing is 5 % of the mean cost, and its entropy at most the log of all pairs.
         slack = 0.05 * cost.mean() * (1 + np.log(cost.size))
         assert float((cost * own).sum()) <= least_cost(cost) + slack
+
+
+@pytest.mark.parametrize("spread", [0.01, 0.1, 0.3, 1.0])
+def test_no_plan_of_many_is_spoilt_by_rounding(spread: float) -> None:
+    """What rounding leaves of the shares can sum to nothing: one plan in 400 was of 1e22."""
+    torch.manual_seed(0)
+    plans = transport(torch.exp(torch.randn(10_000, 3, 6) * spread))
+    assert plans.min() >= 0
+    assert torch.allclose(plans.sum(1), torch.full((10_000, 6), 1 / 6), atol=1e-6)
+    assert torch.allclose(plans.sum(2), torch.full((10_000, 3), 1 / 3), atol=1e-6)
 
 
 def test_a_plan_follows_the_costs() -> None:
