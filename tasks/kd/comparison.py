@@ -82,8 +82,11 @@ class Comparison:
 
     def _planned(self, seen: Seen) -> Total:
         """All pairs of layers, each example by its own plan."""
-        own, theirs = self.matching.own, self.matching.theirs
-        totals = [[self._pair(seen, s, t, each=True) for t in theirs] for s in own]
+        sides = [self._side(seen, own) for own in self.matching.own]
+        totals = [
+            [self._against(seen, side, theirs, each=True) for theirs in self.matching.theirs]
+            for side in sides
+        ]
         costs_BSL = torch.stack([torch.stack([x.sum for x in row], -1) for row in totals], 1)
         layer_map = self.matching.layer_map
         assert layer_map is not None
@@ -98,22 +101,30 @@ class Comparison:
             for (own, theirs), (own_next, theirs_next) in itertools.pairwise(states)
         )
 
-    def _pair(self, seen: Seen, own: int, theirs: int, *, each: bool = False) -> Total:
-        """One student layer against one teacher layer; with `each`, every example's own sum."""
+    def _pair(self, seen: Seen, own: int, theirs: int) -> Total:
+        """One student layer against one teacher layer."""
+        return self._against(seen, self._side(seen, own, theirs), theirs)
+
+    def _side(self, seen: Seen, own: int, theirs: int = 0) -> Any:
+        """What of a student layer is compared: a state, scores, or queries, keys and values."""
+        if self.level.level == "hidden":
+            return self._own(seen, own, theirs)
+        qkv = _float(seen.captured.qkv[own])
+        if isinstance(self.level, RelationLevel):
+            return qkv
+        return scores(seen.student, own, qkv, seen.mask_BT)
+
+    def _against(self, seen: Seen, side: Any, theirs: int, *, each: bool = False) -> Total:
+        """A student's side against a teacher layer; with `each`, every example's own sum."""
         options: dict[str, Any] = {"each": True} if each else {}
         target = self._theirs(seen, theirs)
         if isinstance(self.level, RelationLevel):
-            return _relate(self.level, _float(seen.captured.qkv[own]), target, seen.mask_BT)
-        if isinstance(self.level, AttentionLevel):
-            qkv = _float(seen.captured.qkv[own])
-            student_BHTT = scores(seen.student, own, qkv, seen.mask_BT)
-            return self._lose(seen, student_BHTT, target, options)
-        student_BTD = self._own(seen, own, theirs)
+            return _relate(self.level, side, target, seen.mask_BT)
         if isinstance(self.level, ContrastiveLevel):
-            return self._contrast(seen, student_BTD, target, self.constants(f"bank_{theirs}"))
+            return self._contrast(seen, side, target, self.constants(f"bank_{theirs}"))
         if isinstance(self.level, HiddenLevel) and self.level.standardise:
             options["deviation_D"] = self.constants(f"deviation_{theirs}")
-        return self._lose(seen, student_BTD, target, options)
+        return self._lose(seen, side, target, options)
 
     def _contrast(
         self, seen: Seen, student_BTD: torch.Tensor, target_BTD: torch.Tensor, bank: torch.Tensor
