@@ -19,7 +19,7 @@ from tasks.kd.errors import ParamsError
 
 if TYPE_CHECKING:
     from tasks.kd.cache.estimate import Estimate, Texts
-    from tasks.kd.params import Recipe
+    from tasks.kd.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from flows.root import find_root
 from tasks.kd.errors import ParamsError
 
 if TYPE_CHECKING:
-    from tasks.kd.params import Recipe
+    from tasks.kd.recipe import Recipe
     from tasks.registry import Produced
 
 

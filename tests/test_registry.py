@@ -25,7 +25,8 @@ import pytest
 from tasks.kd.digests import sha256_file, write_json
 from tasks.kd.errors import DataError, KDError, ParamsError, RegistryError, TransientError
 from tasks.kd.gate import Decision
-from tasks.kd.params import Gate, Recipe, Register
+from tasks.kd.params import Gate, Register
+from tasks.kd.recipe import Recipe
 from tasks.kd.recipes import load_recipe
 from tasks.registry import (
     Lineage,

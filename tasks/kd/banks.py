@@ -30,8 +30,9 @@ def banks(
         first.setdefault(ids.tobytes(), row)
     rows = np.random.default_rng(seed).permutation(list(first.values()))[:count]
     lengths = np.asarray([len(input_ids[row]) for row in rows])
+    by_length = np.argsort(lengths, kind="stable")  # so that a batch holds what it is bound to
     parts: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
-    for part in split_by_tokens(np.arange(len(rows)), lengths, max_tokens=_BATCH_TOKENS):
+    for part in split_by_tokens(by_length, lengths, max_tokens=_BATCH_TOKENS):
         texts = [input_ids[rows[place]] for place in part]
         streams = targets.fetch(texts)
         mask_BT = (
@@ -39,4 +40,5 @@ def banks(
         )
         for layer in layers:
             parts[layer].append(pool(streams[f"hidden.{layer}"].float(), mask_BT))
-    return {layer: torch.cat(found) for layer, found in parts.items()}
+    drawn = torch.from_numpy(np.argsort(by_length))  # the first so many are a level's negatives
+    return {layer: torch.cat(found)[drawn] for layer, found in parts.items()}

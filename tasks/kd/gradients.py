@@ -82,6 +82,7 @@ class Computer:
         self._compute, self._seed = compute, seed
         self._lengths = split.lengths
         self._weights = [p for p in objective.parameters() if p.requires_grad]
+        self._own = [p for p in objective.student.parameters() if p.requires_grad]
         self._device = self._weights[0].device
 
     def compute(self, work: Work, state: State, asked: Asked) -> Found:
@@ -174,6 +175,8 @@ class Computer:
         weights = self._weights_at(asked.moment, state)
         if asked.balanced:
             self._combine(own, weights)
+        if all(weight.grad is None for weight in self._own):  # but for projections
+            raise self._unreached(state)
         gradients = [weight.grad for weight in self._weights if weight.grad is not None]
         if not asked.balanced:
             ranks.add_up(gradients)

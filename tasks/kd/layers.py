@@ -13,7 +13,7 @@ Pairs = tuple[tuple[int, int], ...]
 def pairs(layer_map: str | Pairs, student_layers: int, teacher_layers: int) -> Pairs:
     """The (student layer, teacher layer) pairs of a recipe's `layer_map`.
 
-    Raises ValueError, naming the pair, for layers that are not there.
+    Raises ValueError, naming the pair, for layers that are not there and for a pair named twice.
     """
     if layer_map in _NAMED:
         return _NAMED[str(layer_map)](student_layers, teacher_layers)
@@ -25,6 +25,8 @@ def pairs(layer_map: str | Pairs, student_layers: int, teacher_layers: int) -> P
                 f"layer map pair [{student}, {teacher}] is out of range: the student has layers "
                 f"0 to {student_layers}, the teacher 0 to {teacher_layers}"
             )
+        if layer_map.count((student, teacher)) > 1:
+            raise ValueError(f"layer map pair [{student}, {teacher}] is named twice")
     return tuple((student, teacher) for student, teacher in layer_map)
 
 

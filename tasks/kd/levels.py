@@ -29,6 +29,7 @@ PLANS = (
     "; transport: every layer with every other, by the plan of least cost; nearest: each teacher "
     "layer of the uniform map with the student layer that is nearest to it"
 )
+_NEXT_LAYER = "hidden.gram compares a matched layer with the next one"
 ChosenMap = Literal["random", "mixture", "transport", "nearest"]
 Projection = Annotated[
     Literal["none", "linear", "shared", "orthogonal"],
@@ -124,6 +125,12 @@ class DKDLevel(Section):
     target_weight: Annotated[Weight, Field(description="of the true class against the others")]
     other_weight: Annotated[Weight, Field(description="of the others among themselves")]
     weight: Annotated[ScheduledWeight, Field(description=WEIGHT)]
+
+    @model_validator(mode="after")
+    def _a_part_counts(self) -> DKDLevel:
+        if self.target_weight == self.other_weight == 0:
+            raise ValueError("target_weight and other_weight are both 0: nothing is taught")
+        return self
 
 
 class DISTLevel(Section):
@@ -353,10 +360,13 @@ class Matching:
 def match(level: LayerLevel, student_layers: int, teacher_layers: int) -> Matching:
     """The layers that a level compares.
 
-    Layer 0, the embedding output, has no attention: a named map leaves it out there, and maps that
-    choose leave it out everywhere. Raises ValueError, naming the pair, for a layer that is not
-    there, and for a student deeper than its teacher.
+    Layer 0, the embedding output, has no attention, and its first token is the same for all texts:
+    a named map leaves it out there, and maps that choose leave it out everywhere. Raises
+    ValueError, naming the pair, for a layer that is not there, and for a student deeper than its
+    teacher where the map goes through all layers.
     """
+    if level.loss == "gram" and level.layer_map == "random" and student_layers < 2:
+        raise ValueError(f"{_NEXT_LAYER}: a student of 1 has none")
     if level.layer_map in ("random", "mixture", "transport", "nearest"):
         within = uniform(student_layers, teacher_layers)[1:]
         own = tuple(range(1, student_layers + 1))
@@ -365,17 +375,14 @@ def match(level: LayerLevel, student_layers: int, teacher_layers: int) -> Matchi
             theirs = tuple(teacher for _, teacher in within)
         return Matching(level.layer_map, own, theirs, ())
     found = pairs(level.layer_map, student_layers, teacher_layers)
-    if level.level != "hidden":
+    if level.level != "hidden" or level.loss == "cls_mse":
         without = [list(pair) for pair in found if min(pair) == 0]
         if without and not isinstance(level.layer_map, str):
-            raise ValueError(
-                f"layer 0, the embeddings, has no {level.level}: layer map pair {without[0]}"
-            )
+            what = level.level if level.level != "hidden" else "first token that differs by text"
+            raise ValueError(f"layer 0, the embeddings, has no {what}: layer map pair {without[0]}")
         found = tuple(pair for pair in found if min(pair) > 0)
     if level.loss == "gram" and len(found) < 2:
-        raise ValueError(
-            f"hidden.gram compares a matched layer with the next one: {len(found)} is too few"
-        )
+        raise ValueError(f"{_NEXT_LAYER}: {len(found)} is too few")
     own, theirs = (tuple(sorted(set(side))) for side in zip(*found, strict=True))
     return Matching(None, own, theirs, found)
 

@@ -213,6 +213,8 @@ def _predict(
     options = options_of(level)
     if not isinstance(level, LogitsMSELevel):
         options["temperature"] = _temperature(level.temperature, logits_BC, targets, done)
+        if isinstance(level.temperature, FocalTemperature | ConfidenceTemperature):
+            options["base"] = level.temperature.base
     if level.loss == "dkd":
         return losses.dkd(logits_BC, targets["logits"], labels_B, **options)
     total: Total = getattr(losses, level.loss)(logits_BC, targets["logits"], **options)

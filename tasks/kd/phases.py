@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from tasks.kd.cache.streams import in_order
 from tasks.kd.levels import LayerLevel, Level, level_names, match
+from tasks.kd.schedules import is_nothing
 from tasks.kd.sections import NotNegative, Positive, PositiveFloat, Section
 
 
@@ -51,10 +52,22 @@ class Phase(Section):
         level_names(self.levels)
         return self
 
+    @model_validator(mode="after")
+    def _something_is_taught(self) -> Phase:
+        if all(is_nothing(level.weight) for level in self.levels):
+            raise ValueError(f"{self.name}: all weights are 0, so that nothing is taught")
+        if self.balance_every is not None and len(self.levels) == 1:
+            raise ValueError(f"{self.name}: balance_every is for several levels; write null")
+        return self
+
     @property
     def reads_unlabelled(self) -> bool:
         """Whether it reads texts without labels too: where no prediction is taught."""
         return all(level.level != "prediction" for level in self.levels)
+
+    def trains(self, layer: int | Literal["head"]) -> bool:
+        """Whether a student layer, 0 the embeddings, or the head is trained."""
+        return self.trained_layers == "all" or layer in self.trained_layers
 
     def passes(self, random_texts: int) -> int:
         """Its epochs in passes over labelled texts, each of which has so many random ones."""
@@ -82,6 +95,19 @@ def streams_read(
                 read = match(level, student_layers, teacher_layers).theirs
                 needed.update(f"{level.level}.{teacher}" for teacher in read)
     return in_order(needed)
+
+
+def layers_reached(
+    phase: Phase, student_layers: int, teacher_layers: int
+) -> tuple[int | Literal["head"], ...]:
+    """The student's layers that the phase's levels have gradients for: all up to the last compared.
+
+    A prediction level reaches all, and the head. Raises ValueError for a layer that is not there.
+    """
+    if not phase.reads_unlabelled:
+        return (*range(student_layers + 1), "head")
+    compared = (match(x, student_layers, teacher_layers).own for x in layer_levels([phase]))
+    return tuple(range(max(map(max, compared)) + 1))
 
 
 def layer_levels(phases: Iterable[Phase]) -> Iterator[LayerLevel]:

@@ -11,12 +11,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from tasks.kd.errors import ParamsError
-from tasks.kd.params import RECIPE_NAME, Recipe
+from tasks.kd.params import RECIPE_NAME
+from tasks.kd.recipe import Recipe
 from tasks.kd.source_sections import PathData, PathModel
 
 RECIPES_FILE = Path("params/recipes.yaml")
 REMOTE = "params/remote"
-_INPUTS = {"train", "test", "teacher", "student", "more_teachers"}
+_INPUTS = ("train", "test", "teacher", "student", "more_teachers")
 
 
 def find_recipe(name_or_path: str, root: Path) -> Path:
@@ -77,10 +78,8 @@ def read_inputs(root: Path) -> dict[str, dict[str, str]]:
     for name, inputs in entries.items():
         if not isinstance(name, str) or not re.fullmatch(RECIPE_NAME, name):
             raise ParamsError(f"a recipe can't be named {name!r}", where=path)
-        if not isinstance(inputs, dict) or set(inputs) != _INPUTS:
-            raise ParamsError(
-                f"entry {name!r} must have exactly train, test, teacher and student", where=path
-            )
+        if not isinstance(inputs, dict) or set(inputs) != set(_INPUTS):
+            raise ParamsError(f"entry {name!r} must have exactly {', '.join(_INPUTS)}", where=path)
         for entry in inputs.values():
             _check_input(entry, path)
     return {name: {key: str(value) for key, value in e.items()} for name, e in entries.items()}

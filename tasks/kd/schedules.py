@@ -15,7 +15,7 @@ class WeightSchedule(Section):
 
     schedule: Annotated[Literal["linear", "cosine"], Field(description="how it goes")]
     start: Annotated[Weight, Field(description="at the phase's first step")]
-    end: Annotated[Weight, Field(description="at the phase's last step")]
+    end: Annotated[Weight, Field(description="as the phase ends, a step after its last")]
 
 
 class TemperatureSchedule(Section):
@@ -23,11 +23,18 @@ class TemperatureSchedule(Section):
 
     schedule: Annotated[Literal["linear", "cosine"], Field(description="how it goes")]
     start: Annotated[PositiveFloat, Field(description="at the phase's first step")]
-    end: Annotated[PositiveFloat, Field(description="at the phase's last step")]
+    end: Annotated[PositiveFloat, Field(description="as the phase ends, a step after its last")]
 
 
 ScheduledWeight = Weight | WeightSchedule
 ScheduledTemperature = PositiveFloat | TemperatureSchedule
+
+
+def is_nothing(weight: ScheduledWeight) -> bool:
+    """Whether a weight is 0 throughout its phase."""
+    if isinstance(weight, WeightSchedule):
+        return weight.start == weight.end == 0
+    return weight == 0
 
 
 def value_at(value: float | WeightSchedule | TemperatureSchedule, done: float) -> float:

@@ -98,6 +98,11 @@ class Student(Section):
                 f"hidden_size {self.hidden_size} must be a multiple of "
                 f"attention_heads {self.attention_heads}"
             )
+        if self.family == "modernbert" and self.hidden_size // self.attention_heads % 2:
+            raise ValueError(
+                f"attention heads {self.hidden_size // self.attention_heads} wide: modernbert "
+                "rotates pairs of a head's channels, so that its heads need an even width"
+            )
         return self
 
     @model_validator(mode="after")

@@ -13,7 +13,7 @@ from typing import Any
 from tasks.kd.digests import sha256_json
 from tasks.kd.errors import DataError
 from tasks.kd.gate import Candidate
-from tasks.kd.params import Recipe
+from tasks.kd.recipe import Recipe
 
 STAGES = (
     "fetch_sources",

@@ -148,8 +148,16 @@ def save(stage: Stage, model: Any, report: dict[str, Any]) -> None:
 
 
 def require_labels(model: Path, expected: list[str]) -> None:
-    """Raise DataError unless a tuned classifier has those labels, in that order."""
+    """Raise DataError unless a tuned classifier gives one of those labels, in that order."""
     config = load_config(model)
+    if config.problem_type not in (None, "single_label_classification"):
+        raise DataError(
+            "the teacher does not choose one label for a text",
+            where=model / "config.json",
+            expected="problem_type single_label_classification, or none",
+            found=config.problem_type,
+            advice="Its logits are not those of a softmax; tune one that they are of.",
+        )
     labels = [config.id2label[i] for i in sorted(config.id2label)]
     if labels != expected:
         raise DataError(

@@ -26,7 +26,7 @@ from tasks.kd.cache.writer import distinct
 from tasks.kd.data import Ids, Split, read_data_card, read_split
 from tasks.kd.digests import read_json, sha256_json, write_json
 from tasks.kd.encoders import load_classifier
-from tasks.kd.params import Recipe
+from tasks.kd.recipe import Recipe
 from tasks.kd.recipes import load_recipe
 from tasks.stages import INPUTS
 from tests.bench.figures import Figure, Findings

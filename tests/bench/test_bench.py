@@ -14,7 +14,7 @@ from rich.console import Console
 from ruamel.yaml import YAML
 
 from tasks.kd.digests import read_json
-from tasks.kd.params import Recipe
+from tasks.kd.recipe import Recipe
 from tests.bench import caches, results
 from tests.bench.figures import Figure, Findings, Way, paragraphs, ratio, take_turns, turns
 from tests.bench.material import QUICKSTART, RECIPE, replace

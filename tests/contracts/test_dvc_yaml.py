@@ -145,7 +145,7 @@ def find_faults(stages: dict[str, Any], root: Path) -> list[str]:
 
 
 def test_stages_are_modules_are_sections_in_one_order() -> None:
-    from tasks.kd.params import Recipe
+    from tasks.kd.recipe import Recipe
     from tasks.stages import INPUTS
 
     stages = list(read_stages(ROOT))

@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 
 from docs.describe_params import find_models
 from tasks.kd.errors import ParamsError
-from tasks.kd.params import Recipe
+from tasks.kd.recipe import Recipe
 from tasks.kd.recipes import list_recipes, load_recipe
 from tasks.kd.sections import Section
 

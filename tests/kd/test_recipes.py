@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from ruamel.yaml import YAML
 
 from tasks.kd.errors import ParamsError
-from tasks.kd.params import FetchSources, Recipe
+from tasks.kd.params import FetchSources
+from tasks.kd.recipe import Recipe
 from tasks.kd.recipes import (
     check_inputs,
     find_recipe,
@@ -116,6 +119,122 @@ def test_what_cannot_be_run_is_refused(
 ) -> None:
     assert old in text
     assert said in faults_of(write(text.replace(old, new, 1)))
+
+
+FIRST, LAST = "hidden", "prediction"
+NEW_HEAD = {"kind": "random", "embeddings": "new"}
+
+
+def change(text: str, phase: str, **fields: Any) -> Any:
+    """The quickstart as mappings, with other fields in the phase of that name."""
+    document = YAML(typ="safe").load(text)
+    (found,) = (x for x in document["train_student"]["phases"] if x["name"] == phase)
+    found.update(fields)
+    return document
+
+
+def without_predictions(document: Any, phase: str) -> Any:
+    """Without the prediction levels of that phase."""
+    (found,) = (x for x in document["train_student"]["phases"] if x["name"] == phase)
+    found["levels"] = [x for x in found["levels"] if x["level"] != "prediction"]
+    return document
+
+
+def hidden(layer_map: Any, loss: str = "cosine", **fields: Any) -> list[dict[str, Any]]:
+    """One hidden level."""
+    level = {"level": "hidden", "loss": loss, "layer_map": layer_map, "weight": 1.0}
+    return [{**level, "projection": "none", **fields}]
+
+
+@pytest.mark.parametrize(
+    ("phase", "fields", "said"),
+    [
+        (FIRST, {"optimizer": "continued"}, "the first phase has no optimizer to go on with"),
+        (FIRST, {"trained_layers": [0, 9]}, "hidden, trained_layers: 9, but the student has"),
+        (FIRST, {"trained_layers": ["head"]}, "hidden trains head, but its levels reach the"),
+        (
+            FIRST,
+            {"trained_layers": [2, "head"], "levels": hidden([[1, 2]])},
+            "hidden trains 2, head, but its levels reach the student's layers up to 1 alone",
+        ),
+        (FIRST, {"balance_every": 5}, "balance_every is for several levels"),
+        (FIRST, {"levels": hidden([[1, 2], [1, 2]])}, r"pair [1, 2] is named twice"),
+        (FIRST, {"levels": hidden([[0, 0], [3, 6]], "cls_mse", normalised=True)}, "no first token"),
+        (FIRST, {"levels": hidden("uniform", weight=0.0)}, "hidden: all weights are 0"),
+        (
+            FIRST,
+            {"levels": hidden("last", weight={"schedule": "linear", "start": 0.0, "end": 0.0})},
+            "hidden: all weights are 0",
+        ),
+        (
+            LAST,
+            {
+                "levels": [
+                    {
+                        "level": "prediction", "loss": "dkd", "temperature": 1.0, "weight": 1.0,
+                        "target_weight": 0.0, "other_weight": 0.0,
+                    }
+                ]
+            },
+            "target_weight and other_weight are both 0",
+        ),
+    ],
+)
+def test_a_phase_that_cannot_teach_is_refused(
+    text: str, write: Any, phase: str, fields: dict[str, Any], said: str
+) -> None:
+    assert said in faults_of(write(json.dumps(change(text, phase, **fields))))
+
+
+def test_a_last_phase_without_predictions_is_refused(text: str, write: Any) -> None:
+    document = without_predictions(change(text, LAST), LAST)
+    assert "the last phase is judged by its predictions" in faults_of(write(json.dumps(document)))
+
+
+def test_a_new_head_that_no_phase_trains_is_refused(text: str, write: Any) -> None:
+    document = change(text, LAST, trained_layers=[0, 1, 2, 3])
+    load_recipe(write(json.dumps(document)))  # the teacher's head
+    document["train_student"]["student"]["initial"] = NEW_HEAD
+    assert "has a new head" in faults_of(write(json.dumps(document)))
+    document["train_student"]["phases"][1]["trained_layers"].append("head")
+    load_recipe(write(json.dumps(document)))
+
+
+def test_the_first_token_of_the_embeddings_is_left_out(text: str, write: Any) -> None:
+    document = change(text, FIRST, levels=hidden("uniform", "cls_mse", normalised=False))
+    del document["train_student"]["phases"][1]["levels"][2]
+    recipe = load_recipe(write(json.dumps(document)))
+    assert recipe.streams_read == ("logits", "hidden.2", "hidden.4", "hidden.6")
+
+
+def test_compiled_layers_can_not_be_looked_into(text: str, write: Any) -> None:
+    level = {"level": "attention", "loss": "mse", "layer_map": "last", "heads": "each"}
+    document = change(text, FIRST, levels=[{**level, "weight": 1.0}])
+    document["cache_teacher"]["streams"] = ["logits", *(f"hidden.{x}" for x in (0, 2, 4, 6))]
+    document["cache_teacher"]["streams"].append("attention.6")
+    load_recipe(write(json.dumps(document)))
+    document["compute"]["compile"] = True
+    assert "compute.compile: what a compiled layer computes" in faults_of(
+        write(json.dumps(document))
+    )
+
+
+def test_products_with_the_next_layer_need_one(text: str, write: Any) -> None:
+    document = change(text, FIRST, levels=hidden("random", "gram"))
+    del document["train_student"]["phases"][1]["levels"][2]
+    document["cache_teacher"]["streams"] = ["logits", *(f"hidden.{x}" for x in range(1, 7))]
+    load_recipe(write(json.dumps(document)))
+    document["train_student"]["student"]["layers"] = 1
+    assert "hidden.gram compares a matched layer with the next one" in faults_of(
+        write(json.dumps(document))
+    )
+
+
+def test_heads_that_rotate_have_an_even_width(text: str, write: Any) -> None:
+    document = change(text, FIRST)
+    shape = {"family": "modernbert", "hidden_size": 384, "attention_heads": 128}
+    document["train_student"]["student"] |= {**shape, "initial": NEW_HEAD}
+    assert "its heads need an even width" in faults_of(write(json.dumps(document)))
 
 
 def test_widths_that_differ_need_a_projection(text: str, write: Any) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from tasks.kd.errors import ParamsError
 from tasks.kd.losses import kl
 from tasks.kd.losses.temperature import LEAST, cwsm, flsw
 from tasks.kd.schedules import TemperatureSchedule, WeightSchedule, value_at
@@ -56,10 +57,26 @@ def test_no_rule_turns_the_teacher_around() -> None:
     assert cwsm(LOGITS, base=1.0, slope=100.0, centre=1.0).min() == pytest.approx(LEAST)
 
 
-def test_a_temperature_per_example_is_that_of_each_alone() -> None:
+def test_a_temperature_per_example_is_that_of_each_alone_but_for_the_factor() -> None:
     temperatures = torch.tensor([1.0, 2.0, 5.0])
     alone = sum(
-        float(kl(LOGITS[i : i + 1], TEACHER[i : i + 1], temperature=float(t)).sum)
+        float(kl(LOGITS[i : i + 1], TEACHER[i : i + 1], temperature=float(t)).sum) / float(t) ** 2
         for i, t in enumerate(temperatures)
     )
-    assert float(kl(LOGITS, TEACHER, temperature=temperatures).sum) == pytest.approx(alone)
+    found = kl(LOGITS, TEACHER, temperature=temperatures, base=2.0)
+    assert float(found.sum) == pytest.approx(4 * alone)
+    with pytest.raises(ParamsError, match="need a base"):
+        kl(LOGITS, TEACHER, temperature=temperatures)
+
+
+def test_a_rule_pulls_harder_where_the_student_has_most_to_learn() -> None:
+    """Preparing Lessons (arXiv:1911.07471): that is what the low temperatures are for."""
+    pulls = []
+    for slope in (0.0, 2.0):
+        student = LOGITS.clone().requires_grad_()
+        rule = {"base": 4.0, "slope": slope, "centre": 0.0, "power": 1.0}
+        temperatures = flsw(student, TEACHER, **rule)
+        kl(student, TEACHER, temperature=temperatures, base=4.0).sum.backward()
+        assert student.grad is not None
+        pulls.append(float(student.grad[1].norm()))  # its logits point elsewhere
+    assert pulls[1] > 1.2 * pulls[0]

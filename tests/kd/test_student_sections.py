@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from tasks.kd.families import FAMILIES
-from tasks.kd.params import Recipe
+from tasks.kd.recipe import Recipe
 from tasks.kd.student_sections import Student
 
 CHECKPOINT = {"kind": "path", "folder": "models/student"}

@@ -254,9 +254,17 @@ def test_a_layer_that_is_not_there_is_refused_before_anything_is_trained(tmp_pat
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
-def test_a_phase_whose_levels_reach_nothing_that_it_trains_is_refused(tmp_path: Path) -> None:
-    lower = HIDDEN.model_copy(update={"projection": "none", "layer_map": ((1, 2),)})
-    phase = one_phase((lower,), name="upper", trained_layers=(2,))
+@pytest.mark.parametrize("projection", ["none", "linear", "orthogonal"])
+@pytest.mark.parametrize("trained", [2, "head"])
+@pytest.mark.parametrize("balance_every", [None, 1])
+def test_a_phase_whose_levels_reach_nothing_that_it_trains_is_refused(
+    projection: str, trained: int | str, balance_every: int | None, tmp_path: Path
+) -> None:
+    """A projection alone would be trained, and the student not."""
+    lower = HIDDEN.model_copy(update={"projection": projection, "layer_map": ((1, 2),)})
+    scores = SCORES.model_copy(update={"layer_map": ((1, 2),)})
+    fields = {"trained_layers": (trained,), "balance_every": balance_every}
+    phase = one_phase((lower, scores), name="upper", **fields)
     parts = make_parts((phase,), width=32)
     with pytest.raises(ParamsError, match=r"no level of the phase reaches.*phase upper, trained_"):
         train(make_settings(), parts, make_habits(tmp_path))

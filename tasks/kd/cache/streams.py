@@ -8,7 +8,6 @@ from them and from frozen pieces of the teacher when it is read.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -60,11 +59,6 @@ def layer_of(stream: str) -> int:
 def in_order(streams: Iterable[str]) -> tuple[str, ...]:
     """Logits first, then by layer, then by kind."""
     return tuple(sorted(streams, key=lambda s: (layer_of(s), kind_of(s))))
-
-
-def is_stream(name: str) -> bool:
-    """Whether it is the name of a stream."""
-    return re.fullmatch(STREAM, name) is not None
 
 
 def state_bytes(codec: str, width: int) -> int:

@@ -4,6 +4,8 @@ The sum is over valid elements and in float32 (in float64 if the student's tenso
 channels, heads or classes are inside it. The count is what `COUNTS` says, so that it is known
 from the lengths of the examples before anything is computed. Padding is never read.
 
+What no recipe can name yet says so: labels there are one class per example.
+
 Prediction: logits of examples
 - `labels`: cross-entropy with labels
 - `kl`: soft targets at a temperature (Hinton et al., arXiv:1503.02531)
@@ -12,10 +14,10 @@ Prediction: logits of examples
 - `dkd`: decoupled into target and rest (arXiv:2203.08679)
 - `dist`: correlation between classes (DIST, arXiv:2205.10536)
 - `logits_mse`: squared difference of logits (Ba and Caruana, arXiv:1312.6184)
-- `bce`, `bce_kl`: several labels per example, against labels and against the teacher
-- `regression`: squared error of scores
+- `bce`, `bce_kl`: several labels per example, against labels and the teacher (no recipe yet)
+- `regression`: squared error of scores (no recipe yet)
 
-Prediction: logits of tokens
+Prediction: logits of tokens (no recipe yet)
 - `token_labels`, `token_kl`: a class per token (DistilBERT, arXiv:1910.01108)
 - `span_labels`, `span_kl`: where a span starts and ends (BERT, arXiv:1810.04805)
 

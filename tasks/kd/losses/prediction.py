@@ -44,23 +44,32 @@ def labels(student_BC: torch.Tensor, labels_B: torch.Tensor) -> Total:
 
 
 def kl(
-    student_BC: torch.Tensor, teacher_BC: torch.Tensor, *, temperature: float | torch.Tensor
+    student_BC: torch.Tensor,
+    teacher_BC: torch.Tensor,
+    *,
+    temperature: float | torch.Tensor,
+    base: float | None = None,
 ) -> Total:
     """T² · KL(softmax(teacher / T) ‖ softmax(student / T)), summed over classes and examples.
 
     Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network (arXiv:1503.02531), whose
     T² keeps the gradient's size independent of T. Per example it is summed over classes, so that
     a weight means the same for 2 and for 50 classes; the count is examples. The temperature may be
-    [B], each example's own (`adaptive`). Raises ShapeError if the logits differ.
+    [B], each example's own (`losses/temperature.py`); the factor is then `base`² for all of them,
+    since T² of each would undo what a rule's low temperatures are for. Raises ShapeError if the
+    logits differ, ParamsError for temperatures of examples without a base.
 
     Differs from the authors' code: TinyBERT averages over classes and has no T².
     """
-    log_student, log_teacher = _log_softmax_pair(student_BC, teacher_BC, temperature)
     if isinstance(temperature, torch.Tensor):
-        terms_BC = functional.kl_div(log_student, log_teacher, reduction="none", log_target=True)
-        return Total((terms_BC.sum(-1) * temperature.square()).sum(), student_BC.shape[0])
+        if base is None:
+            raise ParamsError("temperatures of examples need a base", expected="a number")
+        factor = base**2
+    else:
+        factor = temperature**2
+    log_student, log_teacher = _log_softmax_pair(student_BC, teacher_BC, temperature)
     divergence = functional.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
-    return Total(divergence * temperature**2, student_BC.shape[0])
+    return Total(divergence * factor, student_BC.shape[0])
 
 
 def reverse_kl(student_BC: torch.Tensor, teacher_BC: torch.Tensor, *, temperature: float) -> Total:

@@ -3,7 +3,8 @@
 B examples, C classes. Both rules are of Preparing Lessons (arXiv:1911.07471), in TextBrewer's form,
 T + (c - w) · slope: w is large where the student has most to learn, and the temperature low there.
 They differ from TextBrewer in c, a number of the recipe: there it is the mean of w over the batch,
-so that an example's loss depends on how the batch is split.
+so that an example's loss depends on how the batch is split. As there, no example has its own T² in
+the loss, which would make those of low temperature count less; the base's T² is common to all.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from tasks.kd.cache.streams import (
+    STREAM,
     in_order,
-    is_stream,
     kind_of,
     layer_of,
     naive_bytes,
@@ -101,7 +102,7 @@ def test_attention_and_output_of_one_layer_by_hand() -> None:
 
 @pytest.mark.parametrize("name", ["logits", "hidden.0", "hidden.12", "attention.1", "relation.999"])
 def test_names_of_streams(name: str) -> None:
-    assert is_stream(name)
+    assert re.fullmatch(STREAM, name)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def test_names_of_streams(name: str) -> None:
     ],
 )
 def test_what_is_no_name_of_a_stream(name: str) -> None:
-    assert not is_stream(name)
+    assert not re.fullmatch(STREAM, name)
 
 
 def test_order_is_by_layer_and_then_by_kind() -> None:
