@@ -6,6 +6,7 @@ import io
 import json
 import re
 import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 from tasks.kd.errors import DataError, ParamsError
 
 PRESETS = Path("params") / "presets"
+# What the presets are written for; `_fit_preset` makes them fit another teacher.
+_PRESET_LAYERS, _PRESET_WIDTH = 6, 384
 _TAUGHT = re.compile(r"^train_student:\n(?:[ #].*\n|\n(?=[ #]))*", re.MULTILINE)
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
 
@@ -44,15 +47,20 @@ def create_recipe(
     _check_name(root, name, path)
     load_recipe(base)
     copied = base.read_text(encoding="utf-8")
-    prepared: dict[str, Any] = {}
+    beside: dict[str, Any] = {}
     if preset is not None:
-        copied, prepared = _with_preset(copied, root, preset)
+        copied, beside = _with_preset(copied, root, preset)
     document, dump = parse_yaml(copied)
-    document["prepare_data"].update(prepared)
+    document["prepare_data"].update(beside.get("prepare_data", {}))
     _rename(document, name, base.stem)
     _replace_sources(document, sources)
-    _fit_teacher(document, root)
-    if preset is not None:
+    found = _shape_of(document, root)
+    if preset is None:
+        _fit_teacher(document, found)
+    else:
+        document["train_teacher"].update(found)
+        _fit_preset(document, beside.get("per_channel", []))
+    if found or preset is not None:
         _fit_streams(document)
     text = dump(document)
     listing = _check_and_list(root, name, text)
@@ -115,7 +123,7 @@ def list_presets(root: Path) -> list[str]:
 
 
 def _with_preset(recipe: str, root: Path, preset: str) -> tuple[str, dict[str, Any]]:
-    """The recipe's text with the preset's train_student, and the fields of its prepare_data.
+    """The recipe's text with the preset's train_student, and what the preset has beside it.
 
     One that says nothing of random texts has none, whatever the recipe had.
     """
@@ -126,11 +134,12 @@ def _with_preset(recipe: str, root: Path, preset: str) -> tuple[str, dict[str, A
             expected=", ".join(list_presets(root)),
         )
     text = (root / PRESETS / f"{preset}.yaml").read_text(encoding="utf-8")
-    fields = {"random_texts": 0, **parse_yaml(text)[0].get("prepare_data", {})}
+    beside = dict(parse_yaml(text)[0])
+    beside["prepare_data"] = {"random_texts": 0, **beside.get("prepare_data", {})}
     taught = _TAUGHT.search(text)
     assert taught, "a preset has the section"
     assert _TAUGHT.search(recipe), "a valid recipe has the section"
-    return _TAUGHT.sub(lambda _: text[: taught.end()], recipe, count=1), fields
+    return _TAUGHT.sub(lambda _: text[: taught.end()], recipe, count=1), beside
 
 
 def _rename(document: Any, name: str, base: str) -> None:
@@ -181,34 +190,82 @@ def _format_of(path: str) -> str:
     return FORMATS[suffix]
 
 
-def _fit_teacher(document: Any, root: Path) -> None:
-    """Shape the student after a teacher whose config.json is at hand: same width, half as deep."""
+def _shape_of(document: Any, root: Path) -> dict[str, int]:
+    """The fields of train_teacher that say the shape of a teacher whose config.json is at hand."""
+    from tasks.kd.architectures import shape_of
     from tasks.kd.digests import read_json
 
     teacher = document["fetch_sources"]["teacher"]
     config = root / str(teacher.get("folder", "")) / "config.json"
     if teacher["kind"] != "path" or not config.is_file():
-        return
+        return {}
     try:
-        found = dict(read_json(config))
-    except (ValueError, TypeError) as error:
+        return vars(shape_of(read_json(config)))
+    except (ValueError, TypeError, KeyError) as error:
         raise DataError("the teacher's config.json can't be read", where=config) from error
+
+
+def _fit_teacher(document: Any, found: Mapping[str, int]) -> None:
+    """Shape the student after its teacher: same width, half as deep.
+
+    A student whose phases name layers keeps its depth, and the layers that it is matched with
+    become those of the deeper teacher.
+    """
     teacher, student = document["train_teacher"], document["train_student"]["student"]
-    is_narrower = student["hidden_size"] != teacher["hidden_size"]
-    _take(found, "num_hidden_layers", teacher, "layers")
-    for section in (teacher, student):
-        if section is student and is_narrower:
-            continue  # its width is the preset's, not the teacher's
-        _take(found, "hidden_size", section, "hidden_size")
-        _take(found, "num_attention_heads", section, "attention_heads")
-        _take(found, "intermediate_size", section, "intermediate_size")
-    student["layers"] = max(1, int(teacher["layers"]) // 2)
-    _fit_streams(document)
+    layers, width = teacher["layers"], teacher["hidden_size"]
+    teacher.update(found)
+    if not found:
+        return
+    if student["hidden_size"] == width:  # else its width is its own
+        _widen(student, teacher)
+    phases = document["train_student"]["phases"]
+    if any(_named_pairs(phases)) or any(phase["trained_layers"] != "all" for phase in phases):
+        _fit_pairs(phases, student["layers"], layers, teacher["layers"])
+    else:
+        student["layers"] = max(1, teacher["layers"] // 2)
 
 
-def _take(found: dict[str, Any], key: str, section: Any, field: str) -> None:
-    if isinstance(found.get(key), int):
-        section[field] = found[key]
+def _fit_preset(document: Any, per_channel: Sequence[str]) -> None:
+    """Make a preset fit the recipe's teacher; the student keeps its depth, as its weights ask.
+
+    `per_channel` are the levels whose weight makes a sum over the teacher's channels of a mean.
+    """
+    teacher, taught = document["train_teacher"], document["train_student"]
+    if taught["student"]["hidden_size"] == _PRESET_WIDTH:
+        _widen(taught["student"], teacher)
+    phases = taught["phases"]
+    _fit_pairs(phases, taught["student"]["layers"], _PRESET_LAYERS, teacher["layers"])
+    for level in (level for phase in phases for level in phase["levels"]):
+        if f"{level['level']}.{level['loss']}" in per_channel:
+            level["weight"] = level["weight"] * teacher["hidden_size"] / _PRESET_WIDTH
+
+
+def _widen(student: Any, teacher: Any) -> None:
+    for field in ("hidden_size", "attention_heads", "intermediate_size"):
+        student[field] = teacher[field]
+
+
+def _named_pairs(phases: Any) -> Iterator[Any]:
+    """The pairs of layers that levels name, but for embeddings with embeddings."""
+    for level in (level for phase in phases for level in phase["levels"]):
+        layer_map = level.get("layer_map", "")
+        if not isinstance(layer_map, str):
+            yield from (pair for pair in layer_map if list(pair) != [0, 0])
+
+
+def _fit_pairs(phases: Any, depth: int, layers: int, wanted: int) -> None:
+    """Move the named teacher layers from a teacher of so many layers to one of another depth.
+
+    Those of the uniform map stay those of the uniform map.
+    """
+    from tasks.kd.layers import uniform
+
+    if layers == wanted or depth > min(layers, wanted):
+        return
+    moved = dict(zip(uniform(depth, layers), uniform(depth, wanted), strict=True))
+    for pair in _named_pairs(phases):
+        own, theirs = pair
+        pair[1] = moved.get((own, theirs), (own, round(theirs * wanted / layers)))[1]
 
 
 def _fit_streams(document: Any) -> None:

@@ -76,6 +76,7 @@ def new_classifier(folder: Path, labels: list[str]) -> torch.nn.Module:
         num_labels=len(labels),
         id2label=dict(enumerate(labels)),
         label2id={label: i for i, label in enumerate(labels)},
+        problem_type=None,  # whatever the encoder was tuned for before
     )
 
 

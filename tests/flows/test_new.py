@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -12,6 +14,8 @@ from ruamel.yaml import YAML
 
 from flows.cli import main
 from flows.new import list_presets
+from tasks.kd.levels import match
+from tasks.kd.phases import layer_levels
 from tasks.kd.recipes import check_inputs, load_recipe, read_inputs
 
 PATHS = ["--train", "data/a.csv", "--test", "data/b.csv", "--teacher", "data/encoder"]
@@ -72,15 +76,8 @@ def test_paths_and_columns_replace_the_sources(repository: Path) -> None:
     assert (recipe.prepare_data.text_column, recipe.prepare_data.label_column) == ("body", "team")
 
 
+@pytest.mark.usefixtures("base_sized")
 def test_the_student_is_shaped_after_a_teacher_that_is_at_hand(repository: Path) -> None:
-    (repository / "data" / "encoder").mkdir(parents=True)
-    shape = {
-        "num_hidden_layers": 12,
-        "hidden_size": 768,
-        "num_attention_heads": 12,
-        "intermediate_size": 3072,
-    }
-    (repository / "data" / "encoder" / "config.json").write_text(json.dumps(shape))
     assert new("triage", *PATHS).exit_code == 0
     recipe = load_recipe(repository / "params" / "triage.yaml")
     student = recipe.train_student.student
@@ -141,9 +138,8 @@ def test_a_preset_is_the_section_of_that_name_under_its_own_words(
     assert unlike <= {"description", "register_", "train_student", "cache_teacher", "prepare_data"}
     # Not one line of the preset is lost, nor of what stands around it.
     preset_text = (repository / "params" / "presets" / f"{preset}.yaml").read_text()
-    taught, _, prepared = preset_text.partition("prepare_data:\n")
-    assert taught in written
-    fields = YAML(typ="safe").load(prepared) or {"random_texts": 0}
+    assert re.split(r"\n(?=prepare_data:|per_channel:)", preset_text)[0] in written
+    fields = YAML(typ="safe").load(preset_text).get("prepare_data", {"random_texts": 0})
     assert recipe.prepare_data == base.prepare_data.model_copy(update=fields)
     assert "\n\nexport_student:\n" in written
     # The cache holds what this preset's levels read, and no more.
@@ -167,19 +163,70 @@ def test_a_preset_brings_its_own_texts_and_no_others(repository: Path) -> None:
     assert load_recipe(repository / "params" / "theirs.yaml").prepare_data.random_texts == 0
 
 
-def test_a_preset_fits_another_teacher(repository: Path) -> None:
-    folder = repository / "data" / "encoder"
-    folder.mkdir(parents=True)
+@pytest.fixture
+def base_sized(repository: Path) -> str:
+    """The folder of an encoder of 12 layers, 768 wide, of which there is a config.json alone."""
     shape = {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12}
-    (folder / "config.json").write_text(json.dumps({**shape, "intermediate_size": 3072}))
-    assert new("triage", "--preset", "tinybert", "--teacher", "data/encoder").exit_code == 0
+    write_config(repository, {"model_type": "bert", **shape, "intermediate_size": 3072})
+    return "data/encoder"
+
+
+def write_config(repository: Path, fields: dict[str, Any]) -> None:
+    folder = repository / "data" / "encoder"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(fields))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_fits_another_teacher(repository: Path, base_sized: str, preset: str) -> None:
+    assert new("small", "--preset", preset).exit_code == 0
+    assert new("large", "--preset", preset, "--teacher", base_sized).exit_code == 0
+    small, large = (load_recipe(repository / "params" / f"{x}.yaml") for x in ("small", "large"))
+    assert large.train_teacher.hidden_size == 768
+    own, other = small.train_student.student, large.train_student.student
+    assert other.layers == own.layers == 3  # its weights are made for so many
+    is_narrow = own.hidden_size == 192
+    assert other.hidden_size == (192 if is_narrow else 768)
+    for before, after in zip(small.train_student.phases, large.train_student.phases, strict=True):
+        for one, two in zip(before.levels, after.levels, strict=True):
+            if one.loss == "pooled_mse":  # the paper's is a sum over channels
+                assert (one.weight, two.weight) == (384, 768)
+            else:
+                assert two.weight == one.weight
+        for one, two in zip(*(layer_levels([x]) for x in (before, after)), strict=True):
+            pairs = [match(x, 3, n).fixed for x, n in ((one, 6), (two, 12))]
+            assert pairs[1] == tuple((s, 2 * t) for s, t in pairs[0])
+
+
+def test_layers_that_phases_name_are_those_of_the_deeper_teacher(
+    repository: Path, base_sized: str
+) -> None:
+    assert new("small", "--preset", "mobilebert").exit_code == 0
+    assert new("large", "--from", "small", "--teacher", base_sized).exit_code == 0
+    recipe = load_recipe(repository / "params" / "large.yaml")
+    assert recipe.train_student.student.layers == 3
+    assert recipe.streams_read == (
+        "logits",
+        *(f"{level}.{layer}" for layer in (4, 8, 12) for level in ("attention", "hidden")),
+    )
+
+
+def test_a_family_with_names_of_its_own_is_understood(repository: Path) -> None:
+    sizes = {"n_layers": 8, "dim": 768, "n_heads": 12, "hidden_dim": 3072}
+    write_config(repository, {"model_type": "distilbert", **sizes})
+    assert new("triage", "--teacher", "data/encoder").exit_code == 0
     recipe = load_recipe(repository / "params" / "triage.yaml")
-    assert recipe.train_teacher.hidden_size == 768
-    assert recipe.train_student.student.hidden_size == 192  # narrower, as the preset has it
-    assert recipe.train_student.student.layers == 6
-    assert "hidden.12" in recipe.cache_teacher.streams
-    assert new("wide", "--preset", "distilbert", "--teacher", "data/encoder").exit_code == 0
-    assert load_recipe(repository / "params" / "wide.yaml").train_student.student.hidden_size == 768
+    assert recipe.train_teacher.layers == 8
+    assert recipe.train_student.student.layers == 4
+    assert recipe.train_student.student.hidden_size == 768
+
+
+def test_a_teacher_of_a_family_that_is_not_known_is_refused(repository: Path) -> None:
+    write_config(repository, {"model_type": "gpt2", "n_layer": 12})
+    result = new("triage", "--teacher", "data/encoder")
+    assert result.exit_code == 2
+    assert "gpt2" in result.output
+    assert not (repository / "params" / "triage.yaml").exists()
 
 
 def test_a_preset_that_is_not_there_is_refused_with_those_that_are(repository: Path) -> None:

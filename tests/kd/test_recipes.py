@@ -171,8 +171,12 @@ def hidden(layer_map: Any, loss: str = "cosine", **fields: Any) -> list[dict[str
             {
                 "levels": [
                     {
-                        "level": "prediction", "loss": "dkd", "temperature": 1.0, "weight": 1.0,
-                        "target_weight": 0.0, "other_weight": 0.0,
+                        "level": "prediction",
+                        "loss": "dkd",
+                        "temperature": 1.0,
+                        "weight": 1.0,
+                        "target_weight": 0.0,
+                        "other_weight": 0.0,
                     }
                 ]
             },

@@ -52,6 +52,17 @@ def test_a_given_teacher_with_another_number_of_labels_is_refused(broken: Any) -
     assert "found 3 labels" in done.stderr
 
 
+def test_a_given_teacher_that_gives_several_labels_is_refused(broken: Any) -> None:
+    give_tuned(broken)
+    path = broken.out("fetch_sources") / "teacher" / "config.json"
+    kind = {"problem_type": "multi_label_classification"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **kind}))
+    done = broken.run("train_teacher")
+    assert done.returncode == 2
+    assert "the teacher does not choose one label for a text" in done.stderr
+    assert "found multi_label_classification" in done.stderr
+
+
 def test_a_teacher_of_another_shape_than_the_recipe_says_is_refused(broken: Any) -> None:
     path = broken.out("fetch_sources") / "teacher" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": 3}))
