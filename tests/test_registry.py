@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tasks.kd.digests import sha256_file, write_json
+from tasks.kd.digests import read_json, sha256_file, sha256_json, write_json
 from tasks.kd.errors import DataError, KDError, ParamsError, RegistryError, TransientError
 from tasks.kd.gate import Decision
 from tasks.kd.params import Gate, Recipe, Register
@@ -116,7 +116,7 @@ def write_artifacts(
             "test_sha256": digest,
         },
     )
-    write_trainings(out)
+    write_trainings(out, answers)
     write_evaluation(out / "evaluate_student", digest, labels, examples, answers)
     recipe = make_recipe(gate or {})
     file = root / "params" / f"{name}.yaml"
@@ -137,7 +137,8 @@ def write_test_split(path: Path, examples: range) -> None:
         writer.write_table(table)
 
 
-def write_trainings(out: Path) -> None:
+def write_trainings(out: Path, answers: Sequence[int]) -> None:
+    weights = {"teacher": "t" * 64, "student": sha256_json(list(answers))}
     for role in ("teacher", "student"):
         records: list[dict[str, Any]] = [
             {
@@ -156,7 +157,7 @@ def write_trainings(out: Path) -> None:
         dev = {"step": 30, "epoch": 3, "phase": "main", "split": "dev", "accuracy": 0.9}
         lines = "".join(json.dumps(record) + "\n" for record in [*records, dev])
         (out / f"train_{role}" / "metrics.jsonl").write_text(lines, encoding="utf-8")
-        report = {f"{role}_sha256": role[0] * 64, "seconds": 1.0}
+        report = {f"{role}_sha256": weights[role], "seconds": 1.0}
         write_json(out / f"train_{role}" / "report.json", report)
     write_json(out / "cache_teacher" / "manifest.json", {"fingerprint": "cafe" * 16})
 
@@ -215,6 +216,16 @@ def make_recipe(gate: dict[str, Any]) -> Recipe:
     }
     register = Register(experiment="experiments", model=MODEL)
     return recipe.model_copy(update={"register_": register, "gate": Gate(**limits)})
+
+
+def measure_again(produced: Produced, p95_ms: float) -> Produced:
+    """As `evaluate_student` leaves it when it runs again: the same student, another latency."""
+    path = produced.artifacts / "evaluate_student" / "metrics.json"
+    metrics = read_json(path)
+    metrics["student"]["latency_ms"]["p95"] = p95_ms
+    write_json(path, metrics)
+    lineage = make_lineage(produced.root, produced.name)
+    return Produced(produced.name, produced.recipe, produced.root, produced.artifacts, lineage)
 
 
 def put_forward(registry: Registry, produced: Produced) -> Version:
@@ -667,6 +678,61 @@ def test_what_a_person_rolled_back_is_not_brought_back_by_a_run(
     back = registry.promote(version, None, "they were wrong", override=True)
     assert "rolled_back_at" not in back.tags
     assert number_of_champion(registry) == 2
+
+
+def test_a_student_that_was_rolled_back_does_not_come_back_under_another_number(
+    registry: Registry, make: Make
+) -> None:
+    run_gate(registry, make(wrong=range(6)))
+    rolled_back, _ = run_gate(registry, make(wrong=range(2)))
+    registry.rollback(MODEL, "customers complain")
+    produced = measure_again(make(wrong=range(2)), 3.1)
+    version, refusal = run_gate(registry, produced)
+    assert version.version == 3
+    assert version.tags["content.sha256"] == rolled_back.tags["content.sha256"]
+    assert [rule.name for rule in refusal.refused_by] == ["former champion"]
+    assert "is the student of models:/triage/2, which was" in refusal.rules[0].explanation
+    assert "customers complain" in refusal.rules[0].explanation
+    assert number_of_champion(registry) == 1
+    assert registry.decided(version, produced.recipe.gate) == refusal
+    assert registry.resolve(version.uri).tags["gate.verdict"] == "refuse"
+    with pytest.raises(RegistryError, match=r"champion before, as models:/triage/2.*--override"):
+        registry.promote(version, None, "again")
+    assert registry.promote(version, None, "they were wrong", override=True).version == 3
+    # now it is the champion's own student, which may be measured as often as one likes
+    version, decision = run_gate(registry, measure_again(produced, 3.2))
+    assert (version.version, decision.verdict) == (4, "promote")
+
+
+def test_a_student_that_was_replaced_does_not_come_back_under_another_number(
+    registry: Registry, make: Make
+) -> None:
+    run_gate(registry, make(wrong=range(2)))
+    run_gate(registry, make(wrong=range(3)))
+    version, refusal = run_gate(registry, measure_again(make(wrong=range(2)), 3.1))
+    assert refusal.verdict == "refuse"
+    assert "models:/triage/1, which was champion from" in refusal.rules[0].explanation
+    assert "replaced by models:/triage/2" in refusal.rules[0].explanation
+    with pytest.raises(RegistryError, match="champion before"):
+        registry.promote(version, None, "again")
+    assert number_of_champion(registry) == 2
+
+
+@pytest.mark.parametrize("rolled_back", [True, False])
+def test_other_bytes_with_the_same_weights_come_back_unless_a_person_rolled_those_back(
+    registry: Registry, make: Make, rolled_back: bool
+) -> None:
+    """A newer exporter or MLflow packs the same weights into other bytes."""
+    run_gate(registry, make(wrong=range(2)))
+    run_gate(registry, make(wrong=range(3)))
+    if rolled_back:
+        registry.rollback(MODEL, "customers complain")
+    produced = make(wrong=range(3 if rolled_back else 2))
+    exported = produced.path("export_student", "tokenizer.json")
+    exported.write_text(exported.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    produced = measure_again(produced, 3.1)
+    _, decision = run_gate(registry, produced)
+    assert decision.verdict == ("refuse" if rolled_back else "promote")
 
 
 def test_a_broken_previous_champion_is_not_rolled_back_to(registry: Registry, make: Make) -> None:

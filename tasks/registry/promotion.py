@@ -25,6 +25,7 @@ from tasks.registry.versions import (
     PREVIOUS,
     Version,
     find_alias,
+    list_versions,
     read_version,
 )
 
@@ -37,14 +38,15 @@ RECORD_TAG = "gate.decision"
 def recall(store: Store, version: Version, gate: Gate) -> Decision | None:
     """The decision that stands: nothing that it rests on has changed since.
 
-    A former champion's is always a refusal: it was replaced or rolled back, and only a person
-    brings it back.
+    A former champion's is always a refusal, under whatever number its student comes: it was
+    replaced or rolled back, and only a person brings it back.
     """
     version = read_version(store, version.model, version.version)
     champion = find_alias(store, version.model, CHAMPION)
     is_champion = champion is not None and champion.version == version.version
-    if _was_champion(version) and not is_champion:
-        return _refuse_former_champion(version, champion)
+    former = _find_former_champion(store, version, champion)
+    if former is not None:
+        return _refuse_former_champion(version, former, champion)
     record = version.tags.get(RECORD_TAG)
     if record is None or version.tags.get("gate.params") != _digest(gate):
         return None
@@ -59,6 +61,8 @@ def gate(store: Store, produced: Produced, version: Version) -> Decision:
     limits = produced.recipe.gate
     standing = recall(store, version, limits)
     if standing is not None:
+        if RECORD_TAG not in version.tags:  # a new version of a former champion's student
+            _record(store, version, standing, limits)
         return standing
     if version.tags.get("stillhouse.fingerprint") != produced.fingerprint:
         raise RegistryError(
@@ -125,20 +129,48 @@ def _read_stored(store: Store, produced: Produced, champion: Version) -> dict[st
     return {example: student for example, _, _, student in rows}
 
 
+def _find_former_champion(
+    store: Store, version: Version, champion: Version | None
+) -> Version | None:
+    """The former champion that this version would bring back: itself, or one of the same student.
+
+    A student is known by the content that is served; one that was rolled back also by its weights,
+    however they are packed now. The champion's own student is no former one.
+    """
+    if champion is not None and champion.version == version.version:
+        return None
+    if _was_champion(version):
+        return version
+    content, student = version.tags.get("content.sha256"), version.tags.get("student.sha256")
+    if champion is not None and champion.tags.get("content.sha256") == content:
+        return None
+    same = [
+        other
+        for other in list_versions(store, version.model)
+        if (other.tags.get("content.sha256") == content and _was_champion(other))
+        or (other.tags.get("student.sha256") == student and "rolled_back_at" in other.tags)
+    ]
+    # Of several, the one that a person had something to say of.
+    return max(same, key=lambda v: ("rolled_back_at" in v.tags, v.version), default=None)
+
+
 def _was_champion(version: Version) -> bool:
     """Whether it ever was; a crash may have kept one of the two tags from being written."""
     return "promoted_at" in version.tags or "rolled_back_at" in version.tags
 
 
-def _refuse_former_champion(version: Version, champion: Version | None) -> Decision:
-    tags = version.tags
+def _refuse_former_champion(
+    version: Version, former: Version, champion: Version | None
+) -> Decision:
+    tags = former.tags
     since = tags.get("promoted_at", "an unknown time")
     if "rolled_back_at" in tags:
         end = f"was rolled back on {tags['rolled_back_at']} ({tags.get('rolled_back_reason')})"
     else:
         end = f"was replaced by {champion.uri if champion else 'nothing'}"
+    same = "" if former.version == version.version else f"is the student of {former.uri}, which "
     why = (
-        f"{version.uri} was champion from {since} and {end}. It is not brought back "
+        f"{version.uri} {same}was champion from {since} and {end}. It is not brought back "
         f"by itself. Run: stillhouse promote {version.uri} --override --reason '...'"
     )
     rule = Rule("former champion", False, None, None, why, "worse")
@@ -183,7 +215,7 @@ def promote(
             _tag_promotion(store, version, find_alias(store, version.model, PREVIOUS), reason)
         return read_version(store, version.model, version.version)
     if not override:
-        _check_decision(version, decision, champion)
+        _check_decision(store, version, decision, champion)
     elif not reason.strip():
         raise ParamsError("an override needs a reason", where=version.uri)
     _check_serves(store, version)
@@ -194,11 +226,14 @@ def promote(
     return read_version(store, version.model, version.version)
 
 
-def _check_decision(version: Version, decision: Decision | None, champion: Version | None) -> None:
+def _check_decision(
+    store: Store, version: Version, decision: Decision | None, champion: Version | None
+) -> None:
     by_hand = f"stillhouse promote {version.uri} --override --reason '...'"
-    if _was_champion(version):
+    former = _find_former_champion(store, version, champion)
+    if former is not None:
         raise RegistryError(
-            "The version was champion before and is not brought back by itself",
+            f"The student was champion before, as {former.uri}, and is not brought back by itself",
             where=version.uri,
             mend=by_hand,
         )
@@ -251,7 +286,7 @@ def _find_earlier(store: Store, version: Version) -> str | None:
     earlier = version.tags.get("previous_version", "none")
     if earlier == "none":
         return None
-    known = {str(v.version) for v in store.client.search_model_versions(f"name='{version.model}'")}
+    known = {str(known.version) for known in list_versions(store, version.model)}
     return earlier if earlier in known else None
 
 

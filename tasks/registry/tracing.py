@@ -16,7 +16,15 @@ from tasks.kd.errors import CacheError, RegistryError
 from tasks.registry.produced import STAGES
 from tasks.registry.promotion import RECORD_TAG
 from tasks.registry.store import Store
-from tasks.registry.versions import CANDIDATE, CHAMPION, PREVIOUS, Version, find_alias, find_model
+from tasks.registry.versions import (
+    CANDIDATE,
+    CHAMPION,
+    PREVIOUS,
+    Version,
+    find_alias,
+    find_model,
+    list_versions,
+)
 
 _PROMOTION_TAGS = (
     "promoted_at",
@@ -64,7 +72,7 @@ def trace(store: Store, version: Version) -> dict[str, Any]:
 def describe(store: Store, model: str) -> dict[str, Any]:
     """The model's three aliased versions, each or none, and how many versions there are."""
     known = find_model(store, model) is not None
-    count = len(store.client.search_model_versions(f"name = '{model}'")) if known else 0
+    count = len(list_versions(store, model)) if known else 0
     status: dict[str, Any] = {"model": model, "registry": store.shown_uri, "versions": count}
     for alias in (CHAMPION, PREVIOUS, CANDIDATE):
         version = find_alias(store, model, alias) if known else None
