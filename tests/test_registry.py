@@ -615,6 +615,47 @@ def test_a_champion_with_other_labels_is_a_refusal_with_a_reason(
     assert number_of_champion(registry) == 1
 
 
+@pytest.mark.parametrize("lost", ["all", "one"])
+def test_a_champion_whose_files_are_lost_is_a_refusal_that_names_it_and_can_be_overridden(
+    registry: Registry, make: Make, tmp_path: Path, lost: str
+) -> None:
+    run_gate(registry, make(wrong=range(3)))
+    (stored,) = find_stored(registry, "MLmodel" if lost == "all" else "model.onnx")
+    away = stored.parent if lost == "all" else stored
+    shutil.move(away, tmp_path / "away")
+    produced = make(wrong=range(2), examples=range(250))
+    version, decision = run_gate(registry, produced)
+    assert [rule.name for rule in decision.refused_by] == ["champion"]
+    said = "files are gone: models:/triage/1" if lost == "all" else "not the ones that were registe"
+    assert said in decision.rules[2].explanation
+    assert "stillhouse promote --override" in decision.rules[2].explanation
+    assert number_of_champion(registry) == 1
+    # brought back, it is compared after all
+    shutil.move(tmp_path / "away", away)
+    assert registry.decided(version, produced.recipe.gate) is None
+    assert registry.gate(produced, version).verdict == "promote"
+    shutil.move(away, tmp_path / "away")
+    assert registry.promote(version, None, "it is lost", override=True).version == 2
+    with pytest.raises(RegistryError, match=r"models:/triage/1 does not serve, so the champion"):
+        registry.rollback(MODEL, "back")
+    assert number_of_champion(registry) == 2
+
+
+def test_a_store_that_does_not_answer_for_the_champion_is_no_refusal(
+    registry: Registry, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_gate(registry, make(wrong=range(3)))
+    produced = make(wrong=range(2), examples=range(250))
+    version = put_forward(registry, produced)
+
+    def hang_up(*_: object, **__: object) -> None:
+        raise ConnectionResetError("gone")
+
+    monkeypatch.setattr("mlflow.artifacts.list_artifacts", hang_up)
+    with pytest.raises(TransientError):
+        registry.gate(produced, version)
+
+
 def test_promotion_against_a_stale_expectation_is_refused(registry: Registry, make: Make) -> None:
     first, second = make("one", wrong=range(4)), make("two", wrong=range(3))
     version, other = put_forward(registry, first), put_forward(registry, second)
@@ -887,7 +928,7 @@ def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 @pytest.mark.slow
 def test_a_server_keeps_runs_versions_and_aliases_as_our_own_store_does(
-    root: Path, make: Make, server: str, monkeypatch: pytest.MonkeyPatch
+    root: Path, make: Make, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     registry = open_registry(root)
@@ -900,6 +941,9 @@ def test_a_server_keeps_runs_versions_and_aliases_as_our_own_store_does(
     assert registry.rollback(MODEL, "back").version == 1
     assert registry.lineage("models:/triage/2")["run"]["found"] is True
     assert not (registry.store.folder / "artifacts").exists()
+    shutil.rmtree(tmp_path / "served")
+    _, decision = run_gate(registry, make(wrong=range(1), examples=range(200)))
+    assert "files are gone: models:/triage/1" in decision.rules[2].explanation
 
 
 def test_a_server_that_is_down_is_one_plain_message(

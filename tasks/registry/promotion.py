@@ -51,9 +51,12 @@ def recall(store: Store, version: Version, gate: Gate) -> Decision | None:
     if record is None or version.tags.get("gate.params") != _digest(gate):
         return None
     decision = Decision.from_dict(json.loads(record))
-    if is_champion or decision.against == (champion.uri if champion else None):
+    if is_champion:
         return decision
-    return None
+    # A champion that could not be compared may have been mended since.
+    compared = not any(rule.name == "champion" and rule.measured is None for rule in decision.rules)
+    same = decision.against == (champion.uri if champion else None)
+    return decision if same and (champion is None or compared) else None
 
 
 def gate(store: Store, produced: Produced, version: Version) -> Decision:
@@ -85,13 +88,26 @@ def gate(store: Store, produced: Produced, version: Version) -> Decision:
 
 def _score_champion(store: Store, produced: Produced, champion: Version) -> Champion:
     """What the champion says of the candidate's test examples: as stored, or asked again now."""
-    from tasks.kd.data import read_split
-
     fingerprint = produced.metrics["evaluation_fingerprint"]
     if champion.tags.get("evaluation.fingerprint") == fingerprint:
         stored = _read_stored(store, produced, champion)
         if stored is not None:
             return Champion(champion.uri, stored)
+    try:
+        return _ask(store, produced, champion)
+    except RegistryError as error:  # lost or changed; an outage is another error
+        return Champion(
+            champion.uri,
+            {},
+            unfit=f"{str(error).rstrip('.')}; bring its files back and run again, or a person has "
+            "to decide (stillhouse promote --override)",
+        )
+
+
+def _ask(store: Store, produced: Produced, champion: Version) -> Champion:
+    """Let the champion answer the candidate's test examples."""
+    from tasks.kd.data import read_split
+
     with tempfile.TemporaryDirectory(prefix="stillhouse-") as name:
         folder = packing.fetch_verified(store, champion.uri, champion.tags, Path(name))
         known, wanted = packing.read_labels(folder), produced.metrics["labels"]
