@@ -120,7 +120,7 @@ class Registry:
             return versions.resolve(self.store, uri)
 
     def lineage(self, uri: str) -> dict[str, Any]:
-        """What a version was made from, and whether each part can still be found here."""
+        """What a version was made from; whether run, commit and cache can still be found here."""
         with self.store.speak():
             return tracing.trace(self.store, versions.resolve(self.store, uri))
 

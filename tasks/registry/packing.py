@@ -90,7 +90,7 @@ def fetch_verified(store: Store, uri: str, digests: Mapping[str, str], folder: P
         place = store.client.get_model_version_download_uri(name, version)
     else:
         place = store.client.get_logged_model(name).artifact_location
-    # A list is empty where nothing is, and an error where nobody answers; a download is one either way.
+    # A download fails alike where nothing is and where nobody answers; a list tells them apart.
     listed = list_artifacts(artifact_uri=place, tracking_uri=store.uri)
     if not any(PurePosixPath(entry.path).name == "MLmodel" for entry in listed):
         raise RegistryError("The model's files are gone", where=f"{uri}, {place}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,8 @@ _PROMOTION_TAGS = (
 def trace(store: Store, version: Version) -> dict[str, Any]:
     """Version -> run -> commit, DVC hashes, teacher, cache, recipe, decision.
 
-    Each `found` is true or false as looked up now, in this checkout and this MLflow.
+    Each `found` is true or false as looked up now, in this checkout and this MLflow. DVC is not
+    asked.
     """
     tags = version.tags
     record = tags.get(RECORD_TAG)
@@ -57,7 +57,7 @@ def trace(store: Store, version: Version) -> dict[str, Any]:
             "dirty": tags.get("git.dirty") == "true",
             "found": _has_commit(store.root, commit),
         },
-        "dvc": _compare_lock(store.root, tags),
+        "dvc": {stage: {"md5": tags.get(f"dvc.{stage}")} for stage in STAGES},
         "teacher": {"sha256": tags.get("teacher.sha256")},
         "student": {"sha256": tags.get("student.sha256")},
         "cache": {"fingerprint": cache, "found": _has_cache(store.root, cache)},
@@ -114,35 +114,6 @@ def _has_commit(root: Path, commit: str) -> bool:
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
     except OSError as error:
         raise RegistryError("git can't be run", where="git", found=error.strerror) from error
-
-
-def _compare_lock(root: Path, tags: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Each stage's registered md5, and whether `dvc.lock` holds the same one now."""
-    now = _read_lock(root, tags.get("recipe", ""))
-    return {
-        stage: {
-            "md5": tags.get(f"dvc.{stage}"),
-            "found": stage in now and now[stage] == tags.get(f"dvc.{stage}"),
-        }
-        for stage in STAGES
-    }
-
-
-def _read_lock(root: Path, recipe: str) -> dict[str, str]:
-    from ruamel.yaml import YAML
-
-    path = root / "dvc.lock"
-    if not path.exists():
-        return {}
-    stages = YAML(typ="safe").load(path.read_text(encoding="utf-8")).get("stages", {})
-    hashes = {}
-    for stage in STAGES:
-        outs = stages.get(f"{stage}@{recipe}", {}).get("outs", [])
-        found = {out["path"]: out["md5"] for out in outs}
-        if found:
-            only = next(iter(found.values()))
-            hashes[stage] = only if len(found) == 1 else json.dumps(found, sort_keys=True)
-    return hashes
 
 
 def _has_cache(root: Path, fingerprint: str) -> bool:

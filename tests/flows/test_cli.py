@@ -263,9 +263,19 @@ def test_promote_goes_through_the_gate_and_rollback_goes_back(
 def test_lineage_leads_to_commit_data_and_run(done: Project, ask: Ask) -> None:
     found = read(ask(done, "lineage", f"models:/{MODEL}@champion", "--json"))
     assert found["git"]["found"] is True
-    assert all(stage["found"] for stage in found["dvc"].values())
+    assert all(stage["found"] and stage["current"] for stage in found["dvc"].values())
     assert found["prefect"]["flow_run_id"]
     assert "git.commit" in ask(done, "lineage", f"models:/{MODEL}/1").stdout
+
+
+def test_lineage_tells_what_is_lost_from_what_is_not_current(done: Project, ask: Ask) -> None:
+    (done.root / "dvc.lock").unlink()
+    stages = read(ask(done, "lineage", f"models:/{MODEL}/1", "--json"))["dvc"].values()
+    assert {(stage["found"], stage["current"]) for stage in stages} == {(True, False)}
+    shutil.rmtree(done.root / "artifacts" / "tiny" / "train_student")
+    shutil.rmtree(done.root / ".dvc" / "cache")
+    found = read(ask(done, "lineage", f"models:/{MODEL}/1", "--json"))["dvc"]
+    assert [stage for stage, entry in found.items() if not entry["found"]] == ["train_student"]
 
 
 @pytest.mark.parametrize("uri", ["triage", "models:/nobody@champion", f"models:/{MODEL}/77"])
