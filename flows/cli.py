@@ -193,8 +193,9 @@ def status(*, as_json: bool) -> None:
 def promote(model: str, reason: str, *, overrides: bool, as_json: bool) -> None:
     """Put a version through its gate by hand.
 
-    It becomes champion if every rule passes. Exit code 3 if the gate refuses. With --override it
-    becomes champion on your word, which a former champion needs to come back.
+    It becomes champion if every rule passes. Exit code 3 if the gate refuses. A new decision needs
+    the version's own artifacts. With --override it becomes champion on your word, which a former
+    champion needs to come back.
     """
     from flows.promotion import override
     from flows.promotion import promote as promote_version

@@ -675,6 +675,24 @@ def test_a_version_that_was_never_judged_is_not_promoted(registry: Registry, mak
     assert registry.champion(MODEL) is None
 
 
+def test_a_version_of_other_artifacts_is_not_judged_and_the_way_out_is_named(
+    registry: Registry, make: Make
+) -> None:
+    first = put_forward(registry, make(wrong=range(4)))
+    produced = make(wrong=range(2))
+    nothing = dataclasses.replace(produced.lineage, dvc={})
+    for here in (produced, dataclasses.replace(produced, lineage=nothing)):
+        with pytest.raises(
+            RegistryError, match=r"own artifacts only: models:/triage/1\."
+        ) as caught:
+            registry.gate(here, first)
+        for part in ("stillhouse lineage", "dvc checkout", "promote models:/triage/1 --override"):
+            assert part in str(caught.value)
+        assert "stillhouse run" not in str(caught.value)
+    assert registry.champion(MODEL) is None
+    assert registry.promote(first, None, "reviewed", override=True).version == 1
+
+
 def test_an_override_needs_a_reason_and_is_recorded(registry: Registry, make: Make) -> None:
     version, decision = run_gate(registry, make(wrong=range(200)))
     assert decision.verdict == "refuse"

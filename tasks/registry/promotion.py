@@ -67,13 +67,17 @@ def gate(store: Store, produced: Produced, version: Version) -> Decision:
         if RECORD_TAG not in version.tags:  # a new version of a former champion's student
             _record(store, version, standing, limits)
         return standing
-    if version.tags.get("stillhouse.fingerprint") != produced.fingerprint:
+    made_from = version.tags.get("stillhouse.fingerprint", "none")
+    here = "none" if produced.unrecorded else produced.fingerprint
+    if made_from != here:
         raise RegistryError(
-            "The version was not registered from these artifacts",
+            "A version can be judged from its own artifacts only",
             where=version.uri,
-            expected=produced.fingerprint[:12],
-            found=str(version.tags.get("stillhouse.fingerprint"))[:12],
-            mend=f"stillhouse run {produced.name}",
+            expected=f"artifacts with fingerprint {made_from[:12]} in {produced.artifacts}",
+            found=here[:12],
+            advice="Bring back the dvc.lock with the hashes that stillhouse lineage shows and run "
+            "dvc checkout, or promote it on your own word.",
+            mend=f"stillhouse promote {version.uri} --override --reason '...'",
         )
     champion = find_alias(store, version.model, CHAMPION)
     if champion is not None and champion.version == version.version:
