@@ -79,13 +79,19 @@ def gate(store: Store, produced: Produced, version: Version) -> Decision:
             "dvc checkout, or promote it on your own word.",
             mend=f"stillhouse promote {version.uri} --override --reason '...'",
         )
+    measure_again = (
+        "If the machine was busy, measure again: "
+        f"dvc repro -s -f evaluate_student@{produced.name}, then stillhouse run {produced.name}."
+    )
     champion = find_alias(store, version.model, CHAMPION)
     if champion is not None and champion.version == version.version:
         same = "this version is the champion itself"
-        decision = decide(produced.candidate, None, limits, no_champion=same)
+        decision = decide(
+            produced.candidate, None, limits, no_champion=same, measure_again=measure_again
+        )
     else:
         scored = _score_champion(store, produced, champion) if champion else None
-        decision = decide(produced.candidate, scored, limits)
+        decision = decide(produced.candidate, scored, limits, measure_again=measure_again)
     _record(store, version, decision, limits)
     return decision
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from click.testing import CliRunner, Result
 from flows import job
 from flows.cli import main
 from flows.root import find_root
+from tasks.kd.digests import read_json, write_json
 from tasks.kd.errors import ParamsError
 from tasks.registry import open_registry
 from tests.flows.conftest import IGNORED, MODEL, Project
@@ -147,6 +150,35 @@ def test_a_promotion_that_was_cut_off_is_not_called_done(done: Project) -> None:
     assert job.find_settled(job.read_job("tiny", done.root)) is None
     client.delete_registered_model_alias(MODEL, "champion")
     assert job.find_settled(job.read_job("tiny", done.root)) is None
+
+
+def test_a_latency_of_a_busy_hour_is_measured_again_by_the_command_that_the_refusal_names(
+    done: Project, ask: Ask, monkeypatch: pytest.MonkeyPatch, prefect_url: str
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", prefect_url)
+    measured = done.root / "control" / "better" / "evaluate_student" / "metrics.json"
+    quiet = read_json(measured)
+    busy = {**quiet["student"], "latency_ms": {"p50": 40.0, "p95": 60.0, "mean": 42.0}}
+    write_json(measured, {**quiet, "student": busy})
+    done.retrain("better")
+    found = read(ask(done, "run", "tiny", "--json"))
+    (rule,) = (rule for rule in found["decision"]["rules"] if not rule["passed"])
+    assert rule["name"] == "latency"
+    write_json(measured, quiet)
+    assert read(ask(done, "run", "tiny", "--json"))["decision"] == found["decision"]  # it stands
+    named = re.search(r"measure again: dvc (repro [^,]+), then stillhouse (run \w+)\.", str(rule))
+    assert named is not None
+    subprocess.run(
+        [sys.executable, "-m", "dvc", *named[1].split()],
+        cwd=done.root,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        check=True,
+        capture_output=True,
+    )
+    again = read(ask(done, *named[2].split(), "--json"))
+    assert (again["version"], again["decision"]["verdict"]) == (f"models:/{MODEL}/3", "promote")
+    assert done.champion() == 3
+    assert done.ran().count("train_student") == 2
 
 
 # --- check, plan, status -------------------------------------------------------------------------
