@@ -958,6 +958,49 @@ def test_a_server_keeps_runs_versions_and_aliases_as_our_own_store_does(
     assert "files are gone: models:/triage/1" in decision.rules[2].explanation
 
 
+def test_models_may_be_kept_elsewhere_than_runs(
+    root: Path, make: Make, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    production = tmp_path / "production.db"
+    shutil.copyfile(database, production)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    desk = open_registry(root)
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"sqlite:///{production}")
+    registry = open_registry(root)
+    run_gate(registry, make(wrong=range(6)))
+    version, decision = run_gate(registry, make(wrong=range(2), examples=range(250)))
+    assert "of 250" in decision.rules[2].explanation  # the champion was fetched and asked
+    assert version.aliases == ("candidate", "champion")
+    status = registry.status(MODEL)
+    assert (status["champion"]["version"], status["previous"]["version"]) == (2, 1)
+    assert status["registry"] == f"sqlite:///{production}"
+    assert registry.rollback(MODEL, "back").version == 1
+    assert registry.lineage("models:/triage/2")["run"]["found"] is True
+    assert desk.champion(MODEL) is None, "each holds its own alone"
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("down", ["MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"])
+def test_of_two_stores_the_one_that_does_not_answer_is_named(
+    root: Path, make: Make, monkeypatch: pytest.MonkeyPatch, down: str
+) -> None:
+    monkeypatch.chdir(root)  # MLflow keeps files there beside a database of the user's own
+    address = f"127.0.0.1:{find_closed_port()}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / '.mlflow' / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"sqlite:///{root / '.mlflow' / 'mlflow.db'}")
+    monkeypatch.setenv(down, f"http://user:secret@{address}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    registry = open_registry(root)
+    with pytest.raises(TransientError) as caught:
+        run_gate(registry, make())
+    assert str(caught.value).startswith(f"MLflow does not answer: http://{address}. The artifacts")
+    told = registry.store._report("strange http", None, transient=False)
+    assert f"http://{address}" in str(told)
+    assert "mlflow.db" in str(told), "a fault that does not say whose it is names both"
+    assert "secret" not in str(told)
+
+
 def test_a_server_that_is_down_is_one_plain_message(
     root: Path, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

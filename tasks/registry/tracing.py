@@ -73,7 +73,11 @@ def describe(store: Store, model: str) -> dict[str, Any]:
     """The model's three aliased versions, each or none, and how many versions there are."""
     known = find_model(store, model) is not None
     count = len(list_versions(store, model)) if known else 0
-    status: dict[str, Any] = {"model": model, "registry": store.shown_uri, "versions": count}
+    status: dict[str, Any] = {
+        "model": model,
+        "registry": store.shown_registry_uri,
+        "versions": count,
+    }
     for alias in (CHAMPION, PREVIOUS, CANDIDATE):
         version = find_alias(store, model, alias) if known else None
         status[alias] = None if version is None else _summarise(version)

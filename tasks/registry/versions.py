@@ -192,7 +192,7 @@ def resolve(store: Store, uri: str) -> Version:
     model, alias, number = match["model"], match["alias"], match["version"]
     registered = find_model(store, model)
     if registered is None:
-        raise ParamsError("No such model in MLflow", where=f"{uri}, {store.shown_uri}")
+        raise ParamsError("No such model in MLflow", where=f"{uri}, {store.shown_registry_uri}")
     if alias is not None:
         number = registered.aliases.get(alias)
         if number is None:

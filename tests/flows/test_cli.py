@@ -252,6 +252,17 @@ def test_status_of_a_fresh_copy_makes_no_database(project: Project, ask: Ask) ->
     assert not (project.root / ".mlflow").exists()
 
 
+def test_status_asks_a_registry_elsewhere_also_in_a_fresh_copy(
+    project: Project, ask: Ask, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(project.root / ".mlflow")
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"http://127.0.0.1:{free_port}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    found = read(ask(project, "status", "--json"))
+    assert found["registry"] == f"http://127.0.0.1:{free_port}"
+    assert found["registry_fault"] == f"MLflow does not answer: http://127.0.0.1:{free_port}."
+
+
 def test_status_shows_a_broken_recipe_beside_the_others(done: Project, ask: Ask) -> None:
     done.change("gate", surprise=1)
     found = read(ask(done, "status", "--json"))["recipes"][0]
