@@ -193,8 +193,9 @@ def status(*, as_json: bool) -> None:
 def promote(model: str, reason: str, *, overrides: bool, as_json: bool) -> None:
     """Put a version through its gate by hand.
 
-    It becomes champion if every rule passes. Exit code 3 if the gate refuses. With --override it
-    becomes champion on your word, which a former champion needs to come back.
+    It becomes champion if every rule passes. Exit code 3 if the gate refuses. A new decision needs
+    the version's own artifacts. With --override it becomes champion on your word, which a former
+    champion needs to come back.
     """
     from flows.promotion import override
     from flows.promotion import promote as promote_version
@@ -239,12 +240,14 @@ def rollback(model: str, reason: str, *, as_json: bool) -> None:
 def lineage(model: str, *, as_json: bool) -> None:
     """Show what a model was made from.
 
-    Commit, data, teacher, cache, run and decision, and whether each can still be found.
+    Commit, data, teacher, cache, run and decision, and whether each can still be found here. What a
+    stage made is found if all its files are in the workspace or in DVC's cache, and current if
+    dvc.lock names it.
     """
     from flows import show
-    from tasks.registry import open_registry
+    from flows.lineage import read_lineage
 
-    found = open_registry(find_root()).lineage(model)
+    found = read_lineage(find_root(), model)
     if as_json:
         _print_json(found)
     else:

@@ -19,6 +19,7 @@ from tasks.kd.errors import KDError
 FREE_GIB_WANTED = 5.0
 FREE_GIB_NEEDED = 1.0
 _GIB = 2**30
+_MLFLOW_URIS = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 _OFF = {"DO_NOT_TRACK": ("true",)}  # MLflow reads the literal `true` alone
 
 
@@ -129,18 +130,21 @@ def _check_port(name: str, port: int, flag: str) -> Finding:
 def _check_mlflow(root: Path | None) -> Finding:
     from tasks.registry import open_registry
 
-    address = os.environ.get("MLFLOW_TRACKING_URI")
+    given = [name for name in _MLFLOW_URIS if os.environ.get(name)]
     if root is None:
         return Finding("mlflow", "warn", "not looked at, without a repository")
-    if address is None and not (root / ".mlflow" / "mlflow.db").exists():
+    if not given and not (root / ".mlflow" / "mlflow.db").exists():
         return Finding("mlflow", "ok", ".mlflow/mlflow.db, made by the first run")
     registry = open_registry(root)
+    store = registry.store
     try:
-        registry.champion("stillhouse-doctor")
+        registry.greet()
     except KDError as error:
-        mend = "start that server, or unset MLFLOW_TRACKING_URI" if address else "see the message"
+        mend = f"start that server, or unset {' or '.join(given)}" if given else "see the message"
         return Finding("mlflow", "fail", str(error), mend)
-    shown = registry.store.shown_uri if address else ".mlflow/mlflow.db"
+    shown = ".mlflow/mlflow.db" if store.local else store.shown_uri
+    if store.divided:
+        shown += f", registry {store.shown_registry_uri}"
     return Finding("mlflow", "ok", shown)
 
 

@@ -29,11 +29,15 @@ def read_status(root: Path) -> dict[str, Any]:
             recipe.update({alias: found[alias] for alias in ("champion", "candidate")})
     except KDError as error:
         fault = str(error)
-    return {"recipes": recipes, "registry": registry.store.shown_uri, "registry_fault": fault}
+    return {
+        "recipes": recipes,
+        "registry": registry.store.shown_registry_uri,
+        "registry_fault": fault,
+    }
 
 
 def _exists(store: Store) -> bool:
-    return not store.local or (store.folder / "mlflow.db").exists()
+    return not store.local or store.divided or (store.folder / "mlflow.db").exists()
 
 
 def _read_recipe(root: Path, name: str) -> dict[str, Any]:

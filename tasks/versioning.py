@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,6 +181,18 @@ def out_hashes(root: Path, recipe: str) -> dict[str, dict[str, str]]:
     }
 
 
+def find_outs(root: Path, recipe: str, md5s: Iterable[str]) -> set[str]:
+    """Those of the md5s of outs whose files are all here: as outs of the recipe, or cached by DVC.
+
+    Raises what `plan` raises, but for a recipe that is not listed any more.
+    """
+    _check_names(root)
+    with _open_repo(root, LOCK_WAIT_S) as repo:
+        outs = [out for stage in _list_stages(repo, recipe) for out in stage.outs if out.exists]
+        here = {out.get_hash().value for out in outs}
+        return {md5 for md5 in md5s if md5 in here or _is_cached(repo.cache.local, md5)}
+
+
 def git_state(root: Path) -> tuple[str | None, bool]:
     """The commit that is checked out (None without one) and whether files differ from it.
 
@@ -198,17 +210,22 @@ def git_state(root: Path) -> tuple[str | None, bool]:
 
 
 def _check_recipe(root: Path, recipe: str) -> None:
-    """Refuse names that DVC must not see: its templating runs them in a shell."""
-    listed = read_inputs(root)
-    for name in (*listed, recipe):
-        if not re.fullmatch(RECIPE_NAME.strip("^$"), name):
-            raise ParamsError(f"a recipe can't be named {name!r}", where="params/recipes.yaml")
+    listed = _check_names(root, recipe)
     if recipe not in listed:
         raise ParamsError(
             f"recipe {recipe} is not listed",
             where="params/recipes.yaml",
             expected=f"one of {', '.join(listed)}",
         )
+
+
+def _check_names(root: Path, *more: str) -> list[str]:
+    """The listed recipes. Refuses names that DVC must not see: its templating runs a shell."""
+    listed = list(read_inputs(root))
+    for name in (*listed, *more):
+        if not re.fullmatch(RECIPE_NAME.strip("^$"), name):
+            raise ParamsError(f"a recipe can't be named {name!r}", where="params/recipes.yaml")
+    return listed
 
 
 @contextmanager
@@ -270,6 +287,16 @@ def _list_related(repo: Any, recipe: str) -> list[Any]:
     graph = repo.index.graph
     tracked = {_address(s): s for stage in stages for s in graph.successors(stage) if not s.cmd}
     return [*tracked.values(), *stages]
+
+
+def _is_cached(cache: Any, md5: str) -> bool:
+    """Whether DVC's cache holds a file, or a folder with all of its files."""
+    if not cache.exists(md5):
+        return False
+    if not md5.endswith(".dir"):
+        return True
+    listed = json.loads(Path(cache.oid_to_path(md5)).read_text(encoding="utf-8"))
+    return all(cache.exists(entry["md5"]) for entry in listed)
 
 
 def _address(stage: Any) -> str:

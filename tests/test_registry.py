@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tasks.kd.digests import sha256_file, write_json
+from tasks.kd.digests import read_json, sha256_file, sha256_json, write_json
 from tasks.kd.errors import DataError, KDError, ParamsError, RegistryError, TransientError
 from tasks.kd.gate import Decision
 from tasks.kd.params import Gate, Register
@@ -117,7 +117,7 @@ def write_artifacts(
             "test_sha256": digest,
         },
     )
-    write_trainings(out)
+    write_trainings(out, answers)
     write_evaluation(out / "evaluate_student", digest, labels, examples, answers)
     recipe = make_recipe(gate or {})
     file = root / "params" / f"{name}.yaml"
@@ -138,7 +138,8 @@ def write_test_split(path: Path, examples: range) -> None:
         writer.write_table(table)
 
 
-def write_trainings(out: Path) -> None:
+def write_trainings(out: Path, answers: Sequence[int]) -> None:
+    weights = {"teacher": "t" * 64, "student": sha256_json(list(answers))}
     for role in ("teacher", "student"):
         records: list[dict[str, Any]] = [
             {
@@ -157,7 +158,7 @@ def write_trainings(out: Path) -> None:
         dev = {"step": 30, "epoch": 3, "phase": "main", "split": "dev", "accuracy": 0.9}
         lines = "".join(json.dumps(record) + "\n" for record in [*records, dev])
         (out / f"train_{role}" / "metrics.jsonl").write_text(lines, encoding="utf-8")
-        report = {f"{role}_sha256": role[0] * 64, "seconds": 1.0}
+        report = {f"{role}_sha256": weights[role], "seconds": 1.0}
         write_json(out / f"train_{role}" / "report.json", report)
     write_json(out / "cache_teacher" / "manifest.json", {"fingerprint": "cafe" * 16})
 
@@ -216,6 +217,16 @@ def make_recipe(gate: dict[str, Any]) -> Recipe:
     }
     register = Register(experiment="experiments", model=MODEL)
     return recipe.model_copy(update={"register_": register, "gate": Gate(**limits)})
+
+
+def measure_again(produced: Produced, p95_ms: float) -> Produced:
+    """As `evaluate_student` leaves it when it runs again: the same student, another latency."""
+    path = produced.artifacts / "evaluate_student" / "metrics.json"
+    metrics = read_json(path)
+    metrics["student"]["latency_ms"]["p95"] = p95_ms
+    write_json(path, metrics)
+    lineage = make_lineage(produced.root, produced.name)
+    return Produced(produced.name, produced.recipe, produced.root, produced.artifacts, lineage)
 
 
 def put_forward(registry: Registry, produced: Produced) -> Version:
@@ -605,6 +616,47 @@ def test_a_champion_with_other_labels_is_a_refusal_with_a_reason(
     assert number_of_champion(registry) == 1
 
 
+@pytest.mark.parametrize("lost", ["all", "one"])
+def test_a_champion_whose_files_are_lost_is_a_refusal_that_names_it_and_can_be_overridden(
+    registry: Registry, make: Make, tmp_path: Path, lost: str
+) -> None:
+    run_gate(registry, make(wrong=range(3)))
+    (stored,) = find_stored(registry, "MLmodel" if lost == "all" else "model.onnx")
+    away = stored.parent if lost == "all" else stored
+    shutil.move(away, tmp_path / "away")
+    produced = make(wrong=range(2), examples=range(250))
+    version, decision = run_gate(registry, produced)
+    assert [rule.name for rule in decision.refused_by] == ["champion"]
+    said = "files are gone: models:/triage/1" if lost == "all" else "not the ones that were registe"
+    assert said in decision.rules[2].explanation
+    assert "stillhouse promote --override" in decision.rules[2].explanation
+    assert number_of_champion(registry) == 1
+    # brought back, it is compared after all
+    shutil.move(tmp_path / "away", away)
+    assert registry.decided(version, produced.recipe.gate) is None
+    assert registry.gate(produced, version).verdict == "promote"
+    shutil.move(away, tmp_path / "away")
+    assert registry.promote(version, None, "it is lost", override=True).version == 2
+    with pytest.raises(RegistryError, match=r"models:/triage/1 does not serve, so the champion"):
+        registry.rollback(MODEL, "back")
+    assert number_of_champion(registry) == 2
+
+
+def test_a_store_that_does_not_answer_for_the_champion_is_no_refusal(
+    registry: Registry, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_gate(registry, make(wrong=range(3)))
+    produced = make(wrong=range(2), examples=range(250))
+    version = put_forward(registry, produced)
+
+    def hang_up(*_: object, **__: object) -> None:
+        raise ConnectionResetError("gone")
+
+    monkeypatch.setattr("mlflow.artifacts.list_artifacts", hang_up)
+    with pytest.raises(TransientError):
+        registry.gate(produced, version)
+
+
 def test_promotion_against_a_stale_expectation_is_refused(registry: Registry, make: Make) -> None:
     first, second = make("one", wrong=range(4)), make("two", wrong=range(3))
     version, other = put_forward(registry, first), put_forward(registry, second)
@@ -622,6 +674,24 @@ def test_a_version_that_was_never_judged_is_not_promoted(registry: Registry, mak
     with pytest.raises(RegistryError, match="No gate has judged it"):
         registry.promote(version, None, "trust me")
     assert registry.champion(MODEL) is None
+
+
+def test_a_version_of_other_artifacts_is_not_judged_and_the_way_out_is_named(
+    registry: Registry, make: Make
+) -> None:
+    first = put_forward(registry, make(wrong=range(4)))
+    produced = make(wrong=range(2))
+    nothing = dataclasses.replace(produced.lineage, dvc={})
+    for here in (produced, dataclasses.replace(produced, lineage=nothing)):
+        with pytest.raises(
+            RegistryError, match=r"own artifacts only: models:/triage/1\."
+        ) as caught:
+            registry.gate(here, first)
+        for part in ("stillhouse lineage", "dvc checkout", "promote models:/triage/1 --override"):
+            assert part in str(caught.value)
+        assert "stillhouse run" not in str(caught.value)
+    assert registry.champion(MODEL) is None
+    assert registry.promote(first, None, "reviewed", override=True).version == 1
 
 
 def test_an_override_needs_a_reason_and_is_recorded(registry: Registry, make: Make) -> None:
@@ -668,6 +738,61 @@ def test_what_a_person_rolled_back_is_not_brought_back_by_a_run(
     back = registry.promote(version, None, "they were wrong", override=True)
     assert "rolled_back_at" not in back.tags
     assert number_of_champion(registry) == 2
+
+
+def test_a_student_that_was_rolled_back_does_not_come_back_under_another_number(
+    registry: Registry, make: Make
+) -> None:
+    run_gate(registry, make(wrong=range(6)))
+    rolled_back, _ = run_gate(registry, make(wrong=range(2)))
+    registry.rollback(MODEL, "customers complain")
+    produced = measure_again(make(wrong=range(2)), 3.1)
+    version, refusal = run_gate(registry, produced)
+    assert version.version == 3
+    assert version.tags["content.sha256"] == rolled_back.tags["content.sha256"]
+    assert [rule.name for rule in refusal.refused_by] == ["former champion"]
+    assert "is the student of models:/triage/2, which was" in refusal.rules[0].explanation
+    assert "customers complain" in refusal.rules[0].explanation
+    assert number_of_champion(registry) == 1
+    assert registry.decided(version, produced.recipe.gate) == refusal
+    assert registry.resolve(version.uri).tags["gate.verdict"] == "refuse"
+    with pytest.raises(RegistryError, match=r"champion before, as models:/triage/2.*--override"):
+        registry.promote(version, None, "again")
+    assert registry.promote(version, None, "they were wrong", override=True).version == 3
+    # now it is the champion's own student, which may be measured as often as one likes
+    version, decision = run_gate(registry, measure_again(produced, 3.2))
+    assert (version.version, decision.verdict) == (4, "promote")
+
+
+def test_a_student_that_was_replaced_does_not_come_back_under_another_number(
+    registry: Registry, make: Make
+) -> None:
+    run_gate(registry, make(wrong=range(2)))
+    run_gate(registry, make(wrong=range(3)))
+    version, refusal = run_gate(registry, measure_again(make(wrong=range(2)), 3.1))
+    assert refusal.verdict == "refuse"
+    assert "models:/triage/1, which was champion from" in refusal.rules[0].explanation
+    assert "replaced by models:/triage/2" in refusal.rules[0].explanation
+    with pytest.raises(RegistryError, match="champion before"):
+        registry.promote(version, None, "again")
+    assert number_of_champion(registry) == 2
+
+
+@pytest.mark.parametrize("rolled_back", [True, False])
+def test_other_bytes_with_the_same_weights_come_back_unless_a_person_rolled_those_back(
+    registry: Registry, make: Make, rolled_back: bool
+) -> None:
+    """A newer exporter or MLflow packs the same weights into other bytes."""
+    run_gate(registry, make(wrong=range(2)))
+    run_gate(registry, make(wrong=range(3)))
+    if rolled_back:
+        registry.rollback(MODEL, "customers complain")
+    produced = make(wrong=range(3 if rolled_back else 2))
+    exported = produced.path("export_student", "tokenizer.json")
+    exported.write_text(exported.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    produced = measure_again(produced, 3.1)
+    _, decision = run_gate(registry, produced)
+    assert decision.verdict == ("refuse" if rolled_back else "promote")
 
 
 def test_a_broken_previous_champion_is_not_rolled_back_to(registry: Registry, make: Make) -> None:
@@ -734,7 +859,7 @@ def test_a_database_of_the_user_s_own_that_is_not_there_is_one_plain_message(
 # --- lineage -------------------------------------------------------------------------------------
 
 
-def test_lineage_says_what_can_still_be_found(registry: Registry, make: Make, root: Path) -> None:
+def test_lineage_says_what_can_still_be_found(registry: Registry, make: Make) -> None:
     produced = make()
     run_gate(registry, produced)
     lineage = registry.lineage("models:/triage@champion")
@@ -743,14 +868,8 @@ def test_lineage_says_what_can_still_be_found(registry: Registry, make: Make, ro
     assert lineage["git"] == {"commit": "1" * 40, "dirty": True, "found": False}
     assert lineage["cache"] == {"fingerprint": "cafe" * 16, "found": False}
     assert lineage["gate"]["verdict"] == "promote"
-    assert not any(stage["found"] for stage in lineage["dvc"].values())
-    stages = {
-        f"{stage}@tiny": {"outs": [{"path": path, "md5": md5} for path, md5 in paths.items()]}
-        for stage, paths in produced.lineage.dvc.items()
-    }
-    (root / "dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": stages}))
-    lineage = registry.lineage("models:/triage/1")
-    assert all(stage["found"] for stage in lineage["dvc"].values())
+    hashes = {stage: set(paths.values()) for stage, paths in produced.lineage.dvc.items()}
+    assert {stage: {entry["md5"]} for stage, entry in lineage["dvc"].items()} == hashes
 
 
 def test_a_cache_is_found_where_all_of_it_is(root: Path) -> None:
@@ -822,7 +941,7 @@ def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 @pytest.mark.slow
 def test_a_server_keeps_runs_versions_and_aliases_as_our_own_store_does(
-    root: Path, make: Make, server: str, monkeypatch: pytest.MonkeyPatch
+    root: Path, make: Make, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     registry = open_registry(root)
@@ -835,6 +954,52 @@ def test_a_server_keeps_runs_versions_and_aliases_as_our_own_store_does(
     assert registry.rollback(MODEL, "back").version == 1
     assert registry.lineage("models:/triage/2")["run"]["found"] is True
     assert not (registry.store.folder / "artifacts").exists()
+    shutil.rmtree(tmp_path / "served")
+    _, decision = run_gate(registry, make(wrong=range(1), examples=range(200)))
+    assert "files are gone: models:/triage/1" in decision.rules[2].explanation
+
+
+def test_models_may_be_kept_elsewhere_than_runs(
+    root: Path, make: Make, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    production = tmp_path / "production.db"
+    shutil.copyfile(database, production)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    desk = open_registry(root)
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"sqlite:///{production}")
+    registry = open_registry(root)
+    run_gate(registry, make(wrong=range(6)))
+    version, decision = run_gate(registry, make(wrong=range(2), examples=range(250)))
+    assert "of 250" in decision.rules[2].explanation  # the champion was fetched and asked
+    assert version.aliases == ("candidate", "champion")
+    status = registry.status(MODEL)
+    assert (status["champion"]["version"], status["previous"]["version"]) == (2, 1)
+    assert status["registry"] == f"sqlite:///{production}"
+    assert registry.rollback(MODEL, "back").version == 1
+    assert registry.lineage("models:/triage/2")["run"]["found"] is True
+    assert desk.champion(MODEL) is None, "each holds its own alone"
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("down", ["MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"])
+def test_of_two_stores_the_one_that_does_not_answer_is_named(
+    root: Path, make: Make, monkeypatch: pytest.MonkeyPatch, down: str
+) -> None:
+    monkeypatch.chdir(root)  # MLflow keeps files there beside a database of the user's own
+    address = f"127.0.0.1:{find_closed_port()}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / '.mlflow' / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"sqlite:///{root / '.mlflow' / 'mlflow.db'}")
+    monkeypatch.setenv(down, f"http://user:secret@{address}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    registry = open_registry(root)
+    with pytest.raises(TransientError) as caught:
+        run_gate(registry, make())
+    assert str(caught.value).startswith(f"MLflow does not answer: http://{address}. The artifacts")
+    told = registry.store._report("strange http", None, transient=False)
+    assert f"http://{address}" in str(told)
+    assert "mlflow.db" in str(told), "a fault that does not say whose it is names both"
+    assert "secret" not in str(told)
 
 
 def test_a_server_that_is_down_is_one_plain_message(

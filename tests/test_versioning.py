@@ -24,7 +24,16 @@ from tasks.kd.errors import (
     StageError,
     TransientError,
 )
-from tasks.versioning import PlannedStage, git_state, out_hashes, plan, pull, push, reproduce
+from tasks.versioning import (
+    PlannedStage,
+    find_outs,
+    git_state,
+    out_hashes,
+    plan,
+    pull,
+    push,
+    reproduce,
+)
 
 # DVC asks pygtrie for something that pygtrie wants to withdraw.
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value will soon:DeprecationWarning")
@@ -663,6 +672,30 @@ def test_out_hashes_are_those_of_dvc_lock(built: Path, fresh: Path) -> None:
             assert re.fullmatch(r"[0-9a-f]{32}\.dir", md5)
     assert out_hashes(built, "other") == {}
     assert out_hashes(fresh, "tiny") == {}
+
+
+def test_outs_are_found_while_workspace_or_cache_holds_all_of_their_files(built: Path) -> None:
+    made = {stage: next(iter(outs.values())) for stage, outs in out_hashes(built, "tiny").items()}
+    every = set(made.values())
+    cache, artifacts = built / ".dvc" / "cache", built / "artifacts"
+    assert find_outs(built, "tiny", [*every, "0" * 32, f"{'0' * 32}.dir"]) == every
+    # only in the cache: from another recipe, after a retraining, without artifacts
+    edit(built / "params" / "tiny.yaml", "epochs: 2", "epochs: 5")
+    run_plan(built)
+    assert made["train_student"] not in out_hashes(built, "tiny")["train_student"].values()
+    shutil.rmtree(artifacts)
+    assert find_outs(built, "tiny", every) == find_outs(built, "gone", every) == every
+    # a folder without one of its files is not found
+    listed = cache / "files" / "md5" / made["train_student"][:2] / made["train_student"][2:]
+    (file,) = json.loads(listed.read_text())
+    (cache / "files" / "md5" / file["md5"][:2] / file["md5"][2:]).unlink()
+    assert find_outs(built, "tiny", every) == every - {made["train_student"]}
+    # only in the workspace
+    dvc(built, "checkout", "-q", "train_teacher@tiny")
+    shutil.rmtree(cache)
+    assert find_outs(built, "tiny", every) == {made["train_teacher"]}
+    shutil.rmtree(artifacts)
+    assert find_outs(built, "tiny", every) == set()
 
 
 def test_git_state_tells_a_clean_tree_from_an_edited_one(fresh: Path) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -125,12 +125,14 @@ def decide(
     gate: Gate,
     *,
     no_champion: str = "there is no champion yet",
+    measure_again: str = "Measure again if the machine was busy.",
 ) -> Decision:
     """Hold a candidate against each rule of its recipe.
 
-    Without a champion its rule is not applied, and `no_champion` says why. Raises `DataError` for
-    results that can't be judged: none at all, duplicate or differing example ids, empty labels,
-    sizes or latencies that are no positive numbers.
+    Without a champion its rule is not applied, and `no_champion` says why. `measure_again` is said
+    of a latency that is refused: it is the one figure that depends on the hour. Raises
+    `DataError` for results that can't be judged: none at all, duplicate or differing example ids,
+    empty labels, sizes or latencies that are no positive numbers.
     """
     _check(candidate)
     rules = (
@@ -138,7 +140,7 @@ def decide(
         _check_retention(candidate, gate),
         _check_champion(candidate, champion, gate, no_champion),
         _check_budget("size", candidate.size_bytes / _MIB, gate.max_size_mib, "MiB"),
-        _check_budget("latency", candidate.latency_p95_ms, gate.max_latency_p95_ms, "ms (p95)"),
+        _check_latency(candidate, gate, measure_again),
     )
     verdict: Verdict = "refuse"
     if all(rule.passed for rule in rules):
@@ -198,6 +200,14 @@ def _check_champion(
     outcome, why = _weigh(estimate, bound, limit, pairs.total)
     explanation = f"{counts}, {sure}; {100 * limit:+.2f} is allowed. {why}".strip()
     return Rule("champion", outcome == "passed", bound, limit, explanation, outcome)
+
+
+def _check_latency(candidate: Candidate, gate: Gate, measure_again: str) -> Rule:
+    measured, limit = candidate.latency_p95_ms, gate.max_latency_p95_ms
+    rule = _check_budget("latency", measured, limit, "ms (p95)")
+    if rule.passed:
+        return rule
+    return replace(rule, explanation=f"{rule.explanation} {measure_again}")
 
 
 def _check_budget(name: str, measured: float, limit: float, unit: str) -> Rule:

@@ -35,6 +35,7 @@ __all__ = ["Lineage", "Produced", "Registry", "Version", "open_registry"]
 def open_registry(root: Path) -> Registry:
     """The registry of a checkout: `MLFLOW_TRACKING_URI`, or SQLite in `<root>/.mlflow`.
 
+    `MLFLOW_REGISTRY_URI` keeps models elsewhere than runs.
     Asks nothing yet; a server that is down is heard of at the first call.
     """
     return Registry(open_store(root))
@@ -50,6 +51,12 @@ class Registry:
     def uri(self) -> str:
         """The tracking URI, for `mlflow ui` and for people (it may hold a password)."""
         return self.store.uri
+
+    def greet(self) -> None:
+        """Hear whether both answer: where runs are, and where models are."""
+        with self.store.speak():
+            self.store.client.search_experiments(max_results=1)
+            versions.find_model(self.store, "stillhouse-doctor")
 
     def find(self, produced: Produced) -> Version | None:
         """The version that was registered from exactly these artifacts, if any."""
@@ -120,7 +127,7 @@ class Registry:
             return versions.resolve(self.store, uri)
 
     def lineage(self, uri: str) -> dict[str, Any]:
-        """What a version was made from, and whether each part can still be found here."""
+        """What a version was made from; whether run, commit and cache can still be found here."""
         with self.store.speak():
             return tracing.trace(self.store, versions.resolve(self.store, uri))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from importlib.metadata import version as installed_version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from tasks.kd.digests import sha256_file, sha256_json
@@ -81,7 +81,7 @@ def fetch_verified(store: Store, uri: str, digests: Mapping[str, str], folder: P
 
     `uri` is `models:/<name>/<version>` or `models:/<id of a logged model>`.
     """
-    from mlflow.artifacts import download_artifacts
+    from mlflow.artifacts import download_artifacts, list_artifacts
 
     name, _, version = uri.removeprefix("models:/").partition("/")
     # MLflow looks `models:/` up in the process's own default store whatever it is told (3.17), so
@@ -90,11 +90,13 @@ def fetch_verified(store: Store, uri: str, digests: Mapping[str, str], folder: P
         place = store.client.get_model_version_download_uri(name, version)
     else:
         place = store.client.get_logged_model(name).artifact_location
+    # A download fails alike where nothing is and where nobody answers; a list tells them apart.
+    listed = list_artifacts(artifact_uri=place, tracking_uri=store.uri)
+    if not any(PurePosixPath(entry.path).name == "MLmodel" for entry in listed):
+        raise RegistryError("The model's files are gone", where=f"{uri}, {place}")
     target = Path(
         download_artifacts(artifact_uri=place, dst_path=str(folder), tracking_uri=store.uri)
     )
-    if not (target / "MLmodel").is_file():
-        raise RegistryError("The model's files are gone", where=f"{uri}, {place}")
     strange = [
         path.relative_to(target).as_posix()
         for path in sorted(target.rglob("*"))

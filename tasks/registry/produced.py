@@ -57,6 +57,11 @@ class Produced:
         """The recipe as it was written."""
         return self.root / "params" / f"{self.name}.yaml"
 
+    @property
+    def unrecorded(self) -> list[str]:
+        """The stages of whose outs DVC has no hash."""
+        return [stage for stage in STAGES if not self.lineage.dvc.get(stage)]
+
     @cached_property
     def fingerprint(self) -> str:
         """Digest of what would be registered, and where.
@@ -64,11 +69,10 @@ class Produced:
         Made of DVC's own hashes of all outs. A changed gate, description, commit or machine leaves
         it as it is; a stage that ran again and wrote other bytes, timings included, does not.
         """
-        missing = [stage for stage in STAGES if not self.lineage.dvc.get(stage)]
-        if missing:
+        if self.unrecorded:
             raise DataError(
                 "DVC has no hash of some outs",
-                where=", ".join(missing),
+                where=", ".join(self.unrecorded),
                 advice="Only what DVC has recorded can be registered.",
                 mend=f"stillhouse run {self.name}",
             )

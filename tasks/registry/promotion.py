@@ -25,6 +25,7 @@ from tasks.registry.versions import (
     PREVIOUS,
     Version,
     find_alias,
+    list_versions,
     read_version,
 )
 
@@ -37,21 +38,25 @@ RECORD_TAG = "gate.decision"
 def recall(store: Store, version: Version, gate: Gate) -> Decision | None:
     """The decision that stands: nothing that it rests on has changed since.
 
-    A former champion's is always a refusal: it was replaced or rolled back, and only a person
-    brings it back.
+    A former champion's is always a refusal, under whatever number its student comes: it was
+    replaced or rolled back, and only a person brings it back.
     """
     version = read_version(store, version.model, version.version)
     champion = find_alias(store, version.model, CHAMPION)
     is_champion = champion is not None and champion.version == version.version
-    if _was_champion(version) and not is_champion:
-        return _refuse_former_champion(version, champion)
+    former = _find_former_champion(store, version, champion)
+    if former is not None:
+        return _refuse_former_champion(version, former, champion)
     record = version.tags.get(RECORD_TAG)
     if record is None or version.tags.get("gate.params") != _digest(gate):
         return None
     decision = Decision.from_dict(json.loads(record))
-    if is_champion or decision.against == (champion.uri if champion else None):
+    if is_champion:
         return decision
-    return None
+    # A champion that could not be compared may have been mended since.
+    compared = not any(rule.name == "champion" and rule.measured is None for rule in decision.rules)
+    same = decision.against == (champion.uri if champion else None)
+    return decision if same and (champion is None or compared) else None
 
 
 def gate(store: Store, produced: Produced, version: Version) -> Decision:
@@ -59,35 +64,60 @@ def gate(store: Store, produced: Produced, version: Version) -> Decision:
     limits = produced.recipe.gate
     standing = recall(store, version, limits)
     if standing is not None:
+        if RECORD_TAG not in version.tags:  # a new version of a former champion's student
+            _record(store, version, standing, limits)
         return standing
-    if version.tags.get("stillhouse.fingerprint") != produced.fingerprint:
+    made_from = version.tags.get("stillhouse.fingerprint", "none")
+    here = "none" if produced.unrecorded else produced.fingerprint
+    if made_from != here:
         raise RegistryError(
-            "The version was not registered from these artifacts",
+            "A version can be judged from its own artifacts only",
             where=version.uri,
-            expected=produced.fingerprint[:12],
-            found=str(version.tags.get("stillhouse.fingerprint"))[:12],
-            mend=f"stillhouse run {produced.name}",
+            expected=f"artifacts with fingerprint {made_from[:12]} in {produced.artifacts}",
+            found=here[:12],
+            advice="Bring back the dvc.lock with the hashes that stillhouse lineage shows and run "
+            "dvc checkout, or promote it on your own word.",
+            mend=f"stillhouse promote {version.uri} --override --reason '...'",
         )
+    measure_again = (
+        "If the machine was busy, measure again: "
+        f"dvc repro -s -f evaluate_student@{produced.name}, then stillhouse run {produced.name}."
+    )
     champion = find_alias(store, version.model, CHAMPION)
     if champion is not None and champion.version == version.version:
         same = "this version is the champion itself"
-        decision = decide(produced.candidate, None, limits, no_champion=same)
+        decision = decide(
+            produced.candidate, None, limits, no_champion=same, measure_again=measure_again
+        )
     else:
         scored = _score_champion(store, produced, champion) if champion else None
-        decision = decide(produced.candidate, scored, limits)
+        decision = decide(produced.candidate, scored, limits, measure_again=measure_again)
     _record(store, version, decision, limits)
     return decision
 
 
 def _score_champion(store: Store, produced: Produced, champion: Version) -> Champion:
     """What the champion says of the candidate's test examples: as stored, or asked again now."""
-    from tasks.kd.data import read_split
-
     fingerprint = produced.metrics["evaluation_fingerprint"]
     if champion.tags.get("evaluation.fingerprint") == fingerprint:
         stored = _read_stored(store, produced, champion)
         if stored is not None:
             return Champion(champion.uri, stored)
+    try:
+        return _ask(store, produced, champion)
+    except RegistryError as error:  # lost or changed; an outage is another error
+        return Champion(
+            champion.uri,
+            {},
+            unfit=f"{str(error).rstrip('.')}; bring its files back and run again, or a person has "
+            "to decide (stillhouse promote --override)",
+        )
+
+
+def _ask(store: Store, produced: Produced, champion: Version) -> Champion:
+    """Let the champion answer the candidate's test examples."""
+    from tasks.kd.data import read_split
+
     with tempfile.TemporaryDirectory(prefix="stillhouse-") as name:
         folder = packing.fetch_verified(store, champion.uri, champion.tags, Path(name))
         known, wanted = packing.read_labels(folder), produced.metrics["labels"]
@@ -125,20 +155,48 @@ def _read_stored(store: Store, produced: Produced, champion: Version) -> dict[st
     return {example: student for example, _, _, student in rows}
 
 
+def _find_former_champion(
+    store: Store, version: Version, champion: Version | None
+) -> Version | None:
+    """The former champion that this version would bring back: itself, or one of the same student.
+
+    A student is known by the content that is served; one that was rolled back also by its weights,
+    however they are packed now. The champion's own student is no former one.
+    """
+    if champion is not None and champion.version == version.version:
+        return None
+    if _was_champion(version):
+        return version
+    content, student = version.tags.get("content.sha256"), version.tags.get("student.sha256")
+    if champion is not None and champion.tags.get("content.sha256") == content:
+        return None
+    same = [
+        other
+        for other in list_versions(store, version.model)
+        if (other.tags.get("content.sha256") == content and _was_champion(other))
+        or (other.tags.get("student.sha256") == student and "rolled_back_at" in other.tags)
+    ]
+    # Of several, the one that a person had something to say of.
+    return max(same, key=lambda v: ("rolled_back_at" in v.tags, v.version), default=None)
+
+
 def _was_champion(version: Version) -> bool:
     """Whether it ever was; a crash may have kept one of the two tags from being written."""
     return "promoted_at" in version.tags or "rolled_back_at" in version.tags
 
 
-def _refuse_former_champion(version: Version, champion: Version | None) -> Decision:
-    tags = version.tags
+def _refuse_former_champion(
+    version: Version, former: Version, champion: Version | None
+) -> Decision:
+    tags = former.tags
     since = tags.get("promoted_at", "an unknown time")
     if "rolled_back_at" in tags:
         end = f"was rolled back on {tags['rolled_back_at']} ({tags.get('rolled_back_reason')})"
     else:
         end = f"was replaced by {champion.uri if champion else 'nothing'}"
+    same = "" if former.version == version.version else f"is the student of {former.uri}, which "
     why = (
-        f"{version.uri} was champion from {since} and {end}. It is not brought back "
+        f"{version.uri} {same}was champion from {since} and {end}. It is not brought back "
         f"by itself. Run: stillhouse promote {version.uri} --override --reason '...'"
     )
     rule = Rule("former champion", False, None, None, why, "worse")
@@ -183,7 +241,7 @@ def promote(
             _tag_promotion(store, version, find_alias(store, version.model, PREVIOUS), reason)
         return read_version(store, version.model, version.version)
     if not override:
-        _check_decision(version, decision, champion)
+        _check_decision(store, version, decision, champion)
     elif not reason.strip():
         raise ParamsError("an override needs a reason", where=version.uri)
     _check_serves(store, version)
@@ -194,11 +252,14 @@ def promote(
     return read_version(store, version.model, version.version)
 
 
-def _check_decision(version: Version, decision: Decision | None, champion: Version | None) -> None:
+def _check_decision(
+    store: Store, version: Version, decision: Decision | None, champion: Version | None
+) -> None:
     by_hand = f"stillhouse promote {version.uri} --override --reason '...'"
-    if _was_champion(version):
+    former = _find_former_champion(store, version, champion)
+    if former is not None:
         raise RegistryError(
-            "The version was champion before and is not brought back by itself",
+            f"The student was champion before, as {former.uri}, and is not brought back by itself",
             where=version.uri,
             mend=by_hand,
         )
@@ -251,7 +312,7 @@ def _find_earlier(store: Store, version: Version) -> str | None:
     earlier = version.tags.get("previous_version", "none")
     if earlier == "none":
         return None
-    known = {str(v.version) for v in store.client.search_model_versions(f"name='{version.model}'")}
+    known = {str(known.version) for known in list_versions(store, version.model)}
     return earlier if earlier in known else None
 
 

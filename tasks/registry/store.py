@@ -40,7 +40,10 @@ _TRANSIENT_CODES = {"REQUEST_LIMIT_EXCEEDED", "TEMPORARILY_UNAVAILABLE", "DEADLI
 
 
 def open_store(root: Path) -> Store:
-    """The store of a checkout: `MLFLOW_TRACKING_URI`, or SQLite in `<root>/.mlflow`."""
+    """The store of a checkout: `MLFLOW_TRACKING_URI`, or SQLite in `<root>/.mlflow`.
+
+    `MLFLOW_REGISTRY_URI` keeps models elsewhere than runs.
+    """
     root = root.resolve()
     given = os.environ.get("MLFLOW_TRACKING_URI")
     uri = given or f"sqlite:///{root / '.mlflow' / 'mlflow.db'}"
@@ -49,7 +52,10 @@ def open_store(root: Path) -> Store:
 
 @dataclass(frozen=True)
 class Store:
-    """MLflow as one checkout sees it; `local` is our own SQLite file."""
+    """MLflow as one checkout sees it; `local` is our own SQLite file.
+
+    `uri` is where runs and files are; `registry_uri` where models are: there too, or elsewhere.
+    """
 
     root: Path
     uri: str
@@ -64,7 +70,17 @@ class Store:
     @property
     def shown_uri(self) -> str:
         """The URI without a password, for messages."""
-        return re.sub(r"//[^/]*@", "//", self.uri)
+        return _hide_password(self.uri)
+
+    @property
+    def shown_registry_uri(self) -> str:
+        """The registry's URI without a password, for messages."""
+        return _hide_password(self.registry_uri)
+
+    @property
+    def divided(self) -> bool:
+        """Whether models are kept elsewhere than runs."""
+        return self.registry_uri != self.uri
 
     @cached_property
     def client(self) -> MlflowClient:
@@ -138,25 +154,37 @@ class Store:
         unreachable = message.startswith("API request to") and "failed with exception" in message
         timed_out = "Timeout" in message or "timed out" in message
         code = str(error.error_code)
-        transient = unreachable or timed_out or code in _TRANSIENT_CODES
-        if unreachable or timed_out:
-            # What follows is urllib3's account of its retries, which names the address only.
-            message = "no answer"
-        return self._report(message, recipe, transient=transient)
+        silent = unreachable or timed_out
+        transient = silent or code in _TRANSIENT_CODES
+        return self._report(message, recipe, transient=transient, silent=silent)
 
-    def _report(self, message: str, recipe: str | None, *, transient: bool) -> KDError:
+    def _report(
+        self, message: str, recipe: str | None, *, transient: bool, silent: bool = False
+    ) -> KDError:
         kind = TransientError if transient else RegistryError
-        message = message.replace(self.uri, self.shown_uri)  # libraries repeat it, password and all
-        what = "MLflow does not answer" if message == "no answer" else f"MLflow refused: {message}"
+        where = self._find_place(message)
+        for uri in (self.uri, self.registry_uri):  # libraries repeat it, password and all
+            message = message.replace(uri, _hide_password(uri))
+        # Of a silent server the message is urllib3's account of its retries.
+        what = "MLflow does not answer" if silent else f"MLflow refused: {message}"
         if recipe is None:
-            return kind(what, where=self.shown_uri)
+            return kind(what, where=where)
         return kind(
             what,
-            where=self.shown_uri,
+            where=where,
             advice="The artifacts stay as they are; the same command registers them without "
             "training again.",
             mend=f"stillhouse run {recipe}",
         )
+
+    def _find_place(self, message: str) -> str:
+        """The one of the two URIs that a fault is of, or both where it does not say."""
+        if not self.divided:
+            return self.shown_uri
+        named = [uri for uri in (self.uri, self.registry_uri) if uri.rstrip("/") in message]
+        if named:
+            return _hide_password(max(named, key=len))  # one may be the beginning of the other
+        return f"{self.shown_uri}, registry {self.shown_registry_uri}"
 
     def _ensure_database(self) -> None:
         """Create the database under another name first: a kill leaves none, never half of one."""
@@ -176,6 +204,10 @@ class Store:
         with contextlib.suppress(FileExistsError):
             os.link(temporary, database)
         temporary.unlink()
+
+
+def _hide_password(uri: str) -> str:
+    return re.sub(r"//[^/]*@", "//", uri)
 
 
 def import_quietly() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,15 @@ from tasks.kd.errors import CacheError, RegistryError
 from tasks.registry.produced import STAGES
 from tasks.registry.promotion import RECORD_TAG
 from tasks.registry.store import Store
-from tasks.registry.versions import CANDIDATE, CHAMPION, PREVIOUS, Version, find_alias, find_model
+from tasks.registry.versions import (
+    CANDIDATE,
+    CHAMPION,
+    PREVIOUS,
+    Version,
+    find_alias,
+    find_model,
+    list_versions,
+)
 
 _PROMOTION_TAGS = (
     "promoted_at",
@@ -33,7 +40,8 @@ _PROMOTION_TAGS = (
 def trace(store: Store, version: Version) -> dict[str, Any]:
     """Version -> run -> commit, DVC hashes, teacher, cache, recipe, decision.
 
-    Each `found` is true or false as looked up now, in this checkout and this MLflow.
+    Each `found` is true or false as looked up now, in this checkout and this MLflow. DVC is not
+    asked.
     """
     tags = version.tags
     record = tags.get(RECORD_TAG)
@@ -49,7 +57,7 @@ def trace(store: Store, version: Version) -> dict[str, Any]:
             "dirty": tags.get("git.dirty") == "true",
             "found": _has_commit(store.root, commit),
         },
-        "dvc": _compare_lock(store.root, tags),
+        "dvc": {stage: {"md5": tags.get(f"dvc.{stage}")} for stage in STAGES},
         "teacher": {"sha256": tags.get("teacher.sha256")},
         "student": {"sha256": tags.get("student.sha256")},
         "cache": {"fingerprint": cache, "found": _has_cache(store.root, cache)},
@@ -64,8 +72,12 @@ def trace(store: Store, version: Version) -> dict[str, Any]:
 def describe(store: Store, model: str) -> dict[str, Any]:
     """The model's three aliased versions, each or none, and how many versions there are."""
     known = find_model(store, model) is not None
-    count = len(store.client.search_model_versions(f"name = '{model}'")) if known else 0
-    status: dict[str, Any] = {"model": model, "registry": store.shown_uri, "versions": count}
+    count = len(list_versions(store, model)) if known else 0
+    status: dict[str, Any] = {
+        "model": model,
+        "registry": store.shown_registry_uri,
+        "versions": count,
+    }
     for alias in (CHAMPION, PREVIOUS, CANDIDATE):
         version = find_alias(store, model, alias) if known else None
         status[alias] = None if version is None else _summarise(version)
@@ -106,35 +118,6 @@ def _has_commit(root: Path, commit: str) -> bool:
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
     except OSError as error:
         raise RegistryError("git can't be run", where="git", found=error.strerror) from error
-
-
-def _compare_lock(root: Path, tags: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Each stage's registered md5, and whether `dvc.lock` holds the same one now."""
-    now = _read_lock(root, tags.get("recipe", ""))
-    return {
-        stage: {
-            "md5": tags.get(f"dvc.{stage}"),
-            "found": stage in now and now[stage] == tags.get(f"dvc.{stage}"),
-        }
-        for stage in STAGES
-    }
-
-
-def _read_lock(root: Path, recipe: str) -> dict[str, str]:
-    from ruamel.yaml import YAML
-
-    path = root / "dvc.lock"
-    if not path.exists():
-        return {}
-    stages = YAML(typ="safe").load(path.read_text(encoding="utf-8")).get("stages", {})
-    hashes = {}
-    for stage in STAGES:
-        outs = stages.get(f"{stage}@{recipe}", {}).get("outs", [])
-        found = {out["path"]: out["md5"] for out in outs}
-        if found:
-            only = next(iter(found.values()))
-            hashes[stage] = only if len(found) == 1 else json.dumps(found, sort_keys=True)
-    return hashes
 
 
 def _has_cache(root: Path, fingerprint: str) -> bool:

@@ -16,7 +16,7 @@ from tasks.registry.produced import Produced
 from tasks.registry.store import Store
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import RegisteredModel
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 PREDICTIONS_TAG = "predictions.sha256"
@@ -159,9 +159,17 @@ def find_alias(store: Store, model: str, alias: str) -> Version | None:
 
 def read_version(store: Store, model: str, number: int) -> Version:
     """A version as it stands now."""
-    found = store.client.get_model_version(model, str(number))
+    return _as_version(store.client.get_model_version(model, str(number)))
+
+
+def list_versions(store: Store, model: str) -> list[Version]:
+    """All versions of a model that are still there, without aliases: MLflow lists them so."""
+    return [_as_version(one) for one in store.client.search_model_versions(f"name = '{model}'")]
+
+
+def _as_version(found: ModelVersion) -> Version:
     return Version(
-        model=model,
+        model=str(found.name),
         version=int(found.version),
         run_id=str(found.run_id),
         tags=dict(found.tags),
@@ -184,7 +192,7 @@ def resolve(store: Store, uri: str) -> Version:
     model, alias, number = match["model"], match["alias"], match["version"]
     registered = find_model(store, model)
     if registered is None:
-        raise ParamsError("No such model in MLflow", where=f"{uri}, {store.shown_uri}")
+        raise ParamsError("No such model in MLflow", where=f"{uri}, {store.shown_registry_uri}")
     if alias is not None:
         number = registered.aliases.get(alias)
         if number is None:

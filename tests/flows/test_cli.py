@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from click.testing import CliRunner, Result
 from flows import job
 from flows.cli import main
 from flows.root import find_root
+from tasks.kd.digests import read_json, write_json
 from tasks.kd.errors import ParamsError
 from tasks.registry import open_registry
 from tests.flows.conftest import IGNORED, MODEL, Project
@@ -149,6 +152,35 @@ def test_a_promotion_that_was_cut_off_is_not_called_done(done: Project) -> None:
     assert job.find_settled(job.read_job("tiny", done.root)) is None
 
 
+def test_a_latency_of_a_busy_hour_is_measured_again_by_the_command_that_the_refusal_names(
+    done: Project, ask: Ask, monkeypatch: pytest.MonkeyPatch, prefect_url: str
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", prefect_url)
+    measured = done.root / "control" / "better" / "evaluate_student" / "metrics.json"
+    quiet = read_json(measured)
+    busy = {**quiet["student"], "latency_ms": {"p50": 40.0, "p95": 60.0, "mean": 42.0}}
+    write_json(measured, {**quiet, "student": busy})
+    done.retrain("better")
+    found = read(ask(done, "run", "tiny", "--json"))
+    (rule,) = (rule for rule in found["decision"]["rules"] if not rule["passed"])
+    assert rule["name"] == "latency"
+    write_json(measured, quiet)
+    assert read(ask(done, "run", "tiny", "--json"))["decision"] == found["decision"]  # it stands
+    named = re.search(r"measure again: dvc (repro [^,]+), then stillhouse (run \w+)\.", str(rule))
+    assert named is not None
+    subprocess.run(
+        [sys.executable, "-m", "dvc", *named[1].split()],
+        cwd=done.root,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        check=True,
+        capture_output=True,
+    )
+    again = read(ask(done, *named[2].split(), "--json"))
+    assert (again["version"], again["decision"]["verdict"]) == (f"models:/{MODEL}/3", "promote")
+    assert done.champion() == 3
+    assert done.ran().count("train_student") == 2
+
+
 # --- check, plan, status -------------------------------------------------------------------------
 
 
@@ -220,6 +252,17 @@ def test_status_of_a_fresh_copy_makes_no_database(project: Project, ask: Ask) ->
     assert not (project.root / ".mlflow").exists()
 
 
+def test_status_asks_a_registry_elsewhere_also_in_a_fresh_copy(
+    project: Project, ask: Ask, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(project.root / ".mlflow")
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"http://127.0.0.1:{free_port}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    found = read(ask(project, "status", "--json"))
+    assert found["registry"] == f"http://127.0.0.1:{free_port}"
+    assert found["registry_fault"] == f"MLflow does not answer: http://127.0.0.1:{free_port}."
+
+
 def test_status_shows_a_broken_recipe_beside_the_others(done: Project, ask: Ask) -> None:
     done.change("gate", surprise=1)
     found = read(ask(done, "status", "--json"))["recipes"][0]
@@ -263,9 +306,19 @@ def test_promote_goes_through_the_gate_and_rollback_goes_back(
 def test_lineage_leads_to_commit_data_and_run(done: Project, ask: Ask) -> None:
     found = read(ask(done, "lineage", f"models:/{MODEL}@champion", "--json"))
     assert found["git"]["found"] is True
-    assert all(stage["found"] for stage in found["dvc"].values())
+    assert all(stage["found"] and stage["current"] for stage in found["dvc"].values())
     assert found["prefect"]["flow_run_id"]
     assert "git.commit" in ask(done, "lineage", f"models:/{MODEL}/1").stdout
+
+
+def test_lineage_tells_what_is_lost_from_what_is_not_current(done: Project, ask: Ask) -> None:
+    (done.root / "dvc.lock").unlink()
+    stages = read(ask(done, "lineage", f"models:/{MODEL}/1", "--json"))["dvc"].values()
+    assert {(stage["found"], stage["current"]) for stage in stages} == {(True, False)}
+    shutil.rmtree(done.root / "artifacts" / "tiny" / "train_student")
+    shutil.rmtree(done.root / ".dvc" / "cache")
+    found = read(ask(done, "lineage", f"models:/{MODEL}/1", "--json"))["dvc"]
+    assert [stage for stage, entry in found.items() if not entry["found"]] == ["train_student"]
 
 
 @pytest.mark.parametrize("uri", ["triage", "models:/nobody@champion", f"models:/{MODEL}/77"])

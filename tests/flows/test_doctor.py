@@ -129,5 +129,25 @@ def test_a_password_in_the_server_s_address_is_never_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://user:p@ss@mlflow.example")
-    monkeypatch.setattr(Registry, "champion", lambda *_: None)
+    monkeypatch.setattr(Registry, "greet", lambda *_: None)
     assert doctor._check_mlflow(tmp_path).seen == "https://mlflow.example"
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "https://user:p@ss@models.example")
+    seen = doctor._check_mlflow(tmp_path).seen
+    assert seen == "https://mlflow.example, registry https://models.example"
+
+
+@pytest.mark.usefixtures("no_server_check")
+@pytest.mark.parametrize("down", ["MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"])
+def test_of_two_mlflows_the_one_that_is_down_is_named(
+    project: Project, free_port: int, monkeypatch: pytest.MonkeyPatch, down: str
+) -> None:
+    monkeypatch.chdir(project.root)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    local = f"sqlite:///{project.root / '.mlflow' / 'mlflow.db'}"
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        monkeypatch.setenv(name, local)
+    monkeypatch.setenv(down, f"http://127.0.0.1:{free_port}")
+    finding = look("mlflow", project.root)
+    assert finding.status == "fail"
+    assert finding.seen == f"MLflow does not answer: http://127.0.0.1:{free_port}."
+    assert down in finding.mend

@@ -114,6 +114,14 @@ def test_each_rule_alone_refuses(changes: dict[str, Any], rule: str) -> None:
     assert refused_names(decision) == [rule]
 
 
+def test_a_refused_latency_and_nothing_else_says_how_to_measure_again() -> None:
+    again = "Measure again: like this."
+    slow = decide(make_candidate(latency_p95_ms=20.001), None, GATE, measure_again=again)
+    assert [rule.name for rule in slow.rules if again in rule.explanation] == ["latency"]
+    large = decide(make_candidate(size_bytes=10**9), None, GATE, measure_again=again)
+    assert not any(again in rule.explanation for rule in large.rules)
+
+
 @pytest.mark.parametrize(
     "changes", [{"size_bytes": 50 * 1024 * 1024}, {"latency_p95_ms": 20.0}, {"examples": 500}]
 )
