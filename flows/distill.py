@@ -27,8 +27,8 @@ from prefect.states import Completed, Failed
 from flows.job import Job, Outcome, describe, read_job
 from flows.progress import Reporter
 from flows.show import decision_line, result_rows, seconds
-from tasks import versioning
-from tasks.kd.errors import KDError
+from tasks import reasons, versioning
+from tasks.kd.errors import KDError, ParamsError, StageError
 from tasks.kd.gate import Decision
 from tasks.registry import Version, open_registry
 from tasks.versioning import PlannedStage
@@ -50,6 +50,7 @@ def distill(recipe: str, root: Path | None = None) -> State[Any]:
         job = read_job(recipe, root)
         pull(job)
         stage_seconds = run_stages(job)
+        require_settled(job)
         version, decision = judge(job)
         push(job)
     except KDError as error:
@@ -72,6 +73,34 @@ def run_stages(job: Job) -> dict[str, float]:
         done[stage.name] = named(stage, job, wait_for=upstream, return_state=True)
         done[stage.name].result()
     return {name: state.result() for name, state in done.items()}
+
+
+def require_settled(job: Job) -> None:
+    """Raise ParamsError if the recipe is no longer the job's, StageError if a stage is due again.
+
+    Stages read the recipe's file when they begin, the run and the gate read the job: what is
+    judged and recorded must be one and the same.
+    """
+    mend = f"stillhouse run {job.name}"
+    advice = "Nothing was judged or registered; what the stages made is kept."
+    now = read_job(job.name, job.root).recipe
+    if now != job.recipe:
+        old, new = (each.model_dump(mode="json", by_alias=True) for each in (job.recipe, now))
+        raise ParamsError(
+            "the recipe changed while the flow ran",
+            where=f"params/{job.name}.yaml",
+            found="; ".join(reasons.compare(old, new)),
+            advice=advice,
+            mend=mend,
+        )
+    due = [stage for stage in versioning.plan(job.root, job.name) if stage.reasons]
+    if due:
+        raise StageError(
+            "what stages read changed while the flow ran",
+            where="; ".join(f"{stage.target}, {', '.join(stage.reasons)}" for stage in due),
+            advice=advice,
+            mend=mend,
+        )
 
 
 def judge(job: Job) -> tuple[Version, Decision]:

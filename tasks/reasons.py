@@ -54,7 +54,7 @@ def _explain_dep(dep: Any) -> list[str]:
     status = next(iter(dep.status().values()), None)
     if isinstance(status, dict):
         old, new = dep.hash_info.value, dep.read_params()
-        return [f"{_name(dep)}: {change}" for change in _compare(old, new, "")]
+        return [f"{_name(dep)}: {change}" for change in compare(old, new)]
     if status is None:
         return []
     new_here = status == "modified" and not dep.hash_info
@@ -70,7 +70,7 @@ def _explain_out(out: Any) -> list[str]:
     return [f"output {_name(out)} {WORDS.get(status, status)}"]
 
 
-def _compare(old: Any, new: Any, name: str) -> list[str]:
+def compare(old: Any, new: Any, name: str = "") -> list[str]:
     """Where two parameter trees differ: `section.field changed from 1 to 2`."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys: list[Any] = [*new, *(key for key in old if key not in new)]
@@ -88,7 +88,7 @@ def _compare(old: Any, new: Any, name: str) -> list[str]:
         elif isinstance(new, dict) and key not in new:
             changes.append(f"{field} removed")
         else:
-            changes += _compare(old[key], new[key], field)
+            changes += compare(old[key], new[key], field)
     return changes
 
 

@@ -42,6 +42,7 @@ _CHATTER = re.compile(
     r"|\tgit add |\tdvc config core\.autostage|Use `dvc push` to send|\s*$)"
 )
 _KILLED = re.compile(r"exited with (-9|137)$", re.MULTILINE)
+_FULL = re.compile(r"No space left|[Qq]uota exceeded|disk I/O error|disk is full")
 _CONFIG_ERROR = 251
 _NOT_SET_UP = re.compile(r"to be installed|credentials|[Aa]ccess ?[Dd]enied|Forbidden")
 _BUSY = re.compile(r"Unable to acquire lock|is busy, it is being blocked by")
@@ -100,7 +101,8 @@ def reproduce(
     """Run a stage unless DVC finds it up to date (or in its cache of earlier runs).
 
     Raises the error that the stage named, DataError if a source is not here,
-    TransientError if another dvc process is at work on the same files, else StageError.
+    TransientError if another dvc process is at work on the same files, else StageError, also if
+    DVC did not store what the stage made.
     """
     _check_recipe(root, stage.recipe)
     if not re.fullmatch(_STAGE_NAME, stage.name):
@@ -116,7 +118,8 @@ def reproduce(
     record.unlink(missing_ok=True)
     code, tail = _run_dvc(root, ["repro", "-s", stage.target], on_line, on_progress)
     if code != 0:
-        raise _read_record(record) or _name_failure(f"stage {stage.target}", code, tail)
+        raise _read_record(record) or _name_failure(stage.target, code, tail)
+    _require_stored(root, stage, tail)
 
 
 def pull(
@@ -366,13 +369,38 @@ def _read_record(path: Path) -> KDError | None:
     return error
 
 
-def _name_failure(what: str, code: int, tail: str) -> KDError:
+def _name_failure(target: str, code: int, tail: str) -> KDError:
     advice = f"Its last lines:\n{tail}"
     if _BUSY.search(tail):
-        return TransientError(f"another dvc process holds what {what} needs", advice=advice)
+        return TransientError(f"another dvc process holds what stage {target} needs", advice=advice)
     if _KILLED.search(tail):
         advice = f"It was killed; the machine may be out of memory. {advice}"
-    return StageError(f"{what} ended with exit code {code} and named no error", advice=advice)
+    if _FULL.search(tail):
+        advice = (
+            "The disk seems to be full. If the stage says that it was done, make room and keep its "
+            f"out with dvc commit -f {target}, otherwise run it again. {advice}"
+        )
+    return StageError(
+        f"stage {target} ended with exit code {code} and named no error", advice=advice
+    )
+
+
+def _require_stored(root: Path, stage: PlannedStage, tail: str) -> None:
+    """Raise StageError if DVC's cache lacks what the stage made: dvc ends with 0 all the same.
+
+    The next `repro` would delete the out and run the stage again.
+    """
+    with _open_repo(root, LOCK_WAIT_S) as repo:
+        (made,) = (one for one in _list_stages(repo, stage.recipe) if one.name == stage.target)
+        lost = [out.def_path for out in made.outs if out.use_cache and out.changed_cache()]
+    if lost:
+        raise StageError(
+            "DVC could not store what a stage made",
+            where=", ".join(lost),
+            advice="It is whole, but another run would delete it and make it again. Its last lines:"
+            f"\n{tail}\nMake room on the disk of DVC's cache first.",
+            mend=f"dvc commit {stage.target}",
+        )
 
 
 def _ask_git(root: Path, *arguments: str) -> str | None:

@@ -6,11 +6,13 @@ import fcntl
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -494,6 +496,64 @@ def test_a_stage_ends_with_whoever_asked_for_it(
     monkeypatch.delenv("FAULT")
     reproduce(fresh, first(fresh), on_line=ignore, on_progress=ignore)
     assert first(fresh).reasons == (), "no lock is left behind"
+
+
+# --- a disk that is full --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_room(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """The first stage makes a file that DVC can't write, as on a full disk, until there is room.
+
+    The stage itself lifts the limit on the size of files.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    lift = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({hard}, {hard}))\n"
+    edit(fresh / "stage.py", "import json", f"{lift}import json")
+    edit(
+        fresh / "stage.py",
+        '(out / "made")',
+        '(out / "large").write_bytes(bytes(17 << 20))\n(out / "made")',
+    )
+
+    def make_room() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16 << 20, hard))
+    yield make_room
+    make_room()
+
+
+def test_an_out_that_dvc_could_not_store_is_said_and_can_be_stored_without_another_run(
+    fresh: Path, no_room: Callable[[], None]
+) -> None:
+    lines: list[str] = []
+    with pytest.raises(StageError) as caught:
+        reproduce(fresh, first(fresh), on_line=lines.append, on_progress=ignore)
+    said = "DVC could not store what a stage made: artifacts/tiny/fetch_sources. It is whole,"
+    assert str(caught.value).startswith(said)
+    assert "File too large" in str(caught.value)
+    assert "fetch_sources at work" in lines
+    assert first(fresh).reasons == ("output artifacts/tiny/fetch_sources is not in DVC's cache",)
+    no_room()
+    command = str(caught.value).partition("Run: dvc ")[2].split()
+    dvc(fresh, *command)
+    assert first(fresh).reasons == ()
+    lines.clear()
+    reproduce(fresh, first(fresh), on_line=lines.append, on_progress=ignore)
+    assert "fetch_sources at work" not in lines
+
+
+def test_a_dvc_that_ends_on_a_full_disk_says_what_may_be_kept(
+    fresh: Path, no_room: Callable[[], None]
+) -> None:
+    stage = first(fresh)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    with pytest.raises(
+        StageError, match=r"seems to be full(?s:.*)dvc commit -f fetch_sources@tiny"
+    ):
+        reproduce(fresh, stage, on_line=ignore, on_progress=ignore)
 
 
 # --- locks --------------------------------------------------------------------------------------

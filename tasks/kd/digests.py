@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,35 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def sha256_folder(folder: Path) -> str:
-    """Hex digest of a folder: its files' relative paths and digests, in order of path."""
+def sha256_folder(folder: Path, sha256: Callable[[Path], str] = sha256_file) -> str:
+    """Hex digest of a folder: its files' relative paths and digests, in order of path.
+
+    `sha256` is what gives a file's digest.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return sha256_json([[path.relative_to(folder).as_posix(), sha256_file(path)] for path in files])
+    return sha256_json([[path.relative_to(folder).as_posix(), sha256(path)] for path in files])
+
+
+class Digests:
+    """Digests of files and folders that are asked for again: only what was written is read again.
+
+    A file is taken as it was while its inode, size and times are the same.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Path, tuple[tuple[int, ...], str]] = {}
+
+    def of(self, path: Path) -> str:
+        """Hex digest of a file or a folder."""
+        return sha256_folder(path, self._of_file) if path.is_dir() else self._of_file(path)
+
+    def _of_file(self, path: Path) -> str:
+        found = path.stat()  # before it is read: what is written meanwhile shows next time
+        state = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        known = self._known.get(path)
+        if known is None or known[0] != state:
+            self._known[path] = known = state, sha256_file(path)
+        return known[1]
 
 
 def sha256_json(value: Any) -> str:

@@ -13,7 +13,7 @@
     ├── NonFiniteLossError     NaN or infinity where a number must be
     ├── ExportError            the exported student differs from the trained one
     ├── RegistryError          MLflow refused or contradicts itself
-    ├── StageError             a stage's process ended without saying why
+    ├── StageError             a stage ended without saying why, or its out can't be kept
     └── TransientError         worth another try: network, lock, busy server
 
 A message reads `what is wrong: where. Expected X, found Y. Run: the command that mends it.`
@@ -114,7 +114,7 @@ class RegistryError(KDError):
 
 
 class StageError(KDError):
-    """A stage's process ended without an error that it could name."""
+    """A stage's process ended without an error that it could name, or its out can't be kept."""
 
 
 class TransientError(KDError):

@@ -3,8 +3,9 @@
 A stage reads its own section of the recipe and the outs of earlier stages, works in
 `.work/<stage>-<recipe>-<fingerprint>/` (so that a killed run finds its own work again, and none of
 other settings, inputs or code) and moves
-`out/` from there into place as its last act. It ends with 0, or with the error's exit code and
-a record for the flow in `.work/errors/`.
+`out/` from there into place as its last act, if those are still what they were: DVC records them
+as they are after the stage. It ends with 0, or with the error's exit code and a record for the
+flow in `.work/errors/`.
 """
 
 from __future__ import annotations
@@ -20,17 +21,12 @@ from typing import Any, NoReturn
 
 from safetensors import SafetensorError
 
-from tasks.kd.digests import (
-    replace_folder,
-    sha256_file,
-    sha256_folder,
-    sha256_json,
-    write_json,
-)
-from tasks.kd.errors import DataError, KDError
-from tasks.kd.params import Compute
-from tasks.kd.recipes import load_recipe
+from tasks.kd.digests import Digests, replace_folder, sha256_json, write_json
+from tasks.kd.errors import DataError, KDError, StageError
+from tasks.kd.params import Compute, Recipe
+from tasks.kd.recipes import inputs_of, load_recipe
 
+_CODE = Path(__file__).parents[1]
 INPUTS: dict[str, tuple[str, ...]] = {
     "fetch_sources": (),
     "prepare_data": ("fetch_sources",),
@@ -116,6 +112,14 @@ class Stage:
         )
 
 
+@dataclass(frozen=True)
+class _Origin:
+    """What decides a stage's out, each part by a name for people."""
+
+    read: dict[str, Any]  # its section, what earlier stages made, the recipe's local files
+    code: dict[str, str]
+
+
 def run_stage(name: str, main: Callable[[Stage], None]) -> NoReturn:
     """Run a stage program: the recipe's path is its only argument."""
     if len(sys.argv) != 2:
@@ -142,22 +146,18 @@ def run_stage(name: str, main: Callable[[Stage], None]) -> NoReturn:
 
 
 def _run(name: str, main: Callable[[Stage], None], root: Path, path: Path) -> None:
+    digests = Digests()
     recipe = load_recipe(path)
-    params = getattr(recipe, name)
-    inputs = [root / "artifacts" / path.stem / stage for stage in INPUTS[name]]
-    fingerprint = sha256_json(
-        [
-            params.model_dump(mode="json"),
-            [sha256_folder(folder) for folder in inputs if folder.is_dir()],
-            digest_code(Path(__file__).parents[1]),
-        ]
-    )[:16]
+    origin = _read_origin(name, root, path, recipe, digests)
+    fingerprint = sha256_json([origin.read, origin.code])[:16]
     work = root / ".work" / f"{name}-{path.stem}-{fingerprint}"
     rank = _rank(recipe.compute)
     if rank:
         work = work.with_name(f"{work.name}-{rank}")
     work.mkdir(parents=True, exist_ok=True)
-    stage = Stage(name, path.stem, params, recipe.compute, root, work, recipe.epochs_read)
+    stage = Stage(
+        name, path.stem, getattr(recipe, name), recipe.compute, root, work, recipe.epochs_read
+    )
     _set_threads(recipe.compute.threads)
     shutil.rmtree(stage.draft, ignore_errors=True)
     stage.draft.mkdir()
@@ -167,6 +167,8 @@ def _run(name: str, main: Callable[[Stage], None], root: Path, path: Path) -> No
         shutil.rmtree(work)
         stage.log("done; the first process keeps the results")
         return
+    now = _read_origin(name, root, path, load_recipe(path), digests)
+    _require_same(stage, origin, now)
     replace_folder(stage.draft, stage.out)
     for done in work.parent.glob(
         f"{name}-{path.stem}-{16 * '[0-9a-f]'}"
@@ -184,9 +186,50 @@ def _rank(compute: Compute) -> str:
     return f"process{rank}" if rank else f"machine{machine}" if machine else ""
 
 
-def digest_code(folder: Path) -> list[str]:
+def _read_origin(name: str, root: Path, path: Path, recipe: Recipe, digests: Digests) -> _Origin:
+    files = [f"artifacts/{path.stem}/{stage}" for stage in INPUTS[name]]
+    if name == "fetch_sources":
+        files += inputs_of(recipe).values()
+    section = getattr(recipe, name).model_dump(mode="json")
+    read = {each: digests.of(root / each) for each in files if (root / each).exists()}
+    return _Origin({f"{path}: {name}": section, **read}, digest_code(_CODE, digests))
+
+
+def digest_code(folder: Path, digests: Digests) -> dict[str, str]:
     """Digests of a folder's programs: a stage goes on only with the code that it began with."""
-    return [sha256_file(file) for file in sorted(folder.rglob("*.py"))]
+    files = sorted(folder.rglob("*.py"))
+    return {file.relative_to(folder.parent).as_posix(): digests.of(file) for file in files}
+
+
+def _require_same(stage: Stage, before: _Origin, after: _Origin) -> None:
+    """Raise StageError if what decides the out is not what it was when the stage began.
+
+    DVC would record it as it is now, as what made the out. Code that was not loaded had no part.
+    """
+    changed, loaded = _find_changes(before.read, after.read), _list_loaded()
+    changed += [file for file in _find_changes(before.code, after.code) if file in loaded]
+    if changed:
+        raise StageError(
+            f"{', '.join(changed)} changed while the stage ran",
+            where=stage.target,
+            advice=f"Nothing is recorded. Its work is kept in {stage.work}: with the change undone "
+            "it goes on from there, otherwise it starts anew.",
+            mend=f"dvc repro {stage.target}",
+        )
+
+
+def _list_loaded() -> set[str]:
+    """The programs that this process has loaded, named as `digest_code` names them."""
+    own = (_CODE.name, "__main__")
+    modules = [vars(each) for name, each in sys.modules.items() if name.partition(".")[0] in own]
+    files = [Path(each["__file__"]) for each in modules if each.get("__file__")]
+    return {
+        file.relative_to(_CODE.parent).as_posix() for file in files if file.is_relative_to(_CODE)
+    }
+
+
+def _find_changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    return [each for each in {**before, **after} if before.get(each) != after.get(each)]
 
 
 def _set_threads(threads: int | None) -> None:

@@ -1,7 +1,8 @@
 """A whole repository in a temporary folder: real git, DVC, Prefect and MLflow, stages of no work.
 
 Each stage copies what it would make from a prepared set of artifacts. Files in `control/` tell it
-to do otherwise: `variant` names the set, `<stage>.fault` is what goes wrong, once per line.
+to do otherwise: `variant` names the set, `<stage>.fault` is what goes wrong, once per line,
+`<stage>.meanwhile` a shell command that runs once, beside the stage.
 """
 
 from __future__ import annotations
@@ -60,6 +61,10 @@ if lines:
     record.parent.mkdir(parents=True, exist_ok=True)
     record.write_text(lines[0])
     sys.exit(1)
+meanwhile = control / (name + ".meanwhile")
+if meanwhile.exists():
+    subprocess.run(meanwhile.read_text(), shell=True, check=True)
+    meanwhile.unlink()
 variant = (control / "variant").read_text().strip()
 shutil.copytree(control / variant / name, pathlib.Path("artifacts", recipe, name))
 """
@@ -83,6 +88,10 @@ class Project:
     def fail(self, stage: str, *faults: str) -> None:
         """Let the next runs of a stage fail, one fault each: `hang`, or an error's record."""
         (self.root / "control" / f"{stage}.fault").write_text("\n".join(faults))
+
+    def meanwhile(self, stage: str, command: str) -> None:
+        """Let a shell command run while a stage does, once."""
+        (self.root / "control" / f"{stage}.meanwhile").write_text(command)
 
     def change(self, section: str, **fields: object) -> None:
         """Change a section of the recipe."""

@@ -23,7 +23,7 @@ from prefect.settings import PREFECT_HOME
 from flows import distill as module
 from flows.distill import distill
 from flows.job import Outcome
-from tasks.kd.errors import DataError, KDError, TransientError
+from tasks.kd.errors import DataError, KDError, ParamsError, StageError, TransientError
 from tasks.registry import open_registry
 from tasks.registry.produced import STAGES
 from tests.flows.conftest import IGNORED, MODEL, UPSTREAM, Project, record
@@ -183,6 +183,43 @@ def test_a_recipe_with_faults_is_refused_whole_before_anything_runs(project: Pro
         assert part in str(state.message)
     assert project.ran() == []
     assert not (project.root / "artifacts").exists()
+
+
+def test_a_recipe_that_changes_between_stages_is_not_judged(done: Project) -> None:
+    done.retrain("better")
+    done.change("train_teacher", epochs=7)
+    edit = """sed -i 's/"seed": 101/"seed": 4242/' params/tiny.yaml"""
+    done.meanwhile("train_teacher", edit)
+    state = distill("tiny", done.root, return_state=True)
+    assert isinstance(error_of(state), ParamsError)
+    assert state.message == (
+        "the recipe changed while the flow ran: params/tiny.yaml. "
+        "Found train_student.optimizer.seed changed from 101 to 4242. "
+        "Nothing was judged or registered; what the stages made is kept. Run: stillhouse run tiny"
+    )
+    assert open_registry(done.root).resolve(f"models:/{MODEL}@candidate").version == 1
+    ran = done.ran()
+    assert ran[-1] == "evaluate_student"
+    state = distill("tiny", done.root, return_state=True)
+    assert (state.name, done.ran()) == ("Promoted", ran)
+    registry = open_registry(done.root)
+    champion = registry.resolve(f"models:/{MODEL}@champion")
+    assert champion.version == 2
+    run = registry.store.client.get_run(champion.run_id)
+    assert run.data.params["train_student.optimizer.seed"] == "4242"
+
+
+def test_what_changed_behind_a_finished_stage_is_not_judged(done: Project) -> None:
+    done.change("evaluate_student", bootstrap_resamples=300)
+    done.meanwhile("evaluate_student", "echo '# other' >> stage.py")
+    state = distill("tiny", done.root, return_state=True)
+    assert isinstance(error_of(state), StageError)
+    assert str(state.message).startswith(
+        "what stages read changed while the flow ran: "
+        "fetch_sources@tiny, dependency stage.py changed; prepare_data@tiny, "
+    )
+    assert str(state.message).endswith("Run: stillhouse run tiny")
+    assert open_registry(done.root).resolve(f"models:/{MODEL}@candidate").version == 1
 
 
 def test_prefect_stores_no_result(first: tuple[Project, State[Any]]) -> None:

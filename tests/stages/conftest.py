@@ -26,6 +26,17 @@ from tests.tiny import WORDS, tiny_model, tiny_tokenizer
 
 TOPICS = {"corn": WORDS[:20], "money": WORDS[20:40], "ships": WORDS[40:]}
 CODE = Path(__file__).resolve().parents[2]
+MEANWHILE = """
+import subprocess
+from tasks.stages import run_stage
+from tasks.stages.{stage} import main
+
+def do_both(stage):
+    main(stage)
+    subprocess.run({command!r}, shell=True, check=True)
+
+run_stage({stage!r}, do_both)
+"""
 
 
 class Project:
@@ -35,14 +46,22 @@ class Project:
         self.root = root
 
     def run(
-        self, stage: str, *, largest_file_kib: int | None = None, **environment: str
+        self,
+        stage: str,
+        *,
+        largest_file_kib: int | None = None,
+        meanwhile: str = "",
+        **environment: str,
     ) -> subprocess.CompletedProcess[str]:
         """The stage as DVC runs it; whatever it did before is deleted, as DVC does.
 
-        A limit on the size of files fails a write as a full disk does.
+        A limit on the size of files fails a write as a full disk does. `meanwhile` is a shell
+        command that runs when the stage has done its work, before its out is moved into place.
         """
         shutil.rmtree(self.out(stage), ignore_errors=True)
         program = [sys.executable, "-m", f"tasks.stages.{stage}", "params/small.yaml"]
+        if meanwhile:
+            program[1:3] = ["-c", MEANWHILE.format(stage=stage, command=meanwhile)]
         if largest_file_kib is not None:
             limited = f'ulimit -f {largest_file_kib}; exec "$@"'
             program = ["bash", "-c", limited, "bash", *program]

@@ -63,6 +63,23 @@ def test_an_out_that_cannot_be_written_is_said_in_one_line(bare: Any) -> None:
     assert "the system refused" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("what", "command"),
+    [
+        ("data/train.csv", "echo word1,corn >> data/train.csv"),
+        ("models/base", "echo {} > models/base/more.json"),
+        ("models/base", "rm models/base/config.json"),
+        ("data/test.csv", "rm data/test.csv"),
+    ],
+)
+def test_a_copy_of_what_is_no_longer_there_is_not_kept(bare: Any, what: str, command: str) -> None:
+    done = bare.run("fetch_sources", meanwhile=command)
+    assert done.returncode == 1, done.stderr
+    said = f"{what} changed while the stage ran: fetch_sources@small."
+    assert bare.error("fetch_sources")["message"].startswith(said)
+    assert not bare.out("fetch_sources").exists()
+
+
 # --- a model for the student to start from --------------------------------------------------------
 
 

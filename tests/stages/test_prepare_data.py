@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tasks.kd.data import read_data_card, read_split
+from tasks.kd.digests import Digests
 from tasks.stages import digest_code
+from tests.stages.conftest import CODE
 
 
 def test_it_leaves_splits_that_are_what_the_card_says(finished: Any) -> None:
@@ -130,7 +133,64 @@ def test_work_in_progress_is_another_s_where_the_code_changed(tmp_path: Path) ->
     code = tmp_path / "tasks" / "stages"
     code.mkdir(parents=True)
     (code / "one.py").write_text("x = 1")
-    before = digest_code(tmp_path / "tasks")
-    assert digest_code(tmp_path / "tasks") == before
+    before = digest_code(tmp_path / "tasks", Digests())
+    assert digest_code(tmp_path / "tasks", Digests()) == before
     (code / "one.py").write_text("x = 2")
-    assert digest_code(tmp_path / "tasks") != before
+    assert digest_code(tmp_path / "tasks", Digests()) != before
+
+
+# --- what decides its out changes while it runs ---------------------------------------------------
+
+OTHER_SEED = "sed -i '0,/seed: .*/s//seed: 99/' params/small.yaml"
+
+
+def bring_code(project: Any) -> None:
+    """A copy of the programs in the project, which stands first where Python looks."""
+    here = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(CODE / "tasks", project.root / "tasks", ignore=here)
+
+
+@pytest.mark.parametrize(
+    ("what", "command"),
+    [
+        ("params/small.yaml: prepare_data", OTHER_SEED),
+        (
+            "artifacts/small/fetch_sources",
+            "echo word1,corn >> artifacts/small/fetch_sources/data/train.csv",
+        ),
+        ("tasks/kd/tables.py", "echo '# other' >> tasks/kd/tables.py"),
+        ("tasks/kd/tables.py", "rm tasks/kd/tables.py"),
+        ("tasks/stages/prepare_data.py", "echo '# other' >> tasks/stages/prepare_data.py"),
+    ],
+)
+def test_an_out_that_was_made_from_what_is_no_longer_there_is_not_kept(
+    broken: Any, what: str, command: str
+) -> None:
+    bring_code(broken)
+    done = broken.run("prepare_data", meanwhile=command, PYTHONPATH="")
+    assert done.returncode == 1, done.stderr
+    error = broken.error("prepare_data")
+    assert error["type"] == "StageError"
+    said = f"{what} changed while the stage ran: prepare_data@small."
+    assert error["message"].startswith(said)
+    assert error["message"].endswith("Run: dvc repro prepare_data@small")
+    assert not broken.out("prepare_data").exists()
+    (work,) = (broken.root / ".work").glob("prepare_data-small-*")
+    assert str(work) in error["message"]
+    assert (work / "out" / "data_card.json").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "sed -i 's/latency_examples: .*/latency_examples: 21/' params/small.yaml",
+        "echo '# other' >> tasks/registry/store.py",
+        "touch artifacts/small/fetch_sources/data/train.csv params/small.yaml tasks/kd/tables.py",
+    ],
+)
+def test_what_had_no_part_in_an_out_may_change(broken: Any, command: str) -> None:
+    bring_code(broken)
+    done = broken.run("prepare_data", meanwhile=command, PYTHONPATH="")
+    assert done.returncode == 0, done.stderr
+    assert broken.out("prepare_data").exists()
+    assert not list((broken.root / ".work").glob("prepare_data-small-*"))

@@ -20,6 +20,24 @@ def test_it_fine_tunes_and_says_how_it_went(finished: Any) -> None:
     assert sum(json.loads(line)["split"] == "dev" for line in lines) == 6
 
 
+def test_a_training_whose_recipe_changed_is_kept_for_when_the_change_is_undone(broken: Any) -> None:
+    expected = broken.json("train_teacher", "report.json")
+    recipe = broken.root / "params" / "small.yaml"
+    before = recipe.read_text()
+    change = "sed -i 's/^\\( *\\)seed: .*/\\1seed: 99/' params/small.yaml"
+    done = broken.run("train_teacher", meanwhile=change)
+    assert done.returncode == 1, done.stderr
+    assert "params/small.yaml: train_teacher changed while the stage ran" in done.stderr
+    assert not broken.out("train_teacher").exists()
+    recipe.write_text(before)
+    done = broken.run("train_teacher")
+    assert done.returncode == 0, done.stderr
+    steps = expected["steps"]
+    assert f"resumes at step {steps} of {steps}" in done.stderr
+    again = broken.json("train_teacher", "report.json")
+    assert again["teacher_sha256"] == expected["teacher_sha256"]
+
+
 def give_tuned(project: Any) -> None:
     """Make the tuned teacher the source, as a team would that has one."""
     base = project.out("fetch_sources") / "teacher"
