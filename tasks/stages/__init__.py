@@ -23,7 +23,8 @@ from safetensors import SafetensorError
 
 from tasks.kd.digests import Digests, replace_folder, sha256_json, write_json
 from tasks.kd.errors import DataError, KDError, StageError
-from tasks.kd.params import Compute, Recipe
+from tasks.kd.params import Compute
+from tasks.kd.recipe import Recipe
 from tasks.kd.recipes import inputs_of, load_recipe
 
 _CODE = Path(__file__).parents[1]
