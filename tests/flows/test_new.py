@@ -25,6 +25,9 @@ def repository(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> P
         shutil.copyfile(root / "params" / name, tmp_path / "params" / name)
     shutil.copytree(root / "params" / "presets", tmp_path / "params" / "presets")
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    (tmp_path / "data" / "encoder").mkdir(parents=True)
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / "data" / name).write_text("Text,Category,body,team\nhello,a,hello,b\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -73,7 +76,6 @@ def test_paths_and_columns_replace_the_sources(repository: Path) -> None:
 
 
 def test_the_student_is_shaped_after_a_teacher_that_is_at_hand(repository: Path) -> None:
-    (repository / "data" / "encoder").mkdir(parents=True)
     shape = {
         "num_hidden_layers": 12,
         "hidden_size": 768,
@@ -102,6 +104,9 @@ def test_the_student_is_shaped_after_a_teacher_that_is_at_hand(repository: Path)
         (["x", "--train", "a.doc", "--test", "b.doc"], "can't tell the format of 'a.doc'"),
         (["x", "--train", "../a.csv", "--test", "b.csv"], "not a path inside this repository"),
         (["x", "--teacher", "a; touch b"], "not a path inside this repository"),
+        (["x", "--teacher", "data/none"], "fetch_sources.teacher.folder: no such folder, expected"),
+        (["x", "--train", "data/a.csv", "--test", "c.csv"], "no such file, expected c.csv or c.cs"),
+        (["x", *PATHS, "--text-column", "words"], "no column 'words' in data/a.csv, found Text, C"),
     ],
 )
 def test_what_can_not_be_is_refused_and_writes_nothing(
@@ -169,7 +174,6 @@ def test_a_preset_brings_its_own_texts_and_no_others(repository: Path) -> None:
 
 def test_a_preset_fits_another_teacher(repository: Path) -> None:
     folder = repository / "data" / "encoder"
-    folder.mkdir(parents=True)
     shape = {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12}
     (folder / "config.json").write_text(json.dumps({**shape, "intermediate_size": 3072}))
     assert new("triage", "--preset", "tinybert", "--teacher", "data/encoder").exit_code == 0
