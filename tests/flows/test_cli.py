@@ -34,6 +34,7 @@ COMMANDS = (
     "promote",
     "rollback",
     "run",
+    "schedule",
     "status",
     "ui",
 )
