@@ -179,8 +179,9 @@ def test_when_its_server_ends_a_schedule_says_so(project: Project, tmp_path: Pat
         running.append(servers.start_prefect(tmp_path, servers.free_port(), schedules=True))
         servers.await_servers(running)
         with scheduled(project, running[0]) as process:
+            assert ending(trigger())[0] == "Promoted"
             servers.stop_server(running[0])
-            _, errors = process.communicate(timeout=120)
+            _, errors = process.communicate(timeout=100)
     assert process.returncode == 1
     assert "Error: the Prefect server does not answer any more: http" in errors
 
