@@ -27,12 +27,14 @@ def _find_all(root: Path) -> list[Path]:
 
 
 def _find_fault(root: Path, path: Path) -> str | None:
+    from flows.sources import check_sources
     from tasks.kd.recipes import check_inputs, load_recipe
 
     try:
         recipe = load_recipe(path)
         if path.resolve().parent == (root / "params").resolve():
             check_inputs(root, path.stem, recipe)
+        check_sources(root, path, recipe)
     except ParamsError as error:
         return str(error)
     return None

@@ -167,6 +167,28 @@ def run(recipe: str, *, fail_on_refusal: bool, as_json: bool) -> None:
         sys.exit(EXIT_REFUSED)
 
 
+@command('schedule quickstart --cron "0 3 * * *"')
+@click.argument("recipe")
+@click.option("--cron", required=True, help="Minute, hour, day of month, month, day of week.")
+@click.option("--timezone", default="UTC", show_default=True, help="Whose clock that is.")
+@click.option("--update", "updates", is_flag=True, help="Each time, `dvc update` imports first.")
+def schedule(recipe: str, *, cron: str, timezone: str, updates: bool) -> None:
+    """Run a recipe at set times, until Ctrl-C.
+
+    On the Prefect server of `stillhouse ui`, or of PREFECT_API_URL. A run that is due while the one
+    before is still at work is cancelled, not queued. On Mondays at half past four, with data that
+    others change: --cron "30 4 * * 1" --timezone Europe/Berlin --update.
+    """
+    from flows.check import check_recipes
+    from flows.job import read_job
+    from flows.schedule import serve
+
+    job = read_job(recipe)
+    check_recipes(job.root, job.name)
+    serve(job, cron=cron, timezone=timezone, updates=updates, say=click.echo)
+    click.echo("Stopped.")
+
+
 @command("status")
 @as_json
 def status(*, as_json: bool) -> None:

@@ -40,14 +40,19 @@ RETRY_DELAYS_S = (5.0, 20.0, 60.0)
 
 
 @flow(name="distill", flow_run_name="{recipe}", persist_result=False)
-def distill(recipe: str, root: Path | None = None) -> State[Any]:
+def distill(recipe: str, root: str | None = None, updates: bool = False) -> State[Any]:
     """Bring a recipe's student up to date, register it, and promote it if the gate lets it.
+
+    `root` is a text, as a deployment's parameters are JSON. With `updates`, data that DVC imports
+    are first brought to what their sources hold now.
 
     Ends Completed as `Promoted` or `Refused`, with an `Outcome` as its data; or Failed, with the
     named error's own message and the error as its data.
     """
     try:
-        job = read_job(recipe, root)
+        job = read_job(recipe, Path(root) if root is not None else None)
+        if updates:
+            update(job)
         pull(job)
         stage_seconds = run_stages(job)
         require_settled(job)
@@ -186,6 +191,12 @@ def newest_metrics(root: Path, stage: str, recipe: str) -> Callable[[], Path | N
         return newest[1] if newest[0] >= began else None
 
     return find
+
+
+@step
+def update(job: Job) -> None:
+    """Bring what DVC imports to what its sources hold now."""
+    _transfer(versioning.update, job, "updated what is imported")
 
 
 @step

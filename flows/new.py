@@ -118,7 +118,7 @@ def parse_yaml(text: str) -> tuple[Any, Any]:
 
 
 def list_presets(root: Path) -> list[str]:
-    """Names of the presets: one per paper, and our own."""
+    """Names of the presets: one per paper, labels alone, and our own."""
     return sorted(path.stem for path in (root / PRESETS).glob("*.yaml"))
 
 
@@ -285,6 +285,7 @@ def _fit_streams(document: Any) -> None:
 
 def _check_and_list(root: Path, name: str, text: bytes) -> bytes:
     """The new params/recipes.yaml, once the recipe and its entry there have been found valid."""
+    from flows.sources import check_sources
     from tasks.kd.recipes import RECIPES_FILE, check_inputs, inputs_of, load_recipe
 
     with tempfile.TemporaryDirectory() as folder:
@@ -299,6 +300,7 @@ def _check_and_list(root: Path, name: str, text: bytes) -> bytes:
         (trial / RECIPES_FILE).write_bytes(listing)
         try:
             check_inputs(trial, name, recipe)
+            check_sources(root, path, recipe)
         except ParamsError as error:
             raise ParamsError(str(error).replace(str(trial), str(root))) from None
     return listing

@@ -20,6 +20,9 @@ from tasks.kd.errors import KDError, ParamsError, TransientError
 
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 120.0
+UI_PORT = 4200
+_LEASES = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
+_LEASES_MODULE = "prefect.server.concurrency.lease_storage"
 _POLL_S = 0.2
 _GRACE_S = 5.0
 _STOP_TIMEOUT_S = 2 * _GRACE_S
@@ -49,6 +52,10 @@ def start_prefect(root: Path, port: int, *, schedules: bool) -> Server:
     # pages ask the API at the address that they are told.
     api = f"http://{HOST}:{port}/api"
     environment = {"PREFECT_API_URL": api, "PREFECT_UI_API_URL": api}
+    if schedules:
+        # Who holds a schedule's one slot must outlive the server; kept in memory, a slot that was
+        # held when the server ended would be taken for ever.
+        environment[_LEASES] = f"{_LEASES_MODULE}.filesystem"
     return _start("Prefect", command, f"{api}/health", root, environment)
 
 
@@ -71,7 +78,7 @@ def await_servers(servers: Sequence[Server], timeout_s: float = START_TIMEOUT_S)
         for server in waiting:
             if server.process.poll() is not None:
                 raise _ended(server)
-        waiting = [server for server in waiting if not _answers(server.health)]
+        waiting = [server for server in waiting if not answers(server.health)]
         if waiting and time.monotonic() > deadline:
             raise KDError(
                 f"{waiting[0].name} did not answer within {timeout_s:.0f} s",
@@ -136,6 +143,28 @@ def prefect_api(root: Path, say: Callable[[str], None]) -> Iterator[None]:
             finally:
                 _send_what_waits()
     servers[0].log.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def standing_prefect_api() -> Iterator[str]:
+    """A Prefect API that outlives the block: the configured server, else that of `stillhouse ui`.
+
+    Raises TransientError if there is none, or it does not answer.
+    """
+    from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+
+    address = get_current_settings().api.url or f"http://{HOST}:{UI_PORT}/api"
+    if get_current_settings().api.url:
+        _check_reachable(address)
+    elif not answers(f"{address}/health"):
+        raise TransientError(
+            "there is no Prefect server that could keep a schedule",
+            where=address,
+            expected="a server that goes on running, there or at PREFECT_API_URL",
+            mend="stillhouse ui (in another terminal, or as a service)",
+        )
+    with temporary_settings(updates={PREFECT_API_URL: address}):
+        yield address
 
 
 def _check_reachable(address: str) -> None:
@@ -212,7 +241,8 @@ def _start(
     return Server(name, f"http://{address.netloc}", health, process, log)
 
 
-def _answers(address: str) -> bool:
+def answers(address: str) -> bool:
+    """Whether a server of this machine or another answers there."""
     # A proxy of the environment has no business between a machine and itself.
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:

@@ -16,7 +16,7 @@ def run_flow(job: Job) -> Outcome:
     from flows.distill import distill
 
     with prefect_api(job.root, say):
-        state = distill(job.name, job.root, return_state=True)
+        state = distill(job.name, str(job.root), return_state=True)
     ending = state.result(raise_on_failure=False)
     if isinstance(ending, BaseException):
         raise ending

@@ -148,6 +148,25 @@ def pull(
     return remote or bool(targets)
 
 
+def update(
+    root: Path,
+    recipe: str,
+    *,
+    on_line: Callable[[str], None],
+    on_progress: Callable[[str], None],
+) -> bool:
+    """Bring the recipe's imports to what their sources hold now; False if it has none.
+
+    Their .dvc files change with them. Raises TransientError if a source does not answer.
+    """
+    _check_recipe(root, recipe)
+    with _open_repo(root, LOCK_WAIT_S) as repo:
+        targets = [_address(stage) for stage in _list_related(repo, recipe) if stage.is_import]
+    if targets:
+        _transfer(root, ["update", *targets], on_line, on_progress)
+    return bool(targets)
+
+
 def push(
     root: Path,
     recipe: str,

@@ -35,6 +35,7 @@ from tasks.versioning import (
     pull,
     push,
     reproduce,
+    update,
 )
 
 # DVC asks pygtrie for something that pygtrie wants to withdraw.
@@ -682,6 +683,28 @@ def test_a_pull_leaves_an_edited_source_alone(tracked: Path) -> None:
     pull(tracked, "tiny", on_line=ignore, on_progress=ignore)
     assert "mine" in mails.read_text()
     assert (tracked / "artifacts" / "tiny" / "train_student" / "made").exists()
+
+
+def test_an_import_is_updated_to_what_its_source_holds_and_others_are_left(
+    fresh: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "source.csv"
+    source.write_text("text,label\nhello,0\n")
+    (fresh / "sources").mkdir(exist_ok=True)
+    dvc(fresh, "import-url", "-q", str(source), "sources/imported.csv")
+    write_recipes(fresh, tiny="sources/imported.csv")
+    source.write_text("text,label\nbye,1\n")
+    pull(fresh, "tiny", on_line=ignore, on_progress=ignore)
+    assert "hello" in (fresh / "sources" / "imported.csv").read_text()
+    assert update(fresh, "tiny", on_line=ignore, on_progress=ignore) is True
+    assert "bye" in (fresh / "sources" / "imported.csv").read_text()
+    source.unlink()
+    with pytest.raises(TransientError, match="dvc update did not succeed"):
+        update(fresh, "tiny", on_line=ignore, on_progress=ignore)
+
+
+def test_what_is_not_imported_is_not_updated(tracked: Path) -> None:
+    assert update(tracked, "tiny", on_line=ignore, on_progress=ignore) is False
 
 
 def test_without_a_remote_nothing_is_pulled_or_pushed(built: Path) -> None:

@@ -149,7 +149,7 @@ def _as_json(document: Any, path: Path) -> str:
 
 def _describe(fault: Any, document: Any, path: Path) -> str:
     """One line of a ParamsError: `  file:line: field: what is wrong, found ...`."""
-    place, line = _locate(fault["loc"], document)
+    place, line = locate(fault["loc"], document)
     message = str(fault["msg"]).removeprefix("Value error, ")
     if fault["type"] == "extra_forbidden":
         message = "unknown field"
@@ -160,7 +160,7 @@ def _describe(fault: Any, document: Any, path: Path) -> str:
     return f"  {path}:{line}: {place or 'recipe'}: {message}"
 
 
-def _locate(location: Sequence[int | str], document: Any) -> tuple[str, int]:
+def locate(location: Sequence[int | str], document: Any) -> tuple[str, int]:
     """Dotted name and 1-based line of a fault; union tags in the location are passed over."""
     node, line, names = document, 1, []
     for depth, part in enumerate(location):

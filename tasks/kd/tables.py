@@ -6,7 +6,7 @@ import csv
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +54,22 @@ def read_rows(path: Path, *, text: str, label: str, skip_lines: int) -> Rows:
         shown = ", ".join(str(i + 1) for i in blank[:5])
         raise DataError(f"{len(blank)} rows without text or label", where=f"{path}, rows {shown}")
     return rows
+
+
+def read_column_names(path: Path, kind: str) -> list[str]:
+    """The columns of a table by its header, its schema or, of jsonl, its first record.
+
+    Raises DataError for what is no such table.
+    """
+    if kind == "parquet":
+        return _read_parquet_names(path)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        try:
+            if kind == "jsonl":
+                return list(dict(json.loads(next(filter(str.strip, file), "{}"))))
+            return next(_reader(file, kind), [])
+        except (ValueError, TypeError, csv.Error) as error:  # also what is not UTF-8
+            raise DataError(f"not a {kind} table in UTF-8", where=path, found=error) from error
 
 
 def drop_repeats(train: Rows, test: Rows, *, on_overlap: str) -> tuple[Rows, dict[str, int]]:
@@ -117,11 +133,7 @@ def _read_columns(path: Path, skip_lines: int) -> dict[str, list[object]]:
     if kind == "jsonl":
         return _read_jsonl(path)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = (
-            csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-            if kind == "tsv"
-            else csv.reader(file, strict=True)
-        )
+        reader = _reader(file, kind)
         try:
             header = next(reader, [])
             for _ in range(skip_lines):
@@ -138,6 +150,22 @@ def _read_columns(path: Path, skip_lines: int) -> dict[str, list[object]]:
             found=len(rows[wrong]),
         )
     return {name: [row[i] for row in rows] for i, name in enumerate(header)}
+
+
+def _reader(file: Iterable[str], kind: str) -> Iterator[list[str]]:
+    if kind == "tsv":
+        return csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+    return csv.reader(file, strict=True)
+
+
+def _read_parquet_names(path: Path) -> list[str]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return list(pyarrow.parquet.read_schema(path).names)
+    except pyarrow.ArrowException as error:
+        raise DataError("not a Parquet file", where=path, found=error) from error
 
 
 def _read_parquet(path: Path) -> dict[str, list[object]]:

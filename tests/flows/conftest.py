@@ -119,6 +119,7 @@ class Project:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
 
 
@@ -208,7 +209,7 @@ def first(
 
     assert prefect_url
     project = copy_project(template, tmp_path_factory.mktemp("first") / "repository")
-    return project, distill("tiny", project.root, return_state=True)
+    return project, distill("tiny", str(project.root), return_state=True)
 
 
 @pytest.fixture

@@ -37,6 +37,7 @@ COMMANDS = (
     "promote",
     "rollback",
     "run",
+    "schedule",
     "status",
     "ui",
 )

@@ -23,6 +23,7 @@ from prefect.settings import PREFECT_HOME
 from flows import distill as module
 from flows.distill import distill
 from flows.job import Outcome
+from tasks import versioning
 from tasks.kd.errors import DataError, KDError, ParamsError, StageError, TransientError
 from tasks.registry import open_registry
 from tasks.registry.produced import STAGES
@@ -117,7 +118,7 @@ def test_only_what_is_out_of_date_runs_and_says_why(
     done: Project, caplog: pytest.LogCaptureFixture
 ) -> None:
     done.retrain("better")
-    state = distill("tiny", done.root, return_state=True)
+    state = distill("tiny", str(done.root), return_state=True)
     again = ["train_student", "export_student", "evaluate_student"]
     assert done.ran()[len(STAGES) :] == again
     assert list(outcome_of(state).stage_seconds) == again
@@ -127,9 +128,25 @@ def test_only_what_is_out_of_date_runs_and_says_why(
     assert "cache_teacher@tiny is up to date" in caplog.text
 
 
+def test_imports_are_updated_before_anything_else_if_asked(
+    done: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: list[str] = []
+    for name in ("update", "pull"):
+
+        def move(*_: object, name: str = name, **__: object) -> bool:
+            moved.append(name)
+            return True
+
+        monkeypatch.setattr(versioning, name, move)
+    assert distill("tiny", str(done.root), updates=True, return_state=True).is_completed()
+    assert distill("tiny", str(done.root), return_state=True).is_completed()
+    assert moved == ["update", "pull", "pull"]
+
+
 def test_a_refusal_is_a_normal_ending_and_the_champion_stays(done: Project) -> None:
     done.retrain("poor")
-    state = distill("tiny", done.root, return_state=True)
+    state = distill("tiny", str(done.root), return_state=True)
     assert (state.name, state.is_completed()) == ("Refused", True)
     assert state.message is not None
     assert "retention, The student keeps 80.00%" in state.message
@@ -145,7 +162,7 @@ def test_a_transient_fault_is_tried_again_and_another_is_not(done: Project) -> N
     done.retrain("better")
     busy, bad = record("TransientError", "the hub is busy", transient=True), "no column `body`."
     done.fail("train_student", busy, record("DataError", bad), record("DataError", "never met"))
-    state = distill("tiny", done.root, return_state=True)
+    state = distill("tiny", str(done.root), return_state=True)
     assert done.ran()[len(STAGES) :] == ["train_student", "train_student"]
     assert (state.name, state.message) == ("Failed", bad)
     error = error_of(state)
@@ -162,14 +179,14 @@ def test_an_outage_of_mlflow_costs_no_training(
     with monkeypatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port}")
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        state = distill("tiny", done.root, return_state=True)
+        state = distill("tiny", str(done.root), return_state=True)
     assert isinstance(error_of(state), TransientError)
     assert state.message is not None
     assert "MLflow does not answer" in state.message
     assert "stillhouse run tiny" in state.message
     ran = done.ran()
     assert len(ran) == len(STAGES) + 3
-    state = distill("tiny", done.root, return_state=True)
+    state = distill("tiny", str(done.root), return_state=True)
     assert state.name == "Promoted"
     assert done.ran() == ran
     assert done.champion() == 2
@@ -177,7 +194,7 @@ def test_an_outage_of_mlflow_costs_no_training(
 
 def test_a_recipe_with_faults_is_refused_whole_before_anything_runs(project: Project) -> None:
     project.change("cache_teacher", streams=[], codec="float8", surprise=1)
-    state = distill("tiny", project.root, return_state=True)
+    state = distill("tiny", str(project.root), return_state=True)
     assert state.name == "Failed"
     for part in ("streams", "codec", "surprise: unknown field"):
         assert part in str(state.message)

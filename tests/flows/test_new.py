@@ -29,6 +29,9 @@ def repository(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> P
         shutil.copyfile(root / "params" / name, tmp_path / "params" / name)
     shutil.copytree(root / "params" / "presets", tmp_path / "params" / "presets")
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    (tmp_path / "data" / "encoder").mkdir(parents=True)
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / "data" / name).write_text("Text,Category,body,team\nhello,a,hello,b\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -99,6 +102,9 @@ def test_the_student_is_shaped_after_a_teacher_that_is_at_hand(repository: Path)
         (["x", "--train", "a.doc", "--test", "b.doc"], "can't tell the format of 'a.doc'"),
         (["x", "--train", "../a.csv", "--test", "b.csv"], "not a path inside this repository"),
         (["x", "--teacher", "a; touch b"], "not a path inside this repository"),
+        (["x", "--teacher", "data/none"], "fetch_sources.teacher.folder: no such folder, expected"),
+        (["x", "--train", "data/a.csv", "--test", "c.csv"], "no such file, expected c.csv or c.cs"),
+        (["x", *PATHS, "--text-column", "words"], "no column 'words' in data/a.csv, found Text, C"),
     ],
 )
 def test_what_can_not_be_is_refused_and_writes_nothing(
