@@ -207,7 +207,7 @@ def test_a_recipe_that_changes_between_stages_is_not_judged(done: Project) -> No
     done.change("train_teacher", epochs=7)
     edit = """sed -i 's/"seed": 101/"seed": 4242/' params/tiny.yaml"""
     done.meanwhile("train_teacher", edit)
-    state = distill("tiny", done.root, return_state=True)
+    state = distill("tiny", str(done.root), return_state=True)
     assert isinstance(error_of(state), ParamsError)
     assert state.message == (
         "the recipe changed while the flow ran: params/tiny.yaml. "
@@ -217,7 +217,7 @@ def test_a_recipe_that_changes_between_stages_is_not_judged(done: Project) -> No
     assert open_registry(done.root).resolve(f"models:/{MODEL}@candidate").version == 1
     ran = done.ran()
     assert ran[-1] == "evaluate_student"
-    state = distill("tiny", done.root, return_state=True)
+    state = distill("tiny", str(done.root), return_state=True)
     assert (state.name, done.ran()) == ("Promoted", ran)
     registry = open_registry(done.root)
     champion = registry.resolve(f"models:/{MODEL}@champion")
@@ -229,7 +229,7 @@ def test_a_recipe_that_changes_between_stages_is_not_judged(done: Project) -> No
 def test_what_changed_behind_a_finished_stage_is_not_judged(done: Project) -> None:
     done.change("evaluate_student", bootstrap_resamples=300)
     done.meanwhile("evaluate_student", "echo '# other' >> stage.py")
-    state = distill("tiny", done.root, return_state=True)
+    state = distill("tiny", str(done.root), return_state=True)
     assert isinstance(error_of(state), StageError)
     assert str(state.message).startswith(
         "what stages read changed while the flow ran: "
