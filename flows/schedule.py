@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 PLANNED_WITHIN_S = 60.0
 SILENT_S = 60.0
 _WATCH_S = 2.0
+_ASK_S = 10.0  # Prefect's client asks a server that is gone again and again
 _SHOWN = 3
 _FIELDS = ("minute", "hour", "day of month", "month", "day of week")
 
@@ -112,7 +113,7 @@ async def _serve(runner: Runner, deployment: UUID, address: str) -> None:
     fault = watching.exception() if watching.done() else None
     ending.cancel()
     watching.cancel()
-    if isinstance(fault, TransientError):
+    if not await asyncio.to_thread(answers, f"{address}/health"):
         runner.pause_on_shutdown = False  # it would ask the server for minutes
     if runner.started:
         await runner.astop()
@@ -132,6 +133,7 @@ async def _watch_server(deployment: UUID, address: str) -> None:
 
     Without its server the runner would wait for ever, and hear of no cancellation afterwards.
     """
+    from httpx import HTTPError
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 
@@ -140,11 +142,10 @@ async def _watch_server(deployment: UUID, address: str) -> None:
         answered = began = time.monotonic()
         planned = False
         while time.monotonic() < answered + SILENT_S:
-            if await client.api_healthcheck() is None:
-                answered = time.monotonic()
-                planned = planned or bool(
-                    await client.read_flow_runs(deployment_filter=chosen, limit=1)
-                )
+            with contextlib.suppress(TimeoutError, HTTPError):
+                async with asyncio.timeout(_ASK_S):
+                    runs = await client.read_flow_runs(deployment_filter=chosen, limit=1)
+                answered, planned = time.monotonic(), planned or bool(runs)
             if not planned and time.monotonic() > began + PLANNED_WITHIN_S:
                 raise KDError(
                     "the Prefect server plans no runs",

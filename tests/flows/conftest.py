@@ -110,10 +110,13 @@ class Project:
         version = open_registry(self.root).champion(MODEL)
         return version.version if version else None
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        """`stillhouse <arguments>` in this repository, as a process of its own."""
+    def start(self, *arguments: str, before: str = "", **environment: str) -> subprocess.Popen[str]:
+        """`stillhouse <arguments>` in this repository, as a process of its own.
+
+        `before` is Python that the process runs first.
+        """
         return subprocess.Popen(
-            [sys.executable, "-m", "flows", *arguments],
+            [sys.executable, "-c", f"{before}\nfrom flows.cli import main\nmain()", *arguments],
             cwd=self.root,
             env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
             stdout=subprocess.PIPE,

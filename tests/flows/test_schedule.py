@@ -51,15 +51,20 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
 
 
 @contextmanager
-def scheduled(project: Project, server: servers.Server) -> Iterator[subprocess.Popen[str]]:
+def scheduled(
+    project: Project, server: servers.Server, before: str = ""
+) -> Iterator[subprocess.Popen[str]]:
     """`stillhouse schedule` at work, its server ours as well; what is left of it is killed."""
     with temporary_settings(updates={PREFECT_API_URL: f"{server.address}/api"}):
-        yield from _schedule(project, server)
+        yield from _schedule(project, server, before)
 
 
-def _schedule(project: Project, server: servers.Server) -> Iterator[subprocess.Popen[str]]:
+def _schedule(
+    project: Project, server: servers.Server, before: str
+) -> Iterator[subprocess.Popen[str]]:
     url = f"{server.address}/api"
-    process = project.start(*NIGHTLY, PREFECT_API_URL=url, PREFECT_RUNNER_POLL_FREQUENCY="1")
+    settings = {"PREFECT_API_URL": url, "PREFECT_RUNNER_POLL_FREQUENCY": "1"}
+    process = project.start(*NIGHTLY, before=before, **settings)
     try:
         assert process.stdout is not None
         said: list[str] = []
@@ -173,13 +178,18 @@ def test_of_two_runs_the_later_is_cancelled_and_a_termination_ends_all(
 
 
 @pytest.mark.slow
-def test_when_its_server_ends_a_schedule_says_so(project: Project, tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_once", [True, False])
+def test_when_its_server_ends_a_schedule_says_so(
+    project: Project, tmp_path: Path, at_once: bool
+) -> None:
+    soon = "from flows import schedule; schedule.SILENT_S, schedule._ASK_S = 5.0, 2.0"
     with pytest.MonkeyPatch.context() as patch, servers.stopping([]) as running:
         patch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
         running.append(servers.start_prefect(tmp_path, servers.free_port(), schedules=True))
         servers.await_servers(running)
-        with scheduled(project, running[0]) as process:
-            assert ending(trigger())[0] == "Promoted"
+        with scheduled(project, running[0], soon) as process:
+            if not at_once:
+                assert ending(trigger())[0] == "Promoted"
             servers.stop_server(running[0])
             _, errors = process.communicate(timeout=100)
     assert process.returncode == 1
