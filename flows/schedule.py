@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 PLANNED_WITHIN_S = 60.0
 SILENT_S = 60.0
 _WATCH_S = 2.0
+_END_S = 15.0
 _ASK_S = 10.0  # Prefect's client asks a server that is gone again and again
 _SHOWN = 3
 _FIELDS = ("minute", "hour", "day of month", "month", "day of week")
@@ -113,18 +114,23 @@ async def _serve(runner: Runner, deployment: UUID, address: str) -> None:
     fault = watching.exception() if watching.done() else None
     ending.cancel()
     watching.cancel()
+    within_s = None
     if not await asyncio.to_thread(answers, f"{address}/health"):
-        runner.pause_on_shutdown = False  # it would ask the server for minutes
+        # The runner would ask the server for minutes; its processes are ended in seconds.
+        runner.pause_on_shutdown, within_s = False, _END_S
     if runner.started:
-        await runner.astop()
+        stopping = asyncio.create_task(runner.astop())
+        await asyncio.wait({stopping}, timeout=within_s)
+        stopping.cancel()
     else:
         serving.cancel()
-    await asyncio.wait({serving})
+    await asyncio.wait({serving}, timeout=within_s)
+    serving.cancel()
     if not isinstance(fault, KDError) and not answers(f"{address}/health"):
         fault = _silence(address)  # the runner has met it first, and said so
     if fault is not None:
         raise fault
-    if not serving.cancelled():
+    if serving.done() and not serving.cancelled():
         serving.result()
 
 
