@@ -120,9 +120,10 @@ def test_a_start_that_can_not_be_is_refused(root: Path, student: Any, said: str)
 )
 def test_deberta_s_attention_is_not_to_be_had(root: Path, level: Any) -> None:
     new = {"kind": "random", "embeddings": "new"}
-    levels = [{**level, "weight": 1.0}]
+    labels = {"level": "prediction", "loss": "labels", "weight": 1.0}
+    levels = [{**level, "weight": 1.0}, labels]
     recipe(root, levels=levels, initial=new, family="electra")
     said = refusal(root, levels=levels, initial=new, family="deberta-v2")
     assert "train_student.student.family: deberta-v2 has no attention" in said
     hidden = {"level": "hidden", "loss": "cosine", "layer_map": "last", "projection": "none"}
-    recipe(root, levels=[{**hidden, "weight": 1.0}], initial=new, family="deberta-v2")
+    recipe(root, levels=[{**hidden, "weight": 1.0}, labels], initial=new, family="deberta-v2")
