@@ -211,11 +211,11 @@ def _fit_teacher(document: Any, found: Mapping[str, int]) -> None:
     A student whose phases name layers keeps its depth, and the layers that it is matched with
     become those of the deeper teacher.
     """
+    if not found:
+        return
     teacher, student = document["train_teacher"], document["train_student"]["student"]
     layers, width = teacher["layers"], teacher["hidden_size"]
     teacher.update(found)
-    if not found:
-        return
     if student["hidden_size"] == width:  # else its width is its own
         _widen(student, teacher)
     phases = document["train_student"]["phases"]

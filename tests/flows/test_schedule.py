@@ -178,9 +178,9 @@ def test_of_two_runs_the_later_is_cancelled_and_a_termination_ends_all(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("moment", ["at once", "after a run", "during a run"])
 def test_when_its_server_ends_a_schedule_says_so(
-    project: Project, tmp_path: Path, at_once: bool
+    project: Project, tmp_path: Path, moment: str
 ) -> None:
     soon = "from flows import schedule; schedule.SILENT_S, schedule._ASK_S = 5.0, 2.0"
     with pytest.MonkeyPatch.context() as patch, servers.stopping([]) as running:
@@ -188,10 +188,15 @@ def test_when_its_server_ends_a_schedule_says_so(
         running.append(servers.start_prefect(tmp_path, servers.free_port(), schedules=True))
         servers.await_servers(running)
         with scheduled(project, running[0], soon) as process:
-            if not at_once:
+            if moment == "after a run":
                 assert ending(trigger())[0] == "Promoted"
+            elif moment == "during a run":
+                project.fail("fetch_sources", "hang")
+                trigger()
+                wait_for_stage(project)
             servers.stop_server(running[0])
             _, errors = process.communicate(timeout=100)
+            wait_until("something lives on", lambda: not list_processes(project.root), 15)
     assert process.returncode == 1
     assert "Error: the Prefect server does not answer any more: http" in errors
 
