@@ -207,6 +207,8 @@ def make_recipe(gate: dict[str, Any]) -> Recipe:
     """The quickstart's recipe with another name in MLflow and a gate of its own."""
     recipe = load_recipe(QUICKSTART)
     limits = {
+        "min_accuracy": 0.5,
+        "min_lead": 0.1,
         "min_retention": 0.9,
         "max_accuracy_drop": 0.03,
         "confidence": 0.95,

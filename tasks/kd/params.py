@@ -93,6 +93,28 @@ class PrepareData(Section):
         Literal["drop_from_train", "refuse"],
         Field(description="what to do with a training text that is also in the test split"),
     ]
+    min_train_examples: Annotated[
+        Positive,
+        Field(
+            description="fewer usable rows in the training file are refused: what arrives is not "
+            "what it was"
+        ),
+    ]
+    on_unreadable: Annotated[
+        Literal["refuse", "replace", "drop"],
+        Field(
+            description="what to do with a text that no tokenizer can encode (half of a surrogate "
+            "pair): refuse names its row, replace puts U+FFFD there, drop leaves the row out; "
+            "both are counted"
+        ),
+    ]
+    max_unknown_fraction: Annotated[
+        Fraction,
+        Field(
+            description="largest share of unknown tokens among those of the training texts; more "
+            "is refused"
+        ),
+    ]
     random_texts: Annotated[
         NotNegative,
         Field(
@@ -150,6 +172,20 @@ class TrainTeacher(Section):
     mode: Annotated[
         Literal["fine_tune", "given"],
         Field(description="given: fetch_sources.teacher is a tuned classifier, left as it is"),
+    ]
+    labels: Annotated[
+        dict[Text, Text] | None,
+        Field(
+            description="the given teacher's label names by those of the data "
+            "(`LABEL_0: negative`), or null where they are the same"
+        ),
+    ]
+    min_lead: Annotated[
+        Fraction,
+        Field(
+            description="a given teacher that removes a smaller share of the errors that the best "
+            "constant answer makes on the dev split is refused"
+        ),
     ]
     ensemble: Annotated[
         EnsembleRule | None,
@@ -280,6 +316,17 @@ class Register(Section):
 class Gate(Section):
     """What a candidate must show before it may become champion. Each rule is checked."""
 
+    min_accuracy: Annotated[
+        Fraction,
+        Field(description="lower confidence bound of the student's own accuracy, whatever else"),
+    ]
+    min_lead: Annotated[
+        Fraction,
+        Field(
+            description="lower confidence bound of the share of errors that the student removes "
+            "of those that the best constant answer makes: 0 is chance, 1 is perfect"
+        ),
+    ]
     min_retention: Annotated[
         Fraction,
         Field(description="lower confidence bound of student accuracy / teacher accuracy"),

@@ -28,6 +28,8 @@ from tasks.kd.gate import (
 from tasks.kd.params import Gate
 
 GATE = Gate(
+    min_accuracy=0.9,
+    min_lead=0.5,
     min_retention=0.98,
     max_accuracy_drop=0.01,
     confidence=0.95,

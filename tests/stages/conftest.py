@@ -138,6 +138,7 @@ def make_recipe(quickstart: Path) -> Any:
     recipe["prepare_data"].update(
         text_column="body", label_column="topic", max_length_tokens=16, train_examples=150
     )
+    recipe["prepare_data"].update(min_train_examples=100)
     recipe["train_teacher"].update(
         layers=4,
         hidden_size=16,
