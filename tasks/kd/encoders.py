@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification
 
 from tasks.kd.digests import read_json, sha256_file, sha256_json
 from tasks.kd.errors import DataError
-from tasks.kd.families import capture, kernel, layers_of, require_family
+from tasks.kd.families import capture, kernel, layers_of
+from tasks.kd.label_names import read_label_names
+from tasks.kd.model_folder import (
+    WEIGHTS,
+    check_weights,
+    classifier_rows,
+    read_config,
+    read_headers,
+    require_weights,
+)
 
 __all__ = [
     "WEIGHTS",
@@ -27,96 +37,145 @@ __all__ = [
     "require_weights",
 ]
 
-WEIGHTS = "model.safetensors"
 # What transformers raises for a configuration of one field or another that can't be.
 _INVALID = (AttributeError, KeyError, OSError, StrictDataclassError, TypeError, ValueError)
 _NAMES = ("architectures", "dtype", "id2label", "label2id", "transformers_version")
+# How a model answers, which is not the file's to say.
+_ANSWERS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
+_LABEL_FIELDS = ("id2label", "label2id", "num_labels", "_num_labels", "problem_type")
+# Weights of a file that no classifier uses and that change nothing: buffers of old versions.
+_BUFFERS = r"(?:.*\.)?(?:position_ids|embeddings\.token_type_ids)"
+# Poolers of families whose classifier reads the last layer itself.
+_POOLERS = r"(?:\w+\.)?pooler\..*"
+_WITHOUT_POOLER = ("roberta", "xlm-roberta", "mpnet", "distilbert", "electra", "modernbert")
+# The heads of all other tasks that a family's models are trained or tuned with.
+_HEADS = (
+    r"(?:cls|lm_head|qa_outputs|classifier|pre_classifier|vocab_transform|vocab_layer_norm"
+    r"|vocab_projector|discriminator_predictions|generator_predictions|generator_lm_head"
+    r"|sequence_summary|lm_predictions|mask_predictions|head|decoder|pooler|score)\..*"
+)
 
 
 def load_config(folder: Path) -> Any:
-    """A model folder's configuration.
+    """A model folder's configuration, without the names of its labels.
 
-    Raises DataError, naming the file, if there is none, if it is of no known family and if
-    transformers refuses it.
+    Raises DataError, naming the file, if there is none, if it is of no known family, if it says
+    what the model would not use, and if transformers refuses it.
     """
-    if not (folder / "config.json").is_file():
-        raise DataError("not a model folder: config.json is missing", where=folder)
+    return _build_config(folder, read_config(folder), None)
+
+
+def _build_config(folder: Path, fields: dict[str, Any], labels: Sequence[str] | None) -> Any:
+    """As transformers reads it; with those labels for its classes, unless there are None."""
+    fields = {name: value for name, value in fields.items() if name not in _LABEL_FIELDS}
+    if labels is not None:
+        fields["id2label"] = dict(enumerate(labels))
+        fields["label2id"] = {label: i for i, label in enumerate(labels)}
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return CONFIG_MAPPING[fields["model_type"]].from_dict({**fields, **_ANSWERS})
     except _INVALID as error:
         raise _invalid(folder, error) from error
-    require_family(config.model_type, where=folder / "config.json")
-    return config
 
 
 def _invalid(folder: Path, error: Exception) -> DataError:
     return DataError(
         "not the configuration of a model",
         where=folder / "config.json",
-        found=" ".join(str(error).split())[:300],
+        found=" ".join(f"{type(error).__name__}: {error}".split())[:300],
     )
 
 
-def load_classifier(folder: Path) -> torch.nn.Module:
+def load_classifier(folder: Path, labels: Sequence[str] | None = None) -> torch.nn.Module:
     """A sequence classifier from a local folder: safetensors only, float32, eval mode.
 
-    Raises DataError if a weight is missing or of another shape: it would be random.
+    Its classes have the names of its configuration, or `labels` in their order. Raises DataError
+    if a weight is missing, of another shape or not finite, for it would be random; and for weights
+    that the model would not use, but for buffers and poolers that nothing reads.
     """
-    return _load(folder, new_head=False)
+    fields, tensors = read_config(folder), read_headers(folder)
+    names = read_label_names(fields, folder / "config.json", classifier_rows(tensors))
+    if labels is not None and len(labels) != len(names):
+        raise AssertionError("as many labels as the classifier has")
+    config = _build_config(folder, fields, names if labels is None else labels)
+    config.problem_type = fields.get("problem_type")
+    return _load(folder, config, new_head=False)
 
 
 def new_classifier(folder: Path, labels: list[str]) -> torch.nn.Module:
     """An encoder from a local folder with a new head of those labels; float32, eval mode.
 
-    Raises DataError if a weight of the encoder is missing or of another shape.
+    Raises DataError as `load_classifier`, but that a head may be missing and that of another task
+    be there: whatever the encoder was tuned for before is left.
     """
-    return _load(
-        folder,
-        new_head=True,
-        num_labels=len(labels),
-        id2label=dict(enumerate(labels)),
-        label2id={label: i for i, label in enumerate(labels)},
-        problem_type=None,  # whatever the encoder was tuned for before
-    )
+    return _load(folder, _build_config(folder, read_config(folder), labels), new_head=True)
 
 
-def _load(folder: Path, *, new_head: bool, **config: Any) -> torch.nn.Module:
-    family = load_config(folder).model_type
-    require_weights(folder)
+def _load(folder: Path, config: Any, *, new_head: bool) -> torch.nn.Module:
+    check_weights(read_headers(folder), config.model_type)
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
             folder,
+            config=config,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
             dtype=torch.float32,
-            attn_implementation=kernel(family),
+            attn_implementation=kernel(config.model_type),
             ignore_mismatched_sizes=True,  # reported in info, and refused below
             output_loading_info=True,
-            **config,
         )
-    except ValueError as error:  # fields that do not go together: heads that don't divide a width
+    except _INVALID as error:  # fields that do not go together: heads that don't divide a width
         raise _invalid(folder, error) from error
     lost = [*info["missing_keys"], *(str(name[0]) for name in info["mismatched_keys"])]
     if new_head:
         encoder = f"{model.base_model_prefix}."
         lost = [name for name in lost if name.startswith(encoder)]
         lost = [name for name in lost if not name.startswith(f"{encoder}pooler.")]
+    left = _find_left(config.model_type, info["unexpected_keys"], new_head=new_head)
     if lost:
+        raise _lost(folder, lost, left)
+    if left:
         raise DataError(
-            f"{len(lost)} weights are missing or of another shape",
-            where=folder,
-            expected="all that config.json asks for",
-            found=f"none that fits {', '.join(sorted(lost)[:5])}",
+            f"{len(left)} weights would not be used",
+            where=folder / WEIGHTS,
+            expected=f"those of {type(model).__name__} with this config.json",
+            found=", ".join(left[:5]),
+            advice="The model that they belong to computes something else than this one.",
         )
+    _require_finite(folder, model)
     return _module(model).eval()
 
 
-def require_weights(folder: Path) -> None:
-    """Raise DataError unless the folder holds safetensors weights (pickles are never loaded)."""
-    if not any(folder.glob("*.safetensors")):
+def _find_left(family: str, unexpected: Sequence[str], *, new_head: bool) -> list[str]:
+    """The weights of a file that a classifier of that family would have had to use."""
+    harmless = [_BUFFERS]
+    harmless += [_POOLERS] if family in _WITHOUT_POOLER else []
+    harmless += [_HEADS] if new_head else []
+    pattern = re.compile("|".join(f"(?:{each})" for each in harmless))
+    return sorted(name for name in unexpected if not pattern.fullmatch(name))
+
+
+def _lost(folder: Path, lost: Sequence[str], left: Sequence[str]) -> DataError:
+    found = f"none that fits {', '.join(sorted(lost)[:5])}"
+    if left:
+        found += f"; the file has {', '.join(left[:5])}"
+    return DataError(
+        f"{len(lost)} weights are missing or of another shape",
+        where=folder,
+        expected="all that config.json asks for",
+        found=found,
+    )
+
+
+def _require_finite(folder: Path, model: Any) -> None:
+    """Raise DataError for weights with NaN or infinity."""
+    broken = [name for name, w in model.named_parameters() if not torch.isfinite(w).all()]
+    if broken:
         raise DataError(
-            "no safetensors weights", where=folder, expected=WEIGHTS, found="other formats or none"
+            f"{len(broken)} weights hold NaN or infinity",
+            where=folder / WEIGHTS,
+            found=", ".join(broken[:5]),
+            advice="Its training went wrong, or its file was damaged.",
         )
 
 
