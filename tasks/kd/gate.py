@@ -1,11 +1,14 @@
 """The gate: may this candidate become champion? Numbers in, a decision out; standard library only.
 
-The start value is "refuse": a decision to promote exists only if every rule has passed. Both
-statistical rules are *score* bounds for paired data (both models answer the same examples). The
-simpler adjusted-Wald bound (Agresti & Min 2005) and hybrid Wilson bound (Bonett & Price 2006) were
-tried and left: when a student's errors contain all of its teacher's, which distillation tends to
-produce, their one-sided 95 % bounds held in 86 % of simulated runs of 100 examples, and the score
-bounds in no less than 94 % of any (tests/kd/test_gate.py repeats the simulation).
+The start value is "refuse": a decision to promote exists only if every rule has passed. Two rules
+are absolute, whatever teacher and champion do: the student's own accuracy, by the exact bound of
+Clopper & Pearson, and its *lead*, the share of errors that it removes of those that the best
+constant answer makes. Lead, retention and the champion's rule are *score* bounds for paired data
+(both models answer the same examples). The simpler adjusted-Wald bound (Agresti & Min 2005) and
+hybrid Wilson bound (Bonett & Price 2006) were tried and left: when a student's errors contain all
+of its teacher's, which distillation tends to produce, their one-sided 95 % bounds held in 86 % of
+simulated runs of 100 examples, and the score bounds in no less than 94 % of any
+(tests/kd/test_gate.py repeats the simulation).
 """
 
 from __future__ import annotations
@@ -137,6 +140,8 @@ def decide(
     _check(candidate)
     rules = (
         _check_examples(candidate, gate),
+        _check_accuracy(candidate, gate),
+        _check_lead(candidate, gate),
         _check_retention(candidate, gate),
         _check_champion(candidate, champion, gate, no_champion),
         _check_budget("size", candidate.size_bytes / _MIB, gate.max_size_mib, "MiB"),
@@ -157,6 +162,36 @@ def _check_examples(candidate: Candidate, gate: Gate) -> Rule:
     explanation = f"{count} test examples; at least {gate.min_examples} are asked for."
     outcome: Outcome = "passed" if passed else "undecided"
     return Rule("examples", passed, float(count), float(gate.min_examples), explanation, outcome)
+
+
+def _check_accuracy(candidate: Candidate, gate: Gate) -> Rule:
+    total, limit = len(candidate.labels), gate.min_accuracy
+    right = sum(map(str.__eq__, candidate.labels, candidate.student))
+    estimate, bound = right / total, bound_share(right, total, gate.confidence)
+    outcome, why = _weigh(estimate, bound, limit, total)
+    explanation = (
+        f"The student is right on {estimate:.2%} of {total} examples, with {gate.confidence:.0%} "
+        f"confidence on at least {bound:.2%}; {limit:.2%} is asked for. {why}"
+    ).strip()
+    return Rule("accuracy", outcome == "passed", bound, limit, explanation, outcome)
+
+
+def _check_lead(candidate: Candidate, gate: Gate) -> Rule:
+    limit, constant = gate.min_lead, best_constant(candidate.labels)
+    pairs = count_pairs(candidate.labels, candidate.student, [constant] * len(candidate.labels))
+    if pairs.second == pairs.total:
+        why = f"All test examples are {constant}: nothing is better than that answer alone."
+        return Rule("lead", False, None, limit, why, "worse")
+    estimate, bound = lead_of(pairs), bound_lead(pairs, gate.confidence)
+    outcome, why = _weigh(estimate, bound, limit, pairs.total)
+    if outcome == "passed" and bound <= 0:  # asked for no lead, a student must still have one
+        outcome, why = "worse" if estimate <= 0 else "undecided", "It may be no better than that."
+    explanation = (
+        f"The student removes {estimate:.2%} of the errors of the best constant answer "
+        f"({constant}, right on {pairs.second / pairs.total:.2%}), with {gate.confidence:.0%} "
+        f"confidence at least {bound:.2%}; {limit:.2%} is asked for. {why}"
+    ).strip()
+    return Rule("lead", outcome == "passed", bound, limit, explanation, outcome)
 
 
 def _check_retention(candidate: Candidate, gate: Gate) -> Rule:
@@ -264,6 +299,62 @@ def count_pairs(labels: Sequence[str], first: Sequence[str], second: Sequence[st
     seen = Counter((label == one, label == other) for label, one, other in rows)
     cells = ((True, True), (True, False), (False, True), (False, False))
     return Pairs(*(seen[cell] for cell in cells))
+
+
+def best_constant(labels: Sequence[str]) -> str:
+    """The label that is right most often if it is always given; the first of several such."""
+    return Counter(labels).most_common(1)[0][0]
+
+
+def lead_of(pairs: Pairs) -> float:
+    """1 - errors(first) / errors(second): of the second's errors the share that the first removes.
+
+    0 is no better than the second, 1 is perfect. The second must be wrong at least once.
+    """
+    return 1 - (pairs.total - pairs.first) / (pairs.total - pairs.second)
+
+
+def bound_lead(pairs: Pairs, confidence: float) -> float:
+    """Lower one-sided confidence bound of `lead_of`, paired.
+
+    Inverts the score test of `bound_ratio` with errors for right answers. The second model, the
+    best constant answer, is chosen on the same examples: that favours it, never the first.
+    """
+    errors = Pairs(pairs.neither, pairs.second_only, pairs.first_only, pairs.both)
+    lowest = 1 - errors.total / errors.second  # of a model that is always wrong
+
+    def score(lead: float) -> float:
+        return -_score_ratio(errors, 1 - lead)
+
+    return _invert(score, lowest, lead_of(pairs), confidence)
+
+
+def bound_share(right: int, total: int, confidence: float) -> float:
+    """Lower one-sided confidence bound of a share (Clopper & Pearson 1934, exact).
+
+    The share at which so many right answers, or more, have the probability 1 - confidence.
+    """
+    if right == 0:
+        return 0.0
+    counts = range(total - right + 1)  # of wrong answers
+    ways = [
+        math.lgamma(total + 1) - math.lgamma(wrong + 1) - math.lgamma(total - wrong + 1)
+        for wrong in counts
+    ]
+
+    def is_below(share: float) -> bool:
+        hit, miss = math.log(share), math.log1p(-share)
+        tail = math.fsum(
+            math.exp(way + (total - wrong) * hit + wrong * miss)
+            for wrong, way in zip(counts, ways, strict=True)
+        )
+        return tail < 1 - confidence
+
+    low, high = 0.0, 1.0
+    for _ in range(_BISECTIONS // 2):
+        middle = (low + high) / 2
+        low, high = (middle, high) if is_below(middle) else (low, middle)
+    return low
 
 
 def bound_difference(pairs: Pairs, confidence: float) -> float:

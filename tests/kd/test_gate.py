@@ -20,10 +20,14 @@ from tasks.kd.gate import (
     Decision,
     Pairs,
     Rule,
+    best_constant,
     bound_difference,
+    bound_lead,
     bound_ratio,
+    bound_share,
     count_pairs,
     decide,
+    lead_of,
 )
 from tasks.kd.params import Gate
 
@@ -97,7 +101,7 @@ def test_a_candidate_as_good_as_the_champion_is_promoted() -> None:
     assert decision.verdict == "promote"
     assert decision.against == "models:/triage/1"
     assert [rule.name for rule in decision.rules] == [
-        "examples", "retention", "champion", "size", "latency",
+        "examples", "accuracy", "lead", "retention", "champion", "size", "latency",
     ]  # fmt: skip
 
 
@@ -105,7 +109,8 @@ def test_a_candidate_as_good_as_the_champion_is_promoted() -> None:
     ("changes", "rule"),
     [
         ({"examples": 499, "teacher_wrong": 0, "student_wrong": 0}, "examples"),
-        ({"student_wrong": 400}, "retention"),
+        ({"student_wrong": 120}, "retention"),
+        ({"teacher_wrong": 200, "student_wrong": 200}, "accuracy"),
         ({"size_bytes": 50 * 1024 * 1024 + 1}, "size"),
         ({"latency_p95_ms": 20.001}, "latency"),
     ],
@@ -134,7 +139,8 @@ def test_the_limit_itself_is_allowed(changes: dict[str, Any]) -> None:
 
 def test_a_candidate_worse_than_the_champion_is_refused_as_worse() -> None:
     candidate = make_candidate(teacher_wrong=200, student_wrong=200)
-    decision = decide(candidate, make_champion(candidate, range(100)), GATE)
+    lower = GATE.model_copy(update={"min_accuracy": 0.85})
+    decision = decide(candidate, make_champion(candidate, range(100)), lower)
     assert refused_names(decision) == ["champion"]
     rule = find_rule(decision, "champion")
     assert rule.outcome == "worse"
@@ -170,6 +176,55 @@ def test_a_champion_that_cannot_be_compared_refuses_rather_than_passes() -> None
     decision = decide(candidate, champion, GATE)
     assert refused_names(decision) == ["champion"]
     assert "it knows other labels" in find_rule(decision, "champion").explanation
+
+
+def test_a_student_that_guesses_as_its_teacher_does_is_refused() -> None:
+    """Three classes, teacher 32.33 %, student 33.17 %: retention 102.6 %, and both at chance."""
+    labels = tuple("abc"[index % 3] for index in range(600))
+    random = np.random.default_rng(3)
+    teacher, student = (
+        tuple(
+            label if index in right else "abc"[("abc".index(label) + 1) % 3]
+            for index, label in enumerate(labels)
+        )
+        for right in (set(random.permutation(600)[:count].tolist()) for count in (194, 199))
+    )
+    candidate = make_candidate(examples=600, labels=labels, teacher=teacher, student=student)
+    loose = {"min_retention": 0.5, "min_accuracy": 0.0, "min_lead": 0.0}
+    decision = decide(candidate, None, GATE.model_copy(update=loose))
+    assert refused_names(decision) == ["lead"]
+    assert find_rule(decision, "retention").passed
+    rule = find_rule(decision, "lead")
+    assert "-0.25%" in rule.explanation
+    assert rule.outcome == "worse"
+
+
+def test_a_student_that_always_gives_one_answer_has_no_lead() -> None:
+    labels = ("a",) * 1900 + ("b",) * 100
+    said = ("a",) * 2000
+    loose = GATE.model_copy(update={"min_lead": 0.0})
+    decision = decide(make_candidate(labels=labels, teacher=said, student=said), None, loose)
+    assert refused_names(decision) == ["lead"]
+    rule = find_rule(decision, "lead")
+    assert "removes 0.00% of the errors of the best constant answer (a, right on 95.00%)" in (
+        rule.explanation
+    )
+
+
+def test_a_lead_that_may_be_chance_is_undecided_even_where_none_is_asked_for() -> None:
+    """254 of 500 are right by more than the constant's 250: that may be luck."""
+    loose = GATE.model_copy(update={"min_lead": 0.0, "min_accuracy": 0.0, "min_retention": 0.1})
+    wrong = {"teacher_wrong": 246, "student_wrong": 246}
+    decision = decide(make_candidate(examples=500, **wrong), None, loose)
+    assert refused_names(decision) == ["lead"]
+    assert find_rule(decision, "lead").outcome == "undecided"
+
+
+def test_a_test_split_of_one_class_shows_no_lead() -> None:
+    same = ("a",) * 2000
+    decision = decide(make_candidate(labels=same, teacher=same, student=same), None, GATE)
+    assert refused_names(decision) == ["lead"]
+    assert "All test examples are a" in find_rule(decision, "lead").explanation
 
 
 def test_a_teacher_that_is_never_right_refuses() -> None:
@@ -240,8 +295,8 @@ def test_a_record_that_says_promote_against_its_own_rules_reads_as_a_refusal() -
 
 def test_the_markdown_names_each_rule_and_its_numbers() -> None:
     text = decide(make_candidate(student_wrong=400), None, GATE).as_markdown()
-    assert text.startswith("**Refuse**: retention.")
-    for name in ("examples", "retention", "champion", "size", "latency"):
+    assert text.startswith("**Refuse**: accuracy, retention.")
+    for name in ("examples", "accuracy", "lead", "retention", "champion", "size", "latency"):
         assert f"| {name} |" in text
     assert "82.47%" in text
     assert "98.00%" in text
@@ -282,6 +337,72 @@ def test_both_bounds_hold_as_often_as_they_say(
     assert all(value / 20_000 > 0.944 for value in held.values()), held
 
 
+@pytest.mark.parametrize("examples", [100, 500, 2000])
+@pytest.mark.parametrize(
+    ("constant", "accuracy", "shared"),
+    # `shared`: of the constant's right answers those that the student has right too.
+    [(1 / 3, 1 / 3, 1 / 3), (0.5, 0.55, 0.6), (0.9, 0.91, 1.0), (0.5, 0.9, 0.95), (0.9, 0.95, 1.0)],
+)
+def test_the_bound_of_a_lead_holds_as_often_as_it_says(
+    examples: int, constant: float, accuracy: float, shared: float
+) -> None:
+    """With the constant that is best of all texts, known beforehand."""
+    both = constant * shared
+    cells = [both, accuracy - both, constant - both]
+    truth = 1 - (1 - accuracy) / (1 - constant)
+    rng = np.random.default_rng(7)
+    draws = rng.multinomial(examples, [*cells, 1 - sum(cells)], size=20_000)
+    tables, times = np.unique(draws, axis=0, return_counts=True)
+    held = 0
+    for table, count in zip(tables.tolist(), times.tolist(), strict=True):
+        one, only, other, neither = table
+        errors = Pairs(neither, other, only, one)
+        held += count * (-gate_module._score_ratio(errors, 1 - truth) <= 1.6448536)
+    assert held / 20_000 > 0.94, held
+
+
+@pytest.mark.parametrize("classes", [2, 3, 8])
+def test_a_student_at_chance_seldom_has_a_lead(classes: int) -> None:
+    """The constant is chosen on the same examples, as the gate does: that makes it rarer still."""
+    random = np.random.default_rng(5)
+    passed = 0
+    for _ in range(1000):
+        labels, said = random.integers(0, classes, size=(2, 300)).astype(str).tolist()
+        pairs = count_pairs(labels, said, [best_constant(labels)] * 300)
+        passed += bound_lead(pairs, 0.95) > 0
+    assert passed <= 50
+
+
+@pytest.mark.parametrize(("right", "total", "expected"), [(9, 10, 0.6058), (10, 10, 0.7411)])
+def test_the_bound_of_a_share_is_the_exact_one(right: int, total: int, expected: float) -> None:
+    """Clopper & Pearson: 10 of 10 gives 0.05 ** (1 / 10); 9 of 10 is in their charts, 0.606."""
+    assert bound_share(right, total, 0.95) == pytest.approx(expected, abs=5e-5)
+    assert bound_share(0, total, 0.95) == 0
+
+
+@pytest.mark.parametrize("examples", [100, 500])
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.98])
+def test_the_bound_of_a_share_holds_at_least_as_often_as_it_says(
+    examples: int, share: float
+) -> None:
+    draws = np.random.default_rng(7).binomial(examples, share, size=20_000)
+    counts, times = np.unique(draws, return_counts=True)
+    held = sum(
+        int(count) * (bound_share(int(right), examples, 0.95) <= share)
+        for right, count in zip(counts, times, strict=True)
+    )
+    assert held / 20_000 >= 0.948
+
+
+def test_a_lead_is_what_is_removed_of_the_constant_answer_s_errors() -> None:
+    pairs = Pairs(40, 50, 10, 0)  # 90 right, the constant 50
+    assert lead_of(pairs) == pytest.approx(0.8)
+    assert 0.64 < bound_lead(pairs, 0.95) < 0.8
+    assert lead_of(Pairs(50, 50, 0, 0)) == 1
+    assert 0.9 < bound_lead(Pairs(50, 50, 0, 0), 0.95) < 1
+    assert bound_lead(Pairs(0, 0, 60, 40), 0.95) == pytest.approx(-1.5)
+
+
 def test_the_bound_is_where_the_score_test_stops_rejecting() -> None:
     pairs = Pairs(1800, 30, 45, 125)
     below, above = bound_difference(pairs, 0.95) - 1e-6, bound_difference(pairs, 0.95) + 1e-6
@@ -297,6 +418,8 @@ def test_the_bound_is_where_the_score_test_stops_rejecting() -> None:
 )
 def test_extreme_tables_give_finite_bounds_below_the_estimate(pairs: Pairs) -> None:
     difference, ratio = bound_difference(pairs, 0.95), bound_ratio(pairs, 0.95)
+    if pairs.second < pairs.total:
+        assert bound_lead(pairs, 0.95) <= lead_of(pairs)
     assert -1 <= difference <= (pairs.first - pairs.second) / pairs.total
     assert 0 <= ratio <= pairs.first / pairs.second
 
