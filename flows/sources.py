@@ -31,6 +31,7 @@ def check_sources(root: Path, path: Path, recipe: Recipe) -> None:
 
 def _find_faults(root: Path, recipe: Recipe, made: set[str]) -> Iterator[tuple[str, str]]:
     """Each fault with the dotted name of the field that it is of."""
+    from flows.models import find_model_faults
     from tasks.kd.source_sections import PathData, PathModel
 
     sources, data = recipe.fetch_sources, recipe.fetch_sources.data
@@ -44,10 +45,13 @@ def _find_faults(root: Path, recipe: Recipe, made: set[str]) -> Iterator[tuple[s
     models = {"teacher": sources.teacher, "student": sources.student}
     models |= {f"more_teachers.{name}": model for name, model in sources.more_teachers.items()}
     for name, model in models.items():
-        if not isinstance(model, PathModel) or (root / model.folder).is_dir():
+        if not isinstance(model, PathModel):
             continue
-        if not _comes_by_dvc(root, model.folder, made):
-            yield f"fetch_sources.{name}.folder", _absent("folder", model.folder)
+        if (root / model.folder / "config.json").exists():
+            yield from find_model_faults(root, recipe, name, model.folder)
+        elif not _comes_by_dvc(root, model.folder, made):
+            what = "model" if (root / model.folder).is_dir() else "folder"
+            yield f"fetch_sources.{name}.folder", _absent(what, model.folder)
 
 
 def _find_column_faults(
@@ -68,6 +72,8 @@ def _find_column_faults(
 
 
 def _absent(kind: str, named: str) -> str:
+    if kind == "model":
+        return f"not a model folder: {named}, which has no config.json"
     return f"no such {kind}, expected {named} or {named.rstrip('/')}.dvc, found neither"
 
 

@@ -45,6 +45,14 @@ def read_label_names(fields: Mapping[str, Any], where: Path, rows: int | None = 
     return names
 
 
+def known_label_names(fields: Mapping[str, Any], where: Path) -> list[str] | None:
+    """As `read_label_names`, of a model whose labels may mean nothing: None if none are read."""
+    try:
+        return read_label_names(fields, where)
+    except DataError:
+        return None
+
+
 def are_generic(names: Sequence[str]) -> bool:
     """Whether names are numbers, or what transformers calls labels that were given no names."""
     return all(_GENERIC.fullmatch(name) for name in names)

@@ -19,7 +19,9 @@ from tasks.kd.embedding_tables import (
 from tasks.kd.encoders import load_config, new_classifier
 from tasks.kd.errors import ShapeError
 from tasks.kd.families import depth, heads, kernel, layers_prefix, shaped
+from tasks.kd.label_names import known_label_names
 from tasks.kd.layers import chosen
+from tasks.kd.model_folder import read_config
 from tasks.kd.reduction import reduce_width
 from tasks.kd.student_sections import (
     InitialCheckpoint,
@@ -158,8 +160,9 @@ def _read_checkpoint(
     config, like = load_config(folder), _teacher_config(teacher)
     _require_declared(params, config, like, folder)
     torch.manual_seed(seed)  # what the checkpoint lacks is new: its head, BERT's pooler
-    found = new_classifier(folder, [like.id2label[i] for i in sorted(like.id2label)])
-    if config.id2label == like.id2label:
+    labels = [like.id2label[i] for i in sorted(like.id2label)]
+    found = new_classifier(folder, labels)
+    if known_label_names(read_config(folder), folder) == labels:
         return found
     student = _new(found.config, seed)
     _base(student).load_state_dict(_base(found).state_dict())

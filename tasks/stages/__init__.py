@@ -10,12 +10,13 @@ flow in `.work/errors/`.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -43,6 +44,10 @@ INPUTS: dict[str, tuple[str, ...]] = {
         "export_student",
     ),
 }
+# What a stage reads of other sections than its own.
+READS: dict[str, tuple[str, ...]] = {
+    "prepare_data": ("train_teacher.mode", "train_teacher.labels"),
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class Stage:
     root: Path
     work: Path
     epochs: float = 0  # in which the student's training reads the teacher; decides no result
+    reads: Mapping[str, Any] = field(default_factory=dict)  # what `READS` names, by that name
 
     @property
     def target(self) -> str:
@@ -157,7 +163,14 @@ def _run(name: str, main: Callable[[Stage], None], root: Path, path: Path) -> No
         work = work.with_name(f"{work.name}-{rank}")
     work.mkdir(parents=True, exist_ok=True)
     stage = Stage(
-        name, path.stem, getattr(recipe, name), recipe.compute, root, work, recipe.epochs_read
+        name,
+        path.stem,
+        getattr(recipe, name),
+        recipe.compute,
+        root,
+        work,
+        recipe.epochs_read,
+        _read_fields(name, recipe),
     )
     _set_threads(recipe.compute.threads)
     shutil.rmtree(stage.draft, ignore_errors=True)
@@ -193,7 +206,16 @@ def _read_origin(name: str, root: Path, path: Path, recipe: Recipe, digests: Dig
         files += inputs_of(recipe).values()
     section = getattr(recipe, name).model_dump(mode="json")
     read = {each: digests.of(root / each) for each in files if (root / each).exists()}
-    return _Origin({f"{path}: {name}": section, **read}, digest_code(_CODE, digests))
+    also = {f"{path}: {field}": value for field, value in _read_fields(name, recipe).items()}
+    return _Origin({f"{path}: {name}": section, **also, **read}, digest_code(_CODE, digests))
+
+
+def _read_fields(name: str, recipe: Recipe) -> dict[str, Any]:
+    """What a stage reads of other sections, by dotted name."""
+    return {
+        dotted: functools.reduce(getattr, dotted.split("."), recipe)
+        for dotted in READS.get(name, ())
+    }
 
 
 def digest_code(folder: Path, digests: Digests) -> dict[str, str]:

@@ -8,7 +8,9 @@ from typing import Any
 
 from tasks.kd.digests import sha256_file, write_json
 from tasks.kd.errors import DataError
+from tasks.kd.model_folder import check_model_folder
 from tasks.kd.params import FetchSources
+from tasks.kd.source_sections import ModelSource, PathModel
 from tasks.kd.sources import fetch_data, fetch_model
 from tasks.stages import Stage, run_stage
 
@@ -19,15 +21,15 @@ def main(stage: Stage) -> None:
     stage.log(f"text from {_describe(params.data)}")
     fetch_data(params.data, stage.root, stage.draft / "data")
     stage.log(f"teacher's base from {_describe(params.teacher)}")
-    fetch_model(params.teacher, stage.root, stage.draft / "teacher")
+    _fetch_checked(params.teacher, stage.root, stage.draft / "teacher")
     if params.student is not None:
         stage.log(f"student's base from {_describe(params.student)}")
-        fetch_model(params.student, stage.root, stage.draft / "student")
+        _fetch_checked(params.student, stage.root, stage.draft / "student")
         require_one_vocabulary(stage.draft / "teacher", stage.draft / "student", "student")
     for name, source in params.more_teachers.items():
         stage.log(f"teacher {name} from {_describe(source)}")
         folder = stage.draft / "teachers" / name
-        fetch_model(source, stage.root, folder)
+        _fetch_checked(source, stage.root, folder)
         require_one_vocabulary(stage.draft / "teacher", folder, f"more_teachers.{name}")
     files = sorted(path for path in stage.draft.rglob("*") if path.is_file())
     write_json(
@@ -37,6 +39,18 @@ def main(stage: Stage) -> None:
             "files": {p.relative_to(stage.draft).as_posix(): sha256_file(p) for p in files},
         },
     )
+
+
+def _fetch_checked(source: ModelSource, root: Path, out: Path) -> None:
+    """Fetch a model whose files are what their names say.
+
+    A folder of the repository is looked at before it is copied, so that faults are named by the
+    path that is the user's, and weights in other formats are seen.
+    """
+    if isinstance(source, PathModel) and (root / source.folder / "config.json").is_file():
+        check_model_folder(root / source.folder)
+    fetch_model(source, root, out)
+    check_model_folder(out)
 
 
 def require_one_vocabulary(teacher: Path, other: Path, field: str) -> None:

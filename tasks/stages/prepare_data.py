@@ -14,6 +14,8 @@ from transformers import AutoTokenizer
 from tasks.kd.data import Split, write_split
 from tasks.kd.digests import read_json, sha256_folder, sha256_json, write_json
 from tasks.kd.errors import DataError
+from tasks.kd.label_names import known_label_names, order_labels, read_label_names
+from tasks.kd.model_folder import classifier_rows, read_config, read_headers
 from tasks.kd.params import PrepareData
 from tasks.kd.random_texts import random_texts
 from tasks.kd.tables import Rows, drop_repeats, read_rows, stratified
@@ -32,8 +34,10 @@ def main(stage: Stage) -> None:
         _read(sources, "train", params), test, on_overlap=params.on_overlap
     )
     train, dev = _divide(stage, train)
-    labels = _labels(train, sources / "teacher" / "config.json")
+    labels, warnings = _labels(stage, sources / "teacher", train)
     _check_labels(labels, {"dev": dev, "test": test})
+    for warning in warnings:
+        stage.log(f"warning: {warning}")
     tokenizer, pad_id = _save_tokenizer(sources / "teacher", stage.draft / "tokenizer", params)
     _check_teacher_reads(sources / "teacher" / "config.json", tokenizer, pad_id, params)
     splits = {}
@@ -53,6 +57,7 @@ def main(stage: Stage) -> None:
             "max_length_tokens": params.max_length_tokens,
             "splits": {name: _describe(split, labels) for name, split in splits.items()},
             "dropped": dropped,
+            "warnings": warnings,
             "tokenizer_sha256": sha256_folder(stage.draft / "tokenizer"),
             "encoded_sha256": _digest(splits["train"].input_ids),
             "test_sha256": sha256_json(
@@ -93,14 +98,26 @@ def _divide(stage: Stage, train: Rows) -> tuple[Rows, Rows]:
     return train.keep(train_rows.tolist()), train.keep(dev_rows.tolist())
 
 
-def _labels(train: Rows, config: Path) -> list[str]:
-    """Label names in order of id: the tuned teacher's own order where it has these labels."""
+def _labels(stage: Stage, teacher: Path, train: Rows) -> tuple[list[str], list[str]]:
+    """Label names in order of id, and what to warn of.
+
+    A given teacher's own, named as the recipe's map says: also those that today's training split
+    lacks. Of a teacher that is yet to be tuned those of the data, in its order if it has the same.
+    """
     names = sorted(set(train.labels))
     if len(names) < 2:
         raise DataError("the training split has a single label", found=names)
-    known = read_json(config).get("id2label") or {}
-    ordered = [known[key] for key in sorted(known, key=int)]
-    return ordered if sorted(ordered) == names else names
+    fields, config = read_config(teacher), teacher / "config.json"
+    if stage.reads["train_teacher.mode"] == "fine_tune":
+        known = known_label_names(fields, config) or names
+        return (known if sorted(known) == names else names), []
+    known = read_label_names(fields, config, classifier_rows(read_headers(teacher)))
+    ordered = order_labels(names, known, stage.reads["train_teacher.labels"], config)
+    return ordered, [
+        f"the training split has no text of label {label!r}, which the teacher knows"
+        for label in ordered
+        if label not in names
+    ]
 
 
 def _check_labels(labels: list[str], splits: dict[str, Rows]) -> None:

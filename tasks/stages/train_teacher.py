@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from tasks.kd.architectures import shape_of
@@ -17,16 +21,21 @@ from tasks.kd.encoders import load_classifier, load_config, model_sha256, new_cl
 from tasks.kd.ensemble import Ensemble, classifiers_of, load_teacher, save_rule, teacher_sha256
 from tasks.kd.ensemble_sections import MAIN, EnsembleRule
 from tasks.kd.errors import DataError
+from tasks.kd.label_names import order_labels, read_label_names
 from tasks.kd.launch import run_training
 from tasks.kd.levels import LabelsLevel
+from tasks.kd.model_folder import classifier_rows, read_config, read_headers
 from tasks.kd.objective import Objective
 from tasks.kd.params import TrainTeacher
 from tasks.kd.phases import Phase
 from tasks.kd.sinks import Bar, JsonLines, Messages, Sink
+from tasks.kd.standing import Standing, find_causes, take_standing
 from tasks.kd.students import count_parameters
 from tasks.kd.targets import NoTargets
-from tasks.kd.training import Habits, Parts, evaluate, steps_in_all, train
+from tasks.kd.training import Habits, Parts, predict, steps_in_all, train
 from tasks.stages import Stage, run_stage
+
+_BATCH_TOKENS = 8192
 
 
 def main(stage: Stage) -> None:
@@ -49,30 +58,82 @@ def _gather(stage: Stage, others: Path, data: Path, rule: EnsembleRule) -> None:
     """Check the other teachers, put them beside the first, and measure each and all together."""
     card, dev = read_data_card(data), read_split(data / "dev.arrow")
     for other in sorted(others.iterdir()):
-        require_labels(other, card["labels"])
-        member: Any = load_classifier(other)
+        names = require_labels(other, card["labels"], stage.params.labels)
+        member: Any = load_classifier(other, card["labels"])
+        _require_worth(stage, other, _ask(member, dev, card), names)
         member.save_pretrained(stage.draft / "members" / other.name)
     save_rule(stage.draft, rule)
     teacher = load_teacher(stage.draft)
     assert isinstance(teacher, Ensemble)
     report = read_json(stage.draft / "report.json")
-    report["dev_accuracies"] = {
-        name: _measure(member, dev, card["pad_token_id"])
+    standings = {
+        name: _ask(member, dev, card).standing
         for name, member in zip(teacher.members, classifiers_of(teacher), strict=True)
     }
+    together = _ask(teacher, dev, card).standing
     report |= {
-        "dev_accuracy": _measure(teacher, dev, card["pad_token_id"]),
+        "dev_accuracies": {name: standing.accuracy for name, standing in standings.items()},
+        "dev_standings": {name: standing.as_dict() for name, standing in standings.items()},
+        "dev_accuracy": together.accuracy,
+        "dev_standing": together.as_dict(),
         "parameters": count_parameters(teacher),
         "teacher_sha256": teacher_sha256(stage.draft),
     }
     write_json(stage.draft / "report.json", report)
     each = ", ".join(f"{name} {100 * x:.2f} %" for name, x in report["dev_accuracies"].items())
-    stage.log(f"{each}; together {100 * report['dev_accuracy']:.2f} %")
+    stage.log(f"{each}; together {together}")
 
 
-def _measure(model: torch.nn.Module, dev: Split, pad_id: int) -> float:
-    accuracy, _ = evaluate(model, dev, pad_id=pad_id, max_tokens=8192)
-    return accuracy
+@dataclass(frozen=True)
+class _Answers:
+    """What a classifier says of the dev split."""
+
+    standing: Standing
+    labels: list[str]
+    confusion: npt.NDArray[np.int64]  # labels by answers
+    confidence: float  # mean of the highest probabilities
+
+
+def _ask(model: torch.nn.Module, dev: Split, card: dict[str, Any]) -> _Answers:
+    """A classifier's standing on the dev split. Raises DataError for logits that are not finite."""
+    logits = predict(model, dev, pad_id=card["pad_token_id"], max_tokens=_BATCH_TOKENS)
+    if not logits.isfinite().all():
+        raise DataError(
+            "the teacher's logits are not finite",
+            where="the dev split",
+            found=f"NaN or infinity on {int((~logits.isfinite().all(-1)).sum())} of {len(dev)}",
+        )
+    labels, said = card["labels"], logits.argmax(-1).numpy()
+    count = len(labels)
+    cells = np.bincount(dev.labels * count + said, minlength=count * count)
+    standing = take_standing(
+        [labels[label] for label in dev.labels], [labels[answer] for answer in said], count
+    )
+    confidence = float(logits.softmax(-1).max(-1).values.mean())
+    return _Answers(standing, labels, cells.reshape(count, count), confidence)
+
+
+def _require_worth(stage: Stage, teacher: Path, answers: _Answers, own_names: list[str]) -> None:
+    """Raise DataError unless a given teacher's answers are surely worth more than a constant."""
+    standing, params = answers.standing, stage.params
+    if standing.lead is None:
+        raise DataError(
+            "the dev split has a single label, on which no teacher can be measured",
+            where="prepare_data.dev_fraction",
+            found=f"{standing.examples} examples of {standing.constant_label!r}",
+        )
+    if standing.is_above_chance and standing.lead >= params.min_lead:
+        return
+    causes = find_causes(answers.confusion, answers.labels, answers.confidence, own_names)
+    listed = "; ".join(f"({number}) {cause}" for number, cause in enumerate(causes, 1))
+    raise DataError(
+        "the given teacher is hardly better than one answer for all texts",
+        where=teacher,
+        expected=f"a lead of {params.min_lead:.2%} (train_teacher.min_lead) on the dev split, and "
+        "surely above 0",
+        found=str(standing),
+        advice=f"Likely causes, in this order: {listed}.",
+    )
 
 
 def check_shape(base: Path, params: TrainTeacher) -> None:
@@ -115,11 +176,12 @@ def fine_tune(stage: Stage) -> None:
     report = train(params.optimizer, parts, habits(stage, steps))
     if torch.distributed.is_initialized() and torch.distributed.get_rank():
         return
-    save(stage, teacher, {"mode": params.mode, **vars(report)})
-    stage.log(
-        f"dev accuracy {100 * report.dev_accuracy:.2f} % after epoch {report.best_epoch}, "
-        f"{report.seconds:.0f} s"
-    )
+    standing = _ask(teacher, parts.dev, card).standing
+    figures = {**vars(report), "dev_standing": standing.as_dict()}
+    save(stage, teacher, {"mode": params.mode, **figures})
+    stage.log(f"dev {standing} after epoch {report.best_epoch}, {report.seconds:.0f} s")
+    if not standing.is_above_chance:
+        stage.log("warning: the teacher is not surely better than one answer for all texts")
 
 
 def habits(stage: Stage, steps: int) -> Habits:
@@ -147,38 +209,56 @@ def save(stage: Stage, model: Any, report: dict[str, Any]) -> None:
     write_json(stage.draft / "report.json", report)
 
 
-def require_labels(model: Path, expected: list[str]) -> None:
-    """Raise DataError unless a tuned classifier gives one of those labels, in that order."""
-    config = load_config(model)
-    if config.problem_type not in (None, "single_label_classification"):
+def require_labels(
+    model: Path, expected: list[str], labels: Mapping[str, str] | None = None
+) -> list[str]:
+    """A tuned classifier's own names of its labels.
+
+    Raises DataError unless it gives one of `expected`, in that order. `labels` is the recipe's map
+    of names, for whichever teacher has the names that it knows.
+    """
+    config = model / "config.json"
+    fields = read_config(model)
+    problem = fields.get("problem_type")
+    if problem not in (None, "single_label_classification"):
         raise DataError(
             "the teacher does not choose one label for a text",
-            where=model / "config.json",
+            where=config,
             expected="problem_type single_label_classification, or none",
-            found=config.problem_type,
+            found=problem,
             advice="Its logits are not those of a softmax; tune one that they are of.",
         )
-    labels = [config.id2label[i] for i in sorted(config.id2label)]
-    if labels != expected:
-        raise DataError(
-            "the teacher's labels are not those of the data",
-            where=model / "config.json",
-            expected=f"{len(expected)} labels: {', '.join(expected)}"[:300],
-            found=f"{len(labels)} labels: {', '.join(labels)}"[:300],
-        )
+    names = read_label_names(fields, config, classifier_rows(read_headers(model)))
+    if names != expected:
+        is_meant = labels is not None and set(labels) == set(names)
+        known = order_labels(expected, names, labels if is_meant else None, config)
+        if known != expected:
+            raise DataError(
+                "the teacher's labels are not those of the data, or stand in another order",
+                where=config,
+                expected=f"{len(expected)} labels: {', '.join(expected)}"[:300],
+                found=f"{len(known)} labels: {', '.join(known)}"[:300],
+            )
+    return names
 
 
 def _freeze(stage: Stage, base: Path, data: Path) -> None:
     """Check a tuned teacher's labels and measure it; its weights stay as they are."""
     started = time.monotonic()
-    card = read_data_card(data)
-    require_labels(base, card["labels"])
-    teacher = load_classifier(base)
-    dev = read_split(data / "dev.arrow")
-    accuracy = _measure(teacher, dev, card["pad_token_id"])
-    figures = {"steps": 0, "seconds": time.monotonic() - started, "best_epoch": 0}
-    save(stage, teacher, {"mode": "given", "dev_accuracy": accuracy, **figures})
-    stage.log(f"given; dev accuracy {100 * accuracy:.2f} %")
+    card, dev = read_data_card(data), read_split(data / "dev.arrow")
+    names = require_labels(base, card["labels"], stage.params.labels)
+    teacher = load_classifier(base, card["labels"])
+    answers = _ask(teacher, dev, card)
+    _require_worth(stage, base, answers, names)
+    figures: dict[str, Any] = {
+        "steps": 0,
+        "seconds": time.monotonic() - started,
+        "best_epoch": 0,
+        "dev_accuracy": answers.standing.accuracy,
+        "dev_standing": answers.standing.as_dict(),
+    }
+    save(stage, teacher, {"mode": "given", **figures})
+    stage.log(f"given; dev {answers.standing}")
 
 
 if __name__ == "__main__":

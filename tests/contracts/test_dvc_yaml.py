@@ -116,7 +116,7 @@ def read_stages(root: Path) -> dict[str, Any]:
 
 def find_faults(stages: dict[str, Any], root: Path) -> list[str]:
     """What is wrong with the stages of a dvc.yaml, one line each."""
-    from tasks.stages import INPUTS
+    from tasks.stages import INPUTS, READS
 
     faults: list[str] = []
     for name, stage in stages.items():
@@ -126,7 +126,7 @@ def find_faults(stages: dict[str, Any], root: Path) -> list[str]:
         wanted: dict[str, Any] = {
             "cmd": f"python -m tasks.stages.{name} params/${{key}}.yaml",
             "deps": [*(inputs or SOURCES), *code],
-            "params": [{"params/${key}.yaml": [name]}],
+            "params": [{"params/${key}.yaml": [name, *READS.get(name, ())]}],
             "outs": [f"artifacts/${{key}}/{name}"],
         }
         if stage.get("foreach") != "${recipes}" or set(stage) != {"foreach", "do"}:

@@ -12,23 +12,22 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tasks.kd import bounds as bounds_module
 from tasks.kd import gate as gate_module
-from tasks.kd.errors import DataError
-from tasks.kd.gate import (
-    Candidate,
-    Champion,
-    Decision,
+from tasks.kd.bounds import (
     Pairs,
-    Rule,
     best_constant,
     bound_difference,
     bound_lead,
     bound_ratio,
     bound_share,
     count_pairs,
-    decide,
     lead_of,
+    score_difference,
+    score_ratio,
 )
+from tasks.kd.errors import DataError
+from tasks.kd.gate import Candidate, Champion, Decision, Rule, decide
 from tasks.kd.params import Gate
 
 GATE = Gate(
@@ -332,8 +331,8 @@ def test_both_bounds_hold_as_often_as_they_say(
     for table, count in zip(tables.tolist(), times.tolist(), strict=True):
         pairs = Pairs(*table)
         # The bound is below the truth exactly if the score test does not reject the truth.
-        held["difference"] += count * (gate_module._score_difference(pairs, -drop) <= 1.6448536)
-        held["ratio"] += count * (gate_module._score_ratio(pairs, ratio) <= 1.6448536)
+        held["difference"] += count * (score_difference(pairs, -drop) <= 1.6448536)
+        held["ratio"] += count * (score_ratio(pairs, ratio) <= 1.6448536)
     assert all(value / 20_000 > 0.944 for value in held.values()), held
 
 
@@ -357,7 +356,7 @@ def test_the_bound_of_a_lead_holds_as_often_as_it_says(
     for table, count in zip(tables.tolist(), times.tolist(), strict=True):
         one, only, other, neither = table
         errors = Pairs(neither, other, only, one)
-        held += count * (-gate_module._score_ratio(errors, 1 - truth) <= 1.6448536)
+        held += count * (-score_ratio(errors, 1 - truth) <= 1.6448536)
     assert held / 20_000 > 0.94, held
 
 
@@ -406,11 +405,11 @@ def test_a_lead_is_what_is_removed_of_the_constant_answer_s_errors() -> None:
 def test_the_bound_is_where_the_score_test_stops_rejecting() -> None:
     pairs = Pairs(1800, 30, 45, 125)
     below, above = bound_difference(pairs, 0.95) - 1e-6, bound_difference(pairs, 0.95) + 1e-6
-    assert gate_module._score_difference(pairs, below) > 1.6448
-    assert gate_module._score_difference(pairs, above) < 1.6449
+    assert score_difference(pairs, below) > 1.6448
+    assert score_difference(pairs, above) < 1.6449
     below, above = bound_ratio(pairs, 0.95) - 1e-6, bound_ratio(pairs, 0.95) + 1e-6
-    assert gate_module._score_ratio(pairs, below) > 1.6448
-    assert gate_module._score_ratio(pairs, above) < 1.6449
+    assert score_ratio(pairs, below) > 1.6448
+    assert score_ratio(pairs, above) < 1.6449
 
 
 @pytest.mark.parametrize(
@@ -436,11 +435,13 @@ def test_pairs_are_counted_by_example() -> None:
         count_pairs("aabb", "aab", "abaa")
 
 
-def test_the_gate_needs_the_standard_library_only() -> None:
-    tree = ast.parse(Path(gate_module.__file__).read_text(encoding="utf-8"))
+@pytest.mark.parametrize(
+    ("module", "ours"),
+    [(gate_module, {"tasks.kd.bounds", "tasks.kd.errors"}), (bounds_module, set())],
+)
+def test_the_gate_needs_the_standard_library_only(module: Any, ours: set[str]) -> None:
+    tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
     wanted = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
     roots = {module.split(".")[0] for module in wanted if module}
     assert roots <= set(sys.stdlib_module_names) | {"tasks"}
-    assert {module for module in wanted if module and module.startswith("tasks")} == {
-        "tasks.kd.errors"
-    }
+    assert {module for module in wanted if module and module.startswith("tasks")} == ours
