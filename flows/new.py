@@ -17,6 +17,7 @@ PRESETS = Path("params") / "presets"
 # What the presets are written for; `_fit_preset` makes them fit another teacher.
 _PRESET_LAYERS, _PRESET_WIDTH = 6, 384
 _TAUGHT = re.compile(r"^train_student:\n(?:[ #].*\n|\n(?=[ #]))*", re.MULTILINE)
+_FLOORS = {"min_accuracy": 0.5, "min_lead": 0.1}
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
 
 
@@ -40,6 +41,7 @@ def create_recipe(
     params/presets. Raises ParamsError for a name that can't be used or is taken, for a preset that
     is not there, and for sources that don't fit. Nothing is written unless the result is valid.
     """
+    from flows.label_map import put_label_map
     from tasks.kd.digests import write_bytes
     from tasks.kd.recipes import RECIPES_FILE, load_recipe
 
@@ -54,6 +56,7 @@ def create_recipe(
     document["prepare_data"].update(beside.get("prepare_data", {}))
     _rename(document, name, base.stem)
     _replace_sources(document, sources)
+    _put_floors(document, sources)
     found = _shape_of(document, root)
     if preset is None:
         _fit_teacher(document, found)
@@ -62,6 +65,8 @@ def create_recipe(
         _fit_preset(document, beside.get("per_channel", []))
     if found or preset is not None:
         _fit_streams(document)
+    if sources.teacher is not None or sources.train is not None:
+        put_label_map(document, root)
     text = dump(document)
     listing = _check_and_list(root, name, text)
     write_bytes(path, text)
@@ -170,6 +175,14 @@ def _replace_sources(document: Any, sources: Sources) -> None:
             document["prepare_data"][field] = column
 
 
+def _put_floors(document: Any, sources: Sources) -> None:
+    """What any student must show on other data than the copied recipe's, to be raised by hand."""
+    if sources.train is not None:
+        document["gate"].update(_FLOORS)
+    if sources.train is not None or sources.teacher is not None:
+        document["train_teacher"]["min_lead"] = _FLOORS["min_lead"]
+
+
 def _replace(section: Any, key: str, value: dict[str, Any]) -> None:
     """Put a mapping in another's place, with the blank line or comment that follows it."""
     from ruamel.yaml.comments import CommentedMap
@@ -193,16 +206,18 @@ def _format_of(path: str) -> str:
 def _shape_of(document: Any, root: Path) -> dict[str, int]:
     """The fields of train_teacher that say the shape of a teacher whose config.json is at hand."""
     from tasks.kd.architectures import shape_of
-    from tasks.kd.digests import read_json
+    from tasks.kd.model_folder import read_config
 
     teacher = document["fetch_sources"]["teacher"]
     config = root / str(teacher.get("folder", "")) / "config.json"
     if teacher["kind"] != "path" or not config.is_file():
         return {}
     try:
-        return vars(shape_of(read_json(config)))
+        return vars(shape_of(read_config(config.parent)))
     except (ValueError, TypeError, KeyError) as error:
-        raise DataError("the teacher's config.json can't be read", where=config) from error
+        raise DataError(
+            "the teacher's config.json lacks its sizes", where=config, found=error
+        ) from error
 
 
 def _fit_teacher(document: Any, found: Mapping[str, int]) -> None:

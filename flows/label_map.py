@@ -1,0 +1,191 @@
+"""What `stillhouse new` finds out of a tuned teacher whose labels have only numbers for names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tasks.kd.errors import DataError
+
+if TYPE_CHECKING:
+    from tasks.kd.standing import Counts
+    from tasks.kd.tables import Rows
+
+_TEXTS = 400  # of the training split, that the teacher is asked about
+_CLEAR = 0.5  # lead of the best order of labels, from which on it is taken
+_COLUMN = 12  # letters of a label in the table of evidence
+_SHOWN = 12  # labels, with more of which the table is left out
+
+
+@dataclass(frozen=True)
+class _Proposal:
+    """A map of names, or why there is none, and the lines that say so."""
+
+    labels: dict[str, str] | None
+    evidence: list[str]
+
+
+def put_label_map(document: Any, root: Path) -> None:
+    """Write `train_teacher.labels` into a recipe whose teacher and training table are at hand.
+
+    Null where the teacher's names are the data's, or where its answers leave it open which is
+    which: then the comment says what to write.
+    """
+    document["train_teacher"]["labels"] = None
+    teacher = document["fetch_sources"]["teacher"]
+    folder = root / str(teacher.get("folder", ""))
+    names = _generic_names(folder) if teacher["kind"] == "path" else None
+    rows = _read_sample(document, root) if names else None
+    if names is None or rows is None or set(rows.labels) <= set(names):
+        return
+    proposal = _propose(document, folder, names, rows)
+    for line in proposal.evidence:
+        click.echo(line, err=True)
+    section = document["train_teacher"]
+    if proposal.labels is not None:
+        from ruamel.yaml.comments import CommentedMap
+
+        section["labels"] = CommentedMap(proposal.labels)
+        section["labels"].fa.set_flow_style()
+    section.yaml_set_comment_before_after_key(
+        "labels", before="\n".join(proposal.evidence), indent=2
+    )
+
+
+def _generic_names(folder: Path) -> list[str] | None:
+    """The names of a tuned classifier's labels where they are numbers; None where not."""
+    from tasks.kd.label_names import are_generic, read_label_names
+    from tasks.kd.model_folder import check_model_folder, classifier_rows, read_headers
+
+    try:
+        fields = check_model_folder(folder)
+        rows = classifier_rows(read_headers(folder))
+        names = read_label_names(fields, folder / "config.json", rows)
+    except DataError:  # the check of the whole recipe says what it is, where it matters
+        return None
+    return names if rows is not None and are_generic(names) else None
+
+
+def _read_sample(document: Any, root: Path) -> Rows | None:
+    """Some training texts, in each label's share; None where they can't be read here."""
+    from tasks.kd.tables import read_rows, stratified
+
+    data, columns = document["fetch_sources"]["data"], document["prepare_data"]
+    if data["kind"] != "path" or not (root / data["train"]).is_file():
+        return None
+    try:
+        rows = read_rows(
+            root / data["train"],
+            text=columns["text_column"],
+            label=columns["label_column"],
+            skip_lines=data["format"].get("skip_lines", 0),
+        )
+    except DataError:
+        return None
+    if len(rows) <= _TEXTS:
+        return rows
+    chosen, _ = stratified(rows.labels, _TEXTS, seed=0)
+    return rows.keep(chosen.tolist())
+
+
+def _propose(document: Any, folder: Path, names: list[str], rows: Rows) -> _Proposal:
+    labels = sorted(set(rows.labels))
+    if len(labels) > len(names):
+        return _open(
+            names, labels, f"The data have {len(labels)} labels, the teacher {len(names)}."
+        )
+    if not (folder / "tokenizer.json").is_file():
+        return _open(names, labels, "Without a tokenizer.json the teacher was not asked.")
+    click.echo(f"asks the teacher about {len(rows)} training texts (loads torch)", err=True)
+    try:
+        length = int(document["prepare_data"]["max_length_tokens"])
+        answers = _ask(folder, rows, length)
+    except DataError as error:
+        return _open(names, labels, f"The teacher could not be asked: {error}")
+    return _weigh(names, labels, rows, answers)
+
+
+def _ask(folder: Path, rows: Rows, length: int) -> list[int]:
+    """The teacher's answers, each the number of a label."""
+    import numpy as np
+    from tokenizers import Tokenizer
+
+    from tasks.kd.digests import read_json
+    from tasks.kd.encoders import load_classifier
+    from tasks.kd.inference import predict_torch
+
+    model = load_classifier(folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    positions = int(read_json(folder / "config.json").get("max_position_embeddings", 512))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max(8, min(length, positions - 2)))
+    ids = [np.asarray(each.ids, dtype=np.int32) for each in tokenizer.encode_batch(rows.texts)]
+    pad = int(read_json(folder / "config.json").get("pad_token_id") or 0)
+    answers: list[int] = predict_torch(model, ids, pad_token_id=pad).argmax(-1).tolist()
+    return answers
+
+
+def _weigh(names: list[str], labels: list[str], rows: Rows, answers: Sequence[int]) -> _Proposal:
+    """The names under which most answers are right, if they are clearly the teacher's."""
+    import numpy as np
+
+    from tasks.kd.label_names import paste
+    from tasks.kd.standing import best_names, take_standing
+
+    count = len(names)
+    truth = [labels.index(label) for label in rows.labels]
+    cells = np.bincount(
+        np.asarray(truth) * count + np.asarray(answers), minlength=count * count
+    ).reshape(count, count)
+    # What the sample has no text of keeps its own name.
+    called = {
+        answer: label for answer, label in enumerate(best_names(cells)) if label < len(labels)
+    }
+    known = [labels[called[i]] if i in called else name for i, name in enumerate(names)]
+    standing = take_standing(rows.labels, [known[answer] for answer in answers], count)
+    right = f"{standing.accuracy:.1%} of {standing.examples} training texts are right"
+    if (
+        not standing.is_above_chance
+        or (standing.lead or 0) < _CLEAR
+        or not _is_alone(cells, called)
+    ):
+        best = f"Named {paste(names, known)}, {right}: that settles nothing."
+        return _open(names, labels, best)
+    found = dict(zip(names, known, strict=True))
+    head = f"The teacher's labels have no names (id2label). Named so, {right}:"
+    return _Proposal(found, [head, *_draw(names, labels, cells)])
+
+
+def _is_alone(cells: Counts, called: dict[int, int]) -> bool:
+    """Whether the texts of each label are mostly answered by what is named after it."""
+    return all(cells[label, answer] > cells[label].sum() / 2 for answer, label in called.items())
+
+
+def _draw(names: list[str], labels: list[str], cells: Counts) -> list[str]:
+    """The answers by label, as lines of a table."""
+    if len(names) > _SHOWN:
+        return []
+    head = "".join(f"{name[:_COLUMN]:>{_COLUMN + 1}}" for name in names)
+    rows = (
+        f"{label[:_COLUMN]:<{_COLUMN}}" + "".join(f"{n:>{_COLUMN + 1}}" for n in cells[row])
+        for row, label in enumerate(labels)
+    )
+    return [" " * _COLUMN + head, *rows]
+
+
+def _open(names: list[str], labels: list[str], reason: str) -> _Proposal:
+    from tasks.kd.label_names import paste
+
+    example = paste(names, [*labels, *names[len(labels) :]])
+    return _Proposal(
+        None,
+        [
+            "The teacher's labels have no names (id2label), and the data's have.",
+            " ".join(reason.split()),
+            f"With `mode: given`, say which is which, for example: labels: {example}",
+        ],
+    )
