@@ -44,10 +44,21 @@ def _find_faults(root: Path, recipe: Recipe, made: set[str]) -> Iterator[tuple[s
     models = {"teacher": sources.teacher, "student": sources.student}
     models |= {f"more_teachers.{name}": model for name, model in sources.more_teachers.items()}
     for name, model in models.items():
-        if not isinstance(model, PathModel) or (root / model.folder).is_dir():
+        if not isinstance(model, PathModel):
             continue
-        if not _comes_by_dvc(root, model.folder, made):
+        if (root / model.folder).is_dir():
+            yield from _find_tokenizer_faults(name, root / model.folder)
+        elif not _comes_by_dvc(root, model.folder, made):
             yield f"fetch_sources.{name}.folder", _absent("folder", model.folder)
+
+
+def _find_tokenizer_faults(name: str, folder: Path) -> Iterator[tuple[str, str]]:
+    from tasks.kd.tokenizer_files import find_tokenizer
+
+    try:
+        find_tokenizer(folder)
+    except DataError as error:
+        yield f"fetch_sources.{name}.folder", str(error)
 
 
 def _find_column_faults(
