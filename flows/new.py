@@ -6,7 +6,7 @@ import io
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,14 +32,22 @@ class Sources:
 
 
 def create_recipe(
-    root: Path, name: str, *, base: Path, sources: Sources, preset: str | None = None
+    root: Path,
+    name: str,
+    *,
+    base: Path,
+    sources: Sources,
+    preset: str | None = None,
+    say: Callable[[str], object] = str,
 ) -> Path:
     """Write params/<name>.yaml and its entry of params/recipes.yaml; returns the former's path.
 
     With a preset, the student, its levels, its training and its random texts are those of
-    params/presets. Raises ParamsError for a name that can't be used or is taken, for a preset that
-    is not there, and for sources that don't fit. Nothing is written unless the result is valid.
+    params/presets. `say` hears what the texts had a say in. Raises ParamsError for a name that
+    can't be used or is taken, for a preset that is not there, and for sources that don't fit.
+    Nothing is written unless the result is valid.
     """
+    from flows.text_lengths import propose_length
     from tasks.kd.digests import write_bytes
     from tasks.kd.recipes import RECIPES_FILE, load_recipe
 
@@ -54,6 +62,8 @@ def create_recipe(
     document["prepare_data"].update(beside.get("prepare_data", {}))
     _rename(document, name, base.stem)
     _replace_sources(document, sources)
+    is_new = sources.train is not None or sources.teacher is not None
+    proposed = propose_length(document, root) if is_new else None
     found = _shape_of(document, root)
     if preset is None:
         _fit_teacher(document, found)
@@ -66,6 +76,8 @@ def create_recipe(
     listing = _check_and_list(root, name, text)
     write_bytes(path, text)
     write_bytes(root / RECIPES_FILE, listing)
+    if proposed is not None:
+        say(proposed)
     return path
 
 

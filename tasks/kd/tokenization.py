@@ -224,7 +224,7 @@ def _add_tokens(files: TokenizerFiles, tokenizer: Tokenizer) -> None:
 
     Raises DataError where an id is not the one that it says.
     """
-    for number, token, place in _list_added(files):
+    for number, token, place in _list_added(files, tokenizer):
         known = tokenizer.token_to_id(token.content)
         if known is None or tokenizer.get_added_tokens_decoder().get(known) is None:
             add = tokenizer.add_special_tokens if token.special else tokenizer.add_tokens
@@ -239,16 +239,18 @@ def _add_tokens(files: TokenizerFiles, tokenizer: Tokenizer) -> None:
             )
 
 
-def _list_added(files: TokenizerFiles) -> list[tuple[int, AddedToken, Path]]:
+def _list_added(files: TokenizerFiles, tokenizer: Tokenizer) -> list[tuple[int, AddedToken, Path]]:
+    """Tokens with their ids. Beside the newer list, transformers adds nothing of the older file."""
     found: dict[int, tuple[AddedToken, Path]] = {}
-    path = files.folder / "added_tokens.json"
-    if path.is_file():
-        with refusing("not a list of added tokens", path):
-            for content, number in dict(read_json(path)).items():
-                found[int(number)] = AddedToken(str(content), normalized=False), path
+    newer, older = files.settings.get("added_tokens_decoder"), files.folder / "added_tokens.json"
+    if older.is_file():
+        with refusing("not a list of added tokens", older):
+            for content, number in dict(read_json(older)).items():
+                if not newer or tokenizer.token_to_id(str(content)) is not None:
+                    found[int(number)] = AddedToken(str(content), normalized=False), older
     path = files.folder / SETTINGS
     with refusing("not a list of added tokens", f"{path}, added_tokens_decoder"):
-        for number, fields in dict(files.settings.get("added_tokens_decoder") or {}).items():
+        for number, fields in dict(newer or {}).items():
             known = {name: value for name, value in dict(fields).items() if name != "__type"}
             found[int(number)] = AddedToken(**known), path
     return [(number, *found[number]) for number in sorted(found)]
@@ -307,11 +309,12 @@ def _find_padding(files: TokenizerFiles, tokenizer: Tokenizer, piece: str | None
 
 
 def _require_rows(files: TokenizerFiles, tokenizer: Tokenizer) -> None:
-    """Raise DataError for ids beyond the model's table of embeddings."""
-    rows, ids = files.config.get("vocab_size"), tokenizer.get_vocab().values()
-    tokens = max(ids, default=-1) + 1
-    if not tokens:
-        raise DataError("a tokenizer without a vocabulary", where=files.places)
+    """Raise DataError for ids beyond the model's table of embeddings, and where there are none."""
+    rows, vocabulary = files.config.get("vocab_size"), tokenizer.get_vocab()
+    special = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+    if not vocabulary.keys() - set(special):
+        raise DataError("a tokenizer that knows no word", where=files.places, found=special)
+    tokens = max(vocabulary.values()) + 1
     if type(rows) is int and tokens > rows:
         raise DataError(
             "the tokenizer has more tokens than the model's table",
