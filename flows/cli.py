@@ -92,7 +92,9 @@ def new(name: str, base: str, preset: str | None, **sources: str | None) -> None
 
     root = find_root()
     origin = find_recipe(base, root)
-    path = create_recipe(root, name, base=origin, sources=Sources(**sources), preset=preset)
+    path = create_recipe(
+        root, name, base=origin, sources=Sources(**sources), preset=preset, say=click.echo
+    )
     click.echo(f"{path.relative_to(root)} is valid. Read it through, then: stillhouse run {name}")
 
 

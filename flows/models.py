@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tasks.kd.errors import DataError
 
@@ -15,23 +15,35 @@ if TYPE_CHECKING:
 def find_model_faults(
     root: Path, recipe: Recipe, name: str, named: str
 ) -> Iterator[tuple[str, str]]:
-    """Each fault of a model's folder, with the field that it is of: its files, a teacher's labels.
+    """Each fault of a model's folder, with the field that it is of: files, tokenizer, labels.
 
     `name` is that of its source in the recipe, `named` the folder as the recipe has it.
     """
-    from tasks.kd.label_names import read_label_names, rename_labels
-    from tasks.kd.model_folder import check_model_folder, classifier_rows, read_headers
+    from tasks.kd.model_folder import check_model_folder
+    from tasks.kd.tokenizer_files import find_tokenizer
 
-    folder, teacher = root / named, recipe.train_teacher
     field = f"fetch_sources.{name}.folder"
     try:
-        fields = check_model_folder(folder)
-        if teacher.mode == "fine_tune" or name == "student":
-            return
-        config = folder / "config.json"
+        fields = check_model_folder(root / named)
+        find_tokenizer(root / named)
+    except DataError as error:
+        yield field, str(error)
+        return
+    if recipe.train_teacher.mode == "given" and name != "student":
+        yield from _find_label_faults(root / named, fields, recipe, name)
+
+
+def _find_label_faults(
+    folder: Path, fields: Mapping[str, Any], recipe: Recipe, name: str
+) -> Iterator[tuple[str, str]]:
+    from tasks.kd.label_names import read_label_names, rename_labels
+    from tasks.kd.model_folder import classifier_rows, read_headers
+
+    config, field = folder / "config.json", f"fetch_sources.{name}.folder"
+    try:
         names = read_label_names(fields, config, classifier_rows(read_headers(folder)))
         if name == "teacher":
             field = "train_teacher.labels"
-            rename_labels(names, teacher.labels, config)
+            rename_labels(names, recipe.train_teacher.labels, config)
     except DataError as error:
         yield field, str(error)

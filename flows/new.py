@@ -6,7 +6,7 @@ import io
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,15 +33,23 @@ class Sources:
 
 
 def create_recipe(
-    root: Path, name: str, *, base: Path, sources: Sources, preset: str | None = None
+    root: Path,
+    name: str,
+    *,
+    base: Path,
+    sources: Sources,
+    preset: str | None = None,
+    say: Callable[[str], object] = str,
 ) -> Path:
     """Write params/<name>.yaml and its entry of params/recipes.yaml; returns the former's path.
 
     With a preset, the student, its levels, its training and its random texts are those of
-    params/presets. Raises ParamsError for a name that can't be used or is taken, for a preset that
-    is not there, and for sources that don't fit. Nothing is written unless the result is valid.
+    params/presets. `say` hears what the texts had a say in. Raises ParamsError for a name that
+    can't be used or is taken, for a preset that is not there, and for sources that don't fit.
+    Nothing is written unless the result is valid.
     """
     from flows.label_map import put_label_map
+    from flows.text_lengths import propose_length
     from tasks.kd.digests import write_bytes
     from tasks.kd.recipes import RECIPES_FILE, load_recipe
 
@@ -57,6 +65,8 @@ def create_recipe(
     _rename(document, name, base.stem)
     _replace_sources(document, sources)
     _put_floors(document, sources)
+    is_new = sources.train is not None or sources.teacher is not None
+    proposed = propose_length(document, root) if is_new else None
     found = _shape_of(document, root)
     if preset is None:
         _fit_teacher(document, found)
@@ -65,12 +75,14 @@ def create_recipe(
         _fit_preset(document, beside.get("per_channel", []))
     if found or preset is not None:
         _fit_streams(document)
-    if sources.teacher is not None or sources.train is not None:
+    if is_new:
         put_label_map(document, root)
     text = dump(document)
     listing = _check_and_list(root, name, text)
     write_bytes(path, text)
     write_bytes(root / RECIPES_FILE, listing)
+    if proposed is not None:
+        say(proposed)
     return path
 
 

@@ -42,7 +42,9 @@ class ServedStudent(PythonModel):
         # text's neighbours would change its scores; alone, a text always gets the same ones.
         self.alone: bool = "int8" in settings["serve"]
         self.tokenizer: Tokenizer = Tokenizer.from_file(context.artifacts["tokenizer"])
-        self.tokenizer.enable_truncation(max_length=settings["max_length_tokens"])
+        # Its own side is kept: some teachers read a long text's end.
+        side = (self.tokenizer.truncation or {}).get("direction", "right")
+        self.tokenizer.enable_truncation(settings["max_length_tokens"], direction=side)
         self.tokenizer.no_padding()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3

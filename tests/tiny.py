@@ -16,7 +16,8 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from tasks.kd.data import Split, write_split
 from tasks.kd.digests import sha256_file, write_json
-from tasks.kd.inference import encode, predict_torch, read_tokenizer
+from tasks.kd.inference import predict_torch
+from tasks.kd.tokenization import encode, read_tokenizer
 
 LABELS = ["grain", "money-fx", "<script>alert(1)</script>", "ship `it`"]
 WORDS = [f"word{i}" for i in range(60)]

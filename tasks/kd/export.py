@@ -33,10 +33,10 @@ from tasks.kd.inference import (
     pad_together,
     predict_onnx,
     predict_torch,
-    read_tokenizer,
     run_session,
 )
 from tasks.kd.params import ExportStudent
+from tasks.kd.tokenization import read_tokenizer
 
 FLOAT32, INT8 = "model.onnx", "model.int8.onnx"
 SERVED = {"float32": FLOAT32, "int8": INT8}

@@ -15,12 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import torch
-from tokenizers import Tokenizer
 
 from tasks.kd.batching import split_by_tokens
 from tasks.kd.data import Ids
 from tasks.kd.encoders import capture_hidden
-from tasks.kd.errors import DataError
+from tasks.kd.tokenization import read_tokenizer
 
 Logits = npt.NDArray[np.float32]
 Report = Callable[[int], object]
@@ -122,37 +121,8 @@ class TextClassifier:
     def classify(self, text: str) -> Logits:
         """Logits float32 [1, C]."""
         ids = np.asarray(self._tokenizer.encode(text).ids, dtype=np.int32)
+        # One text needs no padding, whatever the padding id.
         return run_session(self._session, pad_together([ids], [0], 0))
-
-
-def read_tokenizer(path: Path, max_length_tokens: int) -> Tokenizer:
-    """A tokenizer that cuts at the maximum length and leaves padding to us."""
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length_tokens)
-    return tokenizer
-
-
-def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Ids]:
-    """Token ids of each text, unpadded, with special tokens."""
-    encoded = tokenizer.encode_batch(list(texts))
-    return [np.asarray(one.ids, dtype=np.int32) for one in encoded]
-
-
-def require_same_tokens(found: Sequence[Ids], prepared: Sequence[Ids], *, where: object) -> None:
-    """Raise DataError unless a tokenizer gave the token ids that the models were made with."""
-    wrong = [
-        row
-        for row, (a, b) in enumerate(zip(found, prepared, strict=True))
-        if not np.array_equal(a, b)
-    ]
-    if wrong:
-        raise DataError(
-            "the tokenizer gives other token ids than the prepared data holds",
-            where=where,
-            expected="the same ids for every text",
-            found=f"{len(wrong)} of {len(prepared)} texts that differ, the first in row {wrong[0]}",
-        )
 
 
 def time_in_pairs(

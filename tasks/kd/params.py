@@ -30,6 +30,7 @@ from tasks.kd.source_sections import DataSource, ModelSource, PathModel
 from tasks.kd.student_sections import Student
 
 RECIPE_NAME = r"^[a-z0-9][a-z0-9_-]{0,31}$"
+LONGEST_TEXT = 8192  # tokens
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"
 
 
@@ -80,7 +81,7 @@ class PrepareData(Section):
     text_column: Annotated[Text, Field(description="column with the text")]
     label_column: Annotated[Text, Field(description="column with the label")]
     max_length_tokens: Annotated[
-        int, Field(ge=8, le=8192, description="longer texts are cut to this many tokens")
+        int, Field(ge=8, le=LONGEST_TEXT, description="longer texts are cut to this many tokens")
     ]
     dev_fraction: Annotated[
         OpenFraction, Field(description="share of the training split kept aside, stratified")

@@ -31,15 +31,13 @@ from tasks.kd.evaluation import (
 from tasks.kd.export import require_parity, write_onnx
 from tasks.kd.inference import (
     TextClassifier,
-    encode,
     hidden_states,
     predict_onnx,
     predict_torch,
-    read_tokenizer,
-    require_same_tokens,
     time_in_pairs,
 )
 from tasks.kd.report import Contents, Mistake, count, interval, percent, write_report
+from tasks.kd.tokenization import encode, read_tokenizer, require_same_tokens
 from tasks.stages import Stage, run_stage
 
 _MISTAKES = 8

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from tasks.kd.digests import sha256_file, write_json
 from tasks.kd.errors import DataError
@@ -12,6 +10,7 @@ from tasks.kd.model_folder import check_model_folder
 from tasks.kd.params import FetchSources
 from tasks.kd.source_sections import ModelSource, PathModel
 from tasks.kd.sources import fetch_data, fetch_model
+from tasks.kd.tokenization import compare_tokenizers, load_tokenizer
 from tasks.stages import Stage, run_stage
 
 
@@ -22,6 +21,7 @@ def main(stage: Stage) -> None:
     fetch_data(params.data, stage.root, stage.draft / "data")
     stage.log(f"teacher's base from {_describe(params.teacher)}")
     _fetch_checked(params.teacher, stage.root, stage.draft / "teacher")
+    load_tokenizer(stage.draft / "teacher")  # what is wrong with it is said now
     if params.student is not None:
         stage.log(f"student's base from {_describe(params.student)}")
         _fetch_checked(params.student, stage.root, stage.draft / "student")
@@ -59,47 +59,16 @@ def require_one_vocabulary(teacher: Path, other: Path, field: str) -> None:
     Both are given the same ids, so that other words would stand in the other's rows. `field` is
     where the recipe names it.
     """
-    theirs, own = (_tokenizer(folder) for folder in (teacher, other))
-    # What is written around a text is left out: it is said in several ways that do the same.
-    for part in ("model", "added_tokens", "normalizer", "pre_tokenizer"):
-        if own[part] != theirs[part]:
-            raise DataError(
-                "a tokenizer is not the teacher's",
-                where=f"fetch_sources.{field}",
-                expected=f"the teacher's {part}",
-                found=_difference(part, own[part], theirs[part]),
-                advice="Take a model of the teacher's vocabulary.",
-            )
-
-
-def _tokenizer(folder: Path) -> dict[str, Any]:
-    """A model folder's tokenizer as JSON, as the library writes it today."""
-    from transformers import AutoTokenizer
-
-    try:
-        loaded: Any = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
+    difference = compare_tokenizers(load_tokenizer(teacher), load_tokenizer(other))
+    if difference is not None:
+        part, found = difference
+        raise DataError(
+            "a tokenizer is not the teacher's",
+            where=f"fetch_sources.{field}",
+            expected=f"the teacher's {part}",
+            found=found,
+            advice="Take a model of the teacher's vocabulary.",
         )
-    except (OSError, ValueError) as error:
-        raise DataError("no tokenizer with the model", where=folder, found=error) from error
-    if not loaded.is_fast:
-        raise DataError("the model needs a fast tokenizer", where=folder)
-    written: dict[str, Any] = json.loads(loaded.backend_tokenizer.to_str())
-    for token in written["added_tokens"]:
-        # How it is found in a text, which matters to texts that contain it as letters, alone.
-        for manner in ("lstrip", "rstrip", "normalized", "single_word"):
-            token.pop(manner)
-    return written
-
-
-def _difference(part: str, own: Any, theirs: Any) -> str:
-    """What is found instead, in a line; of two vocabularies the first token that differs."""
-    if part == "model":
-        words, known = (value.get("vocab") for value in (own, theirs))
-        if isinstance(words, dict) and isinstance(known, dict) and words != known:
-            first = min(word for word, _ in words.items() ^ known.items())
-            return f"{len(words)} tokens for its {len(known)}, the first unlike one {first!r}"
-    return json.dumps(own, sort_keys=True)[:200]
 
 
 def _describe(source: object) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer
 
 from tasks.kd.data import Split, write_split
 from tasks.kd.digests import read_json, sha256_folder, sha256_json, write_json
@@ -19,7 +18,21 @@ from tasks.kd.model_folder import classifier_rows, read_config, read_headers
 from tasks.kd.params import PrepareData
 from tasks.kd.random_texts import random_texts
 from tasks.kd.tables import Rows, drop_repeats, read_rows, stratified
+from tasks.kd.token_counts import Reading, read_texts, require_known
+from tasks.kd.tokenization import (
+    ModelTokenizer,
+    load_tokenizer,
+    positions_of,
+    read_own,
+    read_tokenizer,
+    require_same_tokens,
+    write_tokenizer_folder,
+)
+from tasks.kd.vocabularies import require_same_pieces
 from tasks.stages import Stage, run_stage
+
+_SAMPLE = 500  # texts that are compared with slower programs
+_MANY_CUT = 0.01  # share of cut texts that is worth a warning
 
 
 def main(stage: Stage) -> None:
@@ -36,13 +49,16 @@ def main(stage: Stage) -> None:
     train, dev = _divide(stage, train)
     labels, warnings = _labels(stage, sources / "teacher", train)
     _check_labels(labels, {"dev": dev, "test": test})
-    for warning in warnings:
-        stage.log(f"warning: {warning}")
-    tokenizer, pad_id = _save_tokenizer(sources / "teacher", stage.draft / "tokenizer", params)
-    _check_teacher_reads(sources / "teacher" / "config.json", tokenizer, pad_id, params)
-    splits = {}
+    teacher = load_tokenizer(sources / "teacher")
+    _check_teacher_reads(sources / "teacher" / "config.json", teacher.pad_token_id, params)
+    tokenizer = _save_tokenizer(teacher, stage.draft / "tokenizer", params)
+    readings, splits = {}, {}
     for name, rows in (("train", train), ("dev", dev), ("test", test)):
-        splits[name] = _encode(rows, labels, tokenizer)
+        readings[name] = read_texts(tokenizer, rows.texts, unknown_id=teacher.unknown_id)
+        splits[name] = _as_split(rows, labels, readings[name])
+    require_known(readings["train"], params.max_unknown_fraction, where=sources / "teacher")
+    _prove_tokens(teacher, stage.draft / "tokenizer", splits["train"], params)
+    warnings += _warn_of_texts(readings, params)
     if params.random_texts:
         lengths = splits["train"].lengths.tolist() * params.random_texts
         more = random_texts(tokenizer, lengths, seed=params.seed + 2)
@@ -53,9 +69,13 @@ def main(stage: Stage) -> None:
         stage.draft / "data_card.json",
         {
             "labels": labels,
-            "pad_token_id": pad_id,
+            "pad_token_id": teacher.pad_token_id,
             "max_length_tokens": params.max_length_tokens,
-            "splits": {name: _describe(split, labels) for name, split in splits.items()},
+            "truncation_side": teacher.truncation_side,
+            "splits": {
+                name: _describe(split, labels) | readings[name].describe(params.max_length_tokens)
+                for name, split in splits.items()
+            },
             "dropped": dropped,
             "warnings": warnings,
             "tokenizer_sha256": sha256_folder(stage.draft / "tokenizer"),
@@ -70,6 +90,10 @@ def main(stage: Stage) -> None:
     if params.random_texts:
         sizes += f", {len(more)} random texts"
     stage.log(f"{sizes}; {len(labels)} labels" + (f"; left out: {left_out}" if left_out else ""))
+    for name, reading in readings.items():
+        stage.log(_say_reading(name, reading, params))
+    for warning in warnings:
+        stage.log(f"warning: {warning}")
 
 
 def _read(sources: Path, split: str, params: PrepareData) -> Rows:
@@ -132,58 +156,76 @@ def _check_labels(labels: list[str], splits: dict[str, Rows]) -> None:
             )
 
 
-def _save_tokenizer(folder: Path, out: Path, params: PrepareData) -> tuple[Tokenizer, int]:
-    """The teacher's tokenizer with the recipe's truncation and no padding; and its pad id."""
-    try:
-        loaded: Any = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        raise DataError("no tokenizer with the teacher", where=folder, found=error) from error
-    loaded.save_pretrained(out)
-    if loaded.pad_token_id is None or not (out / "tokenizer.json").is_file():
-        raise DataError("the teacher needs a fast tokenizer with a padding token", where=folder)
-    tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(params.max_length_tokens)
-    tokenizer.save(str(out / "tokenizer.json"))
-    return tokenizer, int(loaded.pad_token_id)
+def _save_tokenizer(teacher: ModelTokenizer, out: Path, params: PrepareData) -> Tokenizer:
+    """The teacher's tokenizer with the recipe's maximum length, as it is read back."""
+    write_tokenizer_folder(teacher, out, params.max_length_tokens)
+    return read_tokenizer(out / "tokenizer.json", params.max_length_tokens)
 
 
-def _check_teacher_reads(
-    config: Path, tokenizer: Tokenizer, pad_id: int, params: PrepareData
-) -> None:
-    """Raise DataError for texts longer than the teacher's positions or ids beyond its table."""
-    known = read_json(config)
-    # The positions of these begin after the padding id.
-    offset = pad_id + 1 if known.get("model_type") in ("roberta", "xlm-roberta", "mpnet") else 0
-    positions = known.get("max_position_embeddings", params.max_length_tokens + offset) - offset
-    if params.max_length_tokens > positions:
+def _prove_tokens(teacher: ModelTokenizer, saved: Path, train: Split, params: PrepareData) -> None:
+    """Raise DataError unless the training texts' ids are those of the teacher's own files.
+
+    Of all texts, where there is a tokenizer.json or a vocabulary; of a sample, where they are
+    compared with sentencepiece, and with what transformers reads from the saved folder.
+    """
+    from transformers import AutoTokenizer
+
+    own, rows = read_own(teacher, train.texts, params.max_length_tokens)
+    used = [train.input_ids[row] for row in rows]
+    require_same_tokens(own, used, where=teacher.files.places)
+    sample = train.take(np.arange(min(_SAMPLE, len(train))))
+    require_same_pieces(teacher.files, teacher.tokenizer, sample.texts)
+    loaded: Any = AutoTokenizer.from_pretrained(saved, local_files_only=True)
+    found = loaded(sample.texts, truncation=True)["input_ids"]
+    require_same_tokens([np.asarray(ids) for ids in found], sample.input_ids, where=saved)
+
+
+def _check_teacher_reads(config: Path, pad_id: int, params: PrepareData) -> None:
+    """Raise DataError for texts longer than the teacher's positions."""
+    positions = positions_of(read_json(config), pad_id)
+    if positions is not None and params.max_length_tokens > positions:
         raise DataError(
             "texts may be longer than the teacher can read",
             where="prepare_data.max_length_tokens",
             expected=f"at most {positions}",
             found=params.max_length_tokens,
         )
-    tokens = max(tokenizer.get_vocab().values()) + 1
-    if tokens > known.get("vocab_size", tokens):
-        raise DataError(
-            "the tokenizer has more tokens than the teacher's table",
-            where=config,
-            expected=f"at least {tokens} rows",
-            found=known["vocab_size"],
-        )
 
 
-def _encode(rows: Rows, labels: list[str], tokenizer: Tokenizer) -> Split:
-    encoded = tokenizer.encode_batch(rows.texts)
+def _as_split(rows: Rows, labels: list[str], reading: Reading) -> Split:
     number = {label: i for i, label in enumerate(labels)}
     return Split(
         _example_ids(rows.texts),
         rows.texts,
         np.asarray([number[label] for label in rows.labels], dtype=np.int64),
-        [np.asarray(encoding.ids, dtype=np.int32) for encoding in encoded],
+        reading.input_ids,
     )
+
+
+def _say_reading(name: str, reading: Reading, params: PrepareData) -> str:
+    length = params.max_length_tokens
+    return (
+        f"{name}: {reading.cut_fraction(length):.1%} of the texts cut at {length} tokens "
+        f"({reading.tokens_for_99_percent} would keep 99 % whole), "
+        f"{reading.unknown_fraction:.2%} unknown tokens"
+    )
+
+
+def _warn_of_texts(readings: dict[str, Reading], params: PrepareData) -> list[str]:
+    """What whoever reads the data card should know of the texts."""
+    length, warnings = params.max_length_tokens, []
+    for name, reading in readings.items():
+        if (cut := reading.cut_fraction(length)) > _MANY_CUT:
+            warnings.append(
+                f"{cut:.1%} of the {name} texts are cut at {length} tokens; "
+                f"{reading.tokens_for_99_percent} would keep 99 % of them whole"
+            )
+        if reading.unknown_fraction > params.max_unknown_fraction:
+            warnings.append(
+                f"{reading.unknown_fraction:.1%} of the {name} texts' tokens are unknown to the "
+                f"teacher's tokenizer, {reading.common_unknown}"
+            )
+    return warnings
 
 
 def _example_ids(texts: list[str]) -> list[str]:

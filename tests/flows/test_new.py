@@ -17,6 +17,7 @@ from flows.new import list_presets
 from tasks.kd.levels import match
 from tasks.kd.phases import layer_levels
 from tasks.kd.recipes import check_inputs, load_recipe, read_inputs
+from tests.tokenizer_folders import WORDS, wordpiece, write_folder
 
 PATHS = ["--train", "data/a.csv", "--test", "data/b.csv", "--teacher", "data/encoder"]
 
@@ -29,7 +30,8 @@ def repository(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> P
         shutil.copyfile(root / "params" / name, tmp_path / "params" / name)
     shutil.copytree(root / "params" / "presets", tmp_path / "params" / "presets")
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
-    (tmp_path / "data" / "encoder").mkdir(parents=True)
+    write_folder(tmp_path / "data" / "encoder", wordpiece())
+    (tmp_path / "data" / "encoder" / "config.json").unlink()  # its shape is not at hand
     for name in ("a.csv", "b.csv"):
         (tmp_path / "data" / name).write_text("Text,Category,body,team\nhello,a,hello,b\n")
     monkeypatch.chdir(tmp_path)
@@ -240,4 +242,59 @@ def test_a_preset_that_is_not_there_is_refused_with_those_that_are(repository: P
     assert result.exit_code == 2
     assert "no preset 'tinybird'" in result.output
     assert "tinybert" in result.output
+    assert not (repository / "params" / "triage.yaml").exists()
+
+
+# --- the length that texts are cut at -------------------------------------------------------------
+
+
+def write_texts(repository: Path, lengths: list[int]) -> None:
+    """Training texts of so many words of one token each."""
+    rows = [f"{' '.join(['parcel'] * length)},{'ab'[length % 2]}" for length in lengths]
+    (repository / "data" / "a.csv").write_text("\n".join(["body,team", *rows, ""]))
+
+
+COLUMNS = ["--text-column", "body", "--label-column", "team"]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "positions", "expected"),
+    [
+        ([5] * 99 + [40], 64, 8),  # 5 and two around them; one of a hundred is cut
+        ([5] * 98 + [40] * 2, 64, 48),
+        ([7] * 100, 64, 16),
+        ([90] * 100, 64, 64),
+        ([90] * 100, 60, 60),
+    ],
+)
+def test_the_length_is_what_keeps_99_percent_of_the_texts_whole(
+    repository: Path, lengths: list[int], positions: int, expected: int
+) -> None:
+    encoder = repository / "data" / "encoder"
+    write_folder(encoder, wordpiece(), max_position_embeddings=positions)
+    write_texts(repository, lengths)
+    result = new("triage", *PATHS, *COLUMNS)
+    assert result.exit_code == 0, result.output
+    assert f"max_length_tokens {expected} (was 64): " in result.stdout
+    assert ("96 would keep 99 % of 100 training" in result.stdout) == (90 in lengths)
+    recipe = load_recipe(repository / "params" / "triage.yaml")
+    assert recipe.prepare_data.max_length_tokens == expected
+
+
+def test_a_length_is_copied_where_the_texts_can_not_be_read(repository: Path) -> None:
+    write_folder(repository / "data" / "encoder", wordpiece())
+    (repository / "data" / "a.csv").write_text("body,team\n,a\n")
+    result = new("triage", *PATHS, *COLUMNS)
+    assert result.exit_code == 0, result.output
+    assert "max_length_tokens" not in result.stdout
+    recipe = load_recipe(repository / "params" / "triage.yaml")
+    assert recipe.prepare_data.max_length_tokens == 64
+
+
+def test_a_tokenizer_that_contradicts_itself_is_refused_at_once(repository: Path) -> None:
+    cased = {"do_lower_case": False}
+    write_folder(repository / "data" / "encoder", wordpiece(WORDS), cased)
+    result = new("triage", *PATHS, *COLUMNS)
+    assert result.exit_code == 2
+    assert "contradict one another in do_lower_case" in result.stderr
     assert not (repository / "params" / "triage.yaml").exists()

@@ -14,6 +14,7 @@ from flows.cli import main
 from tasks.kd.digests import read_json, write_json
 from tasks.kd.recipes import inputs_of, load_recipe
 from tests.flows.conftest import Project
+from tests.tokenizer_folders import wordpiece, write_folder
 
 ROW = {"text": "hello", "label": "greeting"}
 HEADER, LINE = ",".join(ROW), ",".join(ROW.values())
@@ -24,7 +25,7 @@ def local(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     """The recipe `tiny` with all of its sources in data/, and all of them there."""
     monkeypatch.chdir(project.root)
     for folder in ("teacher", "student", "more/second"):
-        (project.root / "data" / folder).mkdir(parents=True)
+        write_folder(project.root / "data" / folder, wordpiece())
     for split in ("train", "test"):
         (project.root / "data" / f"{split}.csv").write_text(f"{HEADER}\n{LINE}\n")
     name_sources(project, "csv")
@@ -128,3 +129,46 @@ def test_what_is_no_such_table_is_told(local: Project, kind: str, content: bytes
     result = check()
     assert result.exit_code == 2
     assert "fetch_sources.data.train: not a" in result.stderr
+
+
+# --- tokenizers -----------------------------------------------------------------------------------
+
+
+def test_a_teacher_without_a_tokenizer_is_told_with_what_is_missing(local: Project) -> None:
+    (local.root / "data" / "teacher" / "tokenizer.json").unlink()
+    result = check()
+    assert result.exit_code == 2
+    said = "fetch_sources.teacher.folder: no tokenizer with the model"
+    assert said in result.stderr
+    assert "Expected tokenizer.json or vocab.txt (BertTokenizer), found neither" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("bpe.codes", "a b", "bpe.codes (as BERTweet and PhoBERT have)"),
+        ("tokenizer.json", "version https://git-lfs.github.com/spec/v1", "a Git LFS pointer"),
+        ("tokenizer.json", '{"version": "1.0", "model": {"vo', "is cut, or is no JSON object"),
+        ("tokenizer_config.json", "[]", "not a JSON object"),
+        (
+            "tokenizer_config.json",
+            '{"word_tokenizer_type": "mecab"}',
+            "word_tokenizer_type 'mecab'",
+        ),
+        (
+            "tokenizer_config.json",
+            '{"truncation_side": "middle"}',
+            "truncation_side. Expected left",
+        ),
+    ],
+)
+def test_tokenizers_that_can_not_be_used_are_told_before_anything_runs(
+    local: Project, name: str, content: str, said: str
+) -> None:
+    if name == "bpe.codes":
+        (local.root / "data" / "teacher" / "tokenizer.json").unlink()
+    (local.root / "data" / "teacher" / name).write_text(content)
+    result = check()
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert said in result.stderr
+    assert str(local.root / "data" / "teacher") in result.stderr

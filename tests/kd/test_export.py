@@ -22,8 +22,9 @@ from tasks.kd.export import (
     write_onnx,
     write_tokenizer,
 )
-from tasks.kd.inference import encode, predict_onnx, predict_torch, read_tokenizer, run_session
+from tasks.kd.inference import predict_onnx, predict_torch, run_session
 from tasks.kd.params import ExportStudent
+from tasks.kd.tokenization import encode, read_tokenizer
 from tests.tiny import LABELS, MAX_LENGTH, tiny_model, tiny_texts, tiny_tokenizer
 
 CARD = {

@@ -15,9 +15,9 @@ from tasks.kd.inference import (
     hidden_states,
     pad_together,
     predict_torch,
-    require_same_tokens,
     time_in_pairs,
 )
+from tasks.kd.tokenization import require_same_tokens
 from tests.tiny import tiny_model
 
 

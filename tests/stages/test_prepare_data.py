@@ -108,7 +108,7 @@ def test_a_tokenizer_with_more_tokens_than_the_teacher_s_table_is_refused(broken
     path.write_text(path.read_text().replace('"vocab_size": 64', '"vocab_size": 60'))
     done = broken.run("prepare_data")
     assert done.returncode == 2
-    assert "more tokens than the teacher's table" in done.stderr
+    assert "more tokens than the model's table" in done.stderr
 
 
 def test_only_its_own_work_is_cleared_when_it_is_done(broken: Any) -> None:
