@@ -42,7 +42,7 @@ from tasks.registry.produced import STAGES
 from tasks.registry.store import import_quietly
 from tests.kd.cache.conftest import make_job, make_params, write
 from tests.kd.conftest import make_split
-from tests.test_served_student import LABELS, make_student
+from tests.test_served_student import FORMS, LABELS, REFUSED, SINGLE, make_student
 
 EXAMPLES = 300
 TRUTH = [index % 3 for index in range(EXAMPLES)]
@@ -441,6 +441,61 @@ def test_the_champion_answers_in_a_process_without_torch_or_our_code(
     lines = done.stdout.splitlines()
     assert lines[0] == "grain,ship,crude ['label', 'score']"  # wrong on all, as evaluated
     assert lines[1] == "label,score,score_crude,score_grain,score_ship"
+
+
+def fetch_champion(registry: Registry, produced: Produced, folder: Path) -> Any:
+    """The registered student, as MLflow loads it for anyone."""
+    version, _ = run_gate(registry, produced)
+    return packing.load(packing.fetch_verified(registry.store, version.uri, version.tags, folder))
+
+
+def test_the_champion_takes_texts_in_every_form(
+    registry: Registry, make: Make, tmp_path: Path
+) -> None:
+    """MLflow would refuse half of them before our code is asked, had the model an input schema."""
+    from mlflow.exceptions import MlflowException
+
+    champion = fetch_champion(registry, make(wrong=()), tmp_path / "model")
+    for form, texts in FORMS.items():
+        assert champion.predict(texts)["label"].tolist() == ["grain", "ship"], form
+    for form, text in SINGLE.items():
+        assert champion.predict(text)["label"].tolist() == ["grain"], form
+    for texts, message in REFUSED.values():
+        with pytest.raises(MlflowException, match=message):
+            champion.predict(texts)
+    assert list(champion.predict([]).columns) == ["label", "score"]
+    with pytest.raises(MlflowException, match="all_scores"):
+        champion.predict(["word1"], params={"all_scores": "perhaps"})
+
+
+def test_mlflows_server_hands_texts_on_in_every_form(
+    registry: Registry, make: Make, tmp_path: Path
+) -> None:
+    from fastapi.testclient import TestClient
+    from mlflow.pyfunc import scoring_server
+
+    champion = fetch_champion(registry, make(wrong=()), tmp_path / "model")
+    client = TestClient(scoring_server.init(champion))
+    two: dict[str, Any] = {
+        "dataframe_split": {"columns": ["id", "text"], "data": [[1, "word1"], [2, "word2"]]},
+        "dataframe_records": [{"text": "word1"}, {"text": "word2"}],
+        "instances": ["word1", "word2"],
+        "inputs": ["word1", "word2"],
+    }
+    payloads = [*two.items()]
+    for key in ("instances", "inputs"):
+        payloads += [(key, {"text": ["word1", "word2"]}), (key, two["dataframe_records"])]
+    for key, texts in payloads:
+        answer = client.post("/invocations", json={key: texts, "params": {"all_scores": True}})
+        rows = answer.json()["predictions"]
+        assert [row["label"] for row in rows] == ["grain", "ship"], (key, texts)
+        assert {"score_crude", "score_grain", "score_ship"} < set(rows[0])
+    for texts in ("word1", {"text": "word1"}):
+        answer = client.post("/invocations", json={"inputs": texts})
+        assert [row["label"] for row in answer.json()["predictions"]] == ["grain"]
+    refused = client.post("/invocations", json={"inputs": {"body": ["word1"]}})
+    assert refused.status_code == 400
+    assert "Send a table with a column `text`" in refused.json()["message"]
 
 
 def test_the_model_folder_is_small_pinned_and_without_pickle(
