@@ -443,6 +443,55 @@ def test_the_champion_answers_in_a_process_without_torch_or_our_code(
     assert lines[1] == "label,score,score_crude,score_grain,score_ship"
 
 
+@pytest.mark.parametrize("kept", ["our own", "on a server"])
+def test_a_name_that_a_prompt_has_is_refused_and_the_prompt_left_alone(
+    root: Path,
+    make: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    kept: str,
+) -> None:
+    """MLflow would write the version into the prompt, where nobody can load it."""
+    if kept == "on a server":
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", request.getfixturevalue("server"))
+    registry = open_registry(root)
+    client = registry.store.client
+    registry.require_name(MODEL)
+    client.register_prompt(MODEL, "Classify {{text}}")
+    client.register_prompt("other", "Summarise {{text}}")
+    registry.require_name("triage2")
+    message = r"the name of a prompt in MLflow: triage, .* Expected a name that no prompt has"
+    with pytest.raises(ParamsError, match=message):
+        registry.require_name(MODEL)
+    for _ in range(2):
+        with pytest.raises(ParamsError, match=message):
+            put_forward(registry, make())
+    prompts = client.search_prompt_versions(MODEL)
+    assert [version.version for version in prompts] == [1]
+    assert client.search_logged_models([registry.store.ensure_experiment("experiments")]) == []
+
+
+def test_a_prompt_that_is_made_while_a_student_is_packed_is_left_alone(
+    registry: Registry, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = packing.pack
+
+    def pack_late(*given: Any) -> None:
+        pack(*given)
+        registry.store.client.register_prompt(MODEL, "Classify {{text}}")
+
+    monkeypatch.setattr(packing, "pack", pack_late)
+    with pytest.raises(ParamsError, match="the name of a prompt"):
+        put_forward(registry, make())
+    prompts = registry.store.client.search_prompt_versions(MODEL)
+    assert [version.version for version in prompts] == [1]
+
+
+def test_no_database_is_made_to_look_a_name_up(tmp_path: Path) -> None:
+    open_registry(tmp_path).require_name(MODEL)
+    assert list(tmp_path.iterdir()) == []
+
+
 def fetch_champion(registry: Registry, produced: Produced, folder: Path) -> Any:
     """The registered student, as MLflow loads it for anyone."""
     version, _ = run_gate(registry, produced)
