@@ -28,7 +28,7 @@ from flows.job import Job, Outcome, describe, read_job
 from flows.progress import Reporter
 from flows.show import decision_line, result_rows, seconds
 from tasks import reasons, versioning
-from tasks.kd.errors import KDError, ParamsError, StageError
+from tasks.kd.errors import KDError, ParamsError, RegistryError, StageError, TransientError
 from tasks.kd.gate import Decision
 from tasks.registry import Version, open_registry
 from tasks.versioning import PlannedStage
@@ -54,6 +54,7 @@ def distill(recipe: str, root: str | None = None, updates: bool = False) -> Stat
         if updates:
             update(job)
         pull(job)
+        require_model_name(job)
         stage_seconds = run_stages(job)
         require_settled(job)
         version, decision = judge(job)
@@ -63,6 +64,17 @@ def distill(recipe: str, root: str | None = None, updates: bool = False) -> Stat
     outcome = Outcome(job.name, version.uri, decision.as_dict(), stage_seconds)
     message = f"{version.uri}: {decision_line(outcome.decision)}"
     return Completed(name=outcome.ending, message=message, data=outcome)
+
+
+def require_model_name(job: Job) -> None:
+    """Raise ParamsError, before anything is trained, if the student can't be registered so.
+
+    A registry that does not answer costs no training: it is asked again when there is a student.
+    """
+    try:
+        open_registry(job.root).require_name(job.recipe.register_.model)
+    except (RegistryError, TransientError) as error:
+        get_run_logger().warning("the model's name was not looked up: %s", error)
 
 
 def run_stages(job: Job) -> dict[str, float]:

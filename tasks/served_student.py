@@ -4,14 +4,20 @@ MLflow runs it wherever `mlflow.pyfunc.load_model("models:/<name>@champion")` is
 ("models from code": no pickle). It stands alone: mlflow, onnxruntime, tokenizers, numpy and pandas,
 no torch, nothing else of this repository.
 
-In: a table with a column `text`. Out: one row per text, in order, with `label` and `score` (its
-probability); with `params={"all_scores": True}` one more column `score_<label>` per label.
+In: texts, as a table with a column `text` (a data frame, an Arrow table, records, or a mapping
+{"text": [...]}), as a list, an array or a Series, or one text. Columns may be categorical or
+dictionary-encoded, and there may be more of them. MLflow's server takes the same as
+`dataframe_split`, `dataframe_records`, `instances` and `inputs`.
+
+Out: one row per text, in order, with `label` and `score` (its probability); with
+`params={"all_scores": True}` one more column `score_<label>` per label. A data frame's or a
+Series' index is kept.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +32,10 @@ from tokenizers import Encoding, Tokenizer
 
 # Padded tokens per call of the network: enough to fill the cores, little enough to stay in cache.
 BATCH_TOKENS = 8192
+TAKES = (
+    "Send a table with a column `text`, records or a mapping with `text`, "
+    "a list, an array or a Series of texts, or one text."
+)
 
 
 class ServedStudent(PythonModel):
@@ -55,11 +65,12 @@ class ServedStudent(PythonModel):
     def predict(
         self,
         context: PythonModelContext,  # noqa: ARG002 (MLflow's signature)
-        model_input: pd.DataFrame,
+        model_input: pd.DataFrame,  # of all hints the one that makes MLflow check nothing
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
-        """Classify the column `text`; a Series or a list of texts will do as well."""
-        texts = take_texts(model_input)
+        """Classify texts, in any of the forms that this file's first lines name."""
+        asked = as_pandas(model_input)
+        texts = take_texts(asked)
         scores = self.score(texts)
         best = scores.argmax(axis=1)
         table = {
@@ -68,19 +79,29 @@ class ServedStudent(PythonModel):
         }
         if params and params.get("all_scores"):
             table |= {f"score_{label}": scores[:, i] for i, label in enumerate(self.labels)}
-        given: object = model_input
-        index = given.index if isinstance(given, pd.DataFrame | pd.Series) else None
+        index = asked.index if isinstance(asked, pd.DataFrame | pd.Series) else None
         return pd.DataFrame(table, index=index)
 
     def score(self, texts: list[str]) -> npt.NDArray[np.float64]:
         """Probabilities, shape (texts, labels), whatever the order or the company of a text."""
-        encodings = self.tokenizer.encode_batch(texts) if texts else []
+        encodings = self.encode(texts) if texts else []
         scores = np.zeros((len(texts), len(self.labels)), dtype=np.float64)
         for chosen in batch_by_length([len(e) for e in encodings], 1 if self.alone else None):
             feeds = self.pad([encodings[index] for index in chosen])
             (logits,) = self.session.run([self.output], feeds)
             scores[chosen] = softmax(np.asarray(logits, dtype=np.float64))
         return scores
+
+    def encode(self, texts: list[str]) -> list[Encoding]:
+        """Tokens of each text; a text that no tokenizer can encode is refused by its row."""
+        try:
+            encodings: list[Encoding] = self.tokenizer.encode_batch(texts)
+        except (TypeError, UnicodeError):
+            halves = [row for row, text in enumerate(texts) if not is_encodable(text)]
+            if not halves:
+                raise
+            raise refuse_rows(halves, len(texts), "hold half of a surrogate pair") from None
+        return encodings
 
     def pad(self, encodings: list[Encoding]) -> dict[str, npt.NDArray[np.int64]]:
         """Rectangles of token ids, mask and types, as wide as the longest text."""
@@ -97,23 +118,84 @@ class ServedStudent(PythonModel):
         return {name: filled[name] for name in self.inputs}
 
 
-def take_texts(model_input: pd.DataFrame | pd.Series[Any] | list[str]) -> list[str]:
-    """The texts of a table, a Series or a list; whatever is no text is refused by its row."""
-    if isinstance(model_input, pd.DataFrame):
-        if "text" not in model_input.columns:
-            found = ", ".join(map(str, model_input.columns)) or "no column"
-            raise refuse(f"The table has no column `text`. Found: {found}.")
-        texts = model_input["text"].tolist()
-    else:
-        texts = list(model_input)
-    wrong = [str(row) for row, text in enumerate(texts) if not isinstance(text, str)]
+def as_pandas(asked: Any) -> Any:
+    """Tables and columns of Arrow, polars or datasets as pandas; the rest as it is."""
+    return asked.to_pandas() if hasattr(asked, "to_pandas") else asked
+
+
+def take_texts(asked: Any) -> list[str]:
+    """The texts of whatever holds them, in order; what is no text is refused by its row."""
+    values = list_values(asked)
+    if values and all(isinstance(value, Mapping) for value in values):
+        values = take_column(pd.DataFrame([dict(value) for value in values]))
+    texts = [only_item(value) for value in values]
+    wrong = [row for row, text in enumerate(texts) if not isinstance(text, str)]
     if wrong:
-        rows = ", ".join(wrong[:5]) + (", …" if len(wrong) > 5 else "")
-        raise refuse(
-            f"{len(wrong)} of {len(texts)} rows have no text (missing, or not a string): "
-            f"row {rows}. Drop these rows, or fill them with a text."
-        )
-    return texts
+        raise refuse_rows(wrong, len(texts), "have no text (missing, or not a string)")
+    return [str(text) for text in texts]
+
+
+def list_values(asked: Any) -> list[Any]:
+    """What stands where the texts should, row by row."""
+    if isinstance(asked, str):
+        return [asked]
+    if isinstance(asked, pd.DataFrame):
+        return take_column(asked)
+    if isinstance(asked, Mapping):
+        if "text" not in asked:
+            raise refuse_columns("mapping has no `text`", asked)
+        column = as_pandas(asked["text"])
+        # `DataFrame.to_dict()` maps each row's index to its cell.
+        return list_values(list(column.values()) if isinstance(column, Mapping) else column)
+    if isinstance(asked, Iterable) and not isinstance(asked, bytes | bytearray | set | frozenset):
+        # An array of no dimension is how MLflow's server hands one text on.
+        values = asked.reshape(1) if isinstance(asked, np.ndarray) and asked.ndim == 0 else asked
+        return list(values)
+    raise refuse(f"These are no texts: {type(asked).__name__}. {TAKES}")
+
+
+def take_column(table: pd.DataFrame) -> list[Any]:
+    """The cells of `text`, or of the one column of a table whose columns have no names."""
+    named = [name for name in table.columns if name == "text"]
+    if not named and list(table.columns) in ([0], ["0"]):
+        named = list(table.columns)
+    if len(named) != 1:
+        fault = "table has several columns `text`" if named else "table has no column `text`"
+        raise refuse_columns(fault, table.columns)
+    return list(table[named[0]])
+
+
+def only_item(value: Any) -> Any:
+    """The text in a row of one cell, `["..."]`; anything else as it is."""
+    if isinstance(value, np.ndarray) and value.size == 1:
+        return value.item()
+    if isinstance(value, list | tuple) and len(value) == 1:
+        return value[0]
+    return value
+
+
+def is_encodable(text: str) -> bool:
+    """Whether a text can be written as UTF-8, which half of a surrogate pair can't."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def refuse_rows(rows: list[int], count: int, fault: str) -> MlflowException:
+    """An error that names the first rows that have a fault."""
+    named = ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
+    return refuse(
+        f"{len(rows)} of {count} rows {fault}: row {named}. "
+        f"Drop these rows, or fill them with a text. {TAKES}"
+    )
+
+
+def refuse_columns(fault: str, columns: Iterable[Any]) -> MlflowException:
+    """An error that says which columns there are."""
+    found = ", ".join(map(str, columns)) or "no column"
+    return refuse(f"The {fault}. Found: {found}. {TAKES}")
 
 
 def refuse(message: str) -> MlflowException:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks import supervise
+from tasks import imports, supervise
 from tasks.kd.errors import (
     DataError,
     KDError,
@@ -157,13 +157,25 @@ def update(
 ) -> bool:
     """Bring the recipe's imports to what their sources hold now; False if it has none.
 
-    Their .dvc files change with them. Raises TransientError if a source does not answer.
+    Their .dvc files change with them. A source over HTTP that gives neither ETag nor Content-MD5
+    is fetched each time and compared by its bytes. Raises TransientError if a source does not
+    answer; what was here is here then.
     """
     _check_recipe(root, recipe)
     with _open_repo(root, LOCK_WAIT_S) as repo:
-        targets = [_address(stage) for stage in _list_related(repo, recipe) if stage.is_import]
+        found = [stage for stage in _list_related(repo, recipe) if stage.is_import]
+        targets = [_address(stage) for stage in found]
+        vague = [stage for stage in found if any(map(_is_vague, stage.deps))]
+        files = [Path(stage.path) for stage in vague]
+        for stage in vague:
+            on_line(f"{stage.deps[0]} gives neither ETag nor Content-MD5: it is fetched anew")
     if targets:
-        _transfer(root, ["update", *targets], on_line, on_progress)
+        with imports.forgotten(files):
+            try:
+                _transfer(root, ["update", *targets], on_line, on_progress)
+            except KDError:  # DVC removes what it had before it fetches
+                _run_dvc(root, ["checkout", "--quiet", *targets], on_line, on_progress)
+                raise
     return bool(targets)
 
 
@@ -324,6 +336,10 @@ def _is_cached(cache: Any, md5: str) -> bool:
 def _address(stage: Any) -> str:
     address: str = stage.name if stage.cmd else stage.path_in_repo
     return address
+
+
+def _is_vague(source: Any) -> bool:
+    return imports.is_vague(source.protocol, source.hash_info.value if source.hash_info else None)
 
 
 def _has_remote(repo: Any) -> bool:

@@ -42,7 +42,7 @@ from tasks.registry.produced import STAGES
 from tasks.registry.store import import_quietly
 from tests.kd.cache.conftest import make_job, make_params, write
 from tests.kd.conftest import make_split
-from tests.test_served_student import LABELS, make_student
+from tests.test_served_student import FORMS, LABELS, REFUSED, SINGLE, make_student
 
 EXAMPLES = 300
 TRUTH = [index % 3 for index in range(EXAMPLES)]
@@ -441,6 +441,110 @@ def test_the_champion_answers_in_a_process_without_torch_or_our_code(
     lines = done.stdout.splitlines()
     assert lines[0] == "grain,ship,crude ['label', 'score']"  # wrong on all, as evaluated
     assert lines[1] == "label,score,score_crude,score_grain,score_ship"
+
+
+@pytest.mark.parametrize("kept", ["our own", "on a server"])
+def test_a_name_that_a_prompt_has_is_refused_and_the_prompt_left_alone(
+    root: Path,
+    make: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    kept: str,
+) -> None:
+    """MLflow would write the version into the prompt, where nobody can load it."""
+    if kept == "on a server":
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", request.getfixturevalue("server"))
+    registry = open_registry(root)
+    client = registry.store.client
+    registry.require_name(MODEL)
+    client.register_prompt(MODEL, "Classify {{text}}")
+    client.register_prompt("other", "Summarise {{text}}")
+    registry.require_name("triage2")
+    message = r"the name of a prompt in MLflow: triage, .* Expected a name that no prompt has"
+    with pytest.raises(ParamsError, match=message):
+        registry.require_name(MODEL)
+    for _ in range(2):
+        with pytest.raises(ParamsError, match=message):
+            put_forward(registry, make())
+    prompts = client.search_prompt_versions(MODEL)
+    assert [version.version for version in prompts] == [1]
+    assert client.search_logged_models([registry.store.ensure_experiment("experiments")]) == []
+
+
+def test_a_prompt_that_is_made_while_a_student_is_packed_is_left_alone(
+    registry: Registry, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = packing.pack
+
+    def pack_late(*given: Any) -> None:
+        pack(*given)
+        registry.store.client.register_prompt(MODEL, "Classify {{text}}")
+
+    monkeypatch.setattr(packing, "pack", pack_late)
+    with pytest.raises(ParamsError, match="the name of a prompt"):
+        put_forward(registry, make())
+    prompts = registry.store.client.search_prompt_versions(MODEL)
+    assert [version.version for version in prompts] == [1]
+
+
+def test_no_database_is_made_to_look_a_name_up(tmp_path: Path) -> None:
+    open_registry(tmp_path).require_name(MODEL)
+    assert list(tmp_path.iterdir()) == []
+
+
+def fetch_champion(registry: Registry, produced: Produced, folder: Path) -> Any:
+    """The registered student, as MLflow loads it for anyone."""
+    version, _ = run_gate(registry, produced)
+    return packing.load(packing.fetch_verified(registry.store, version.uri, version.tags, folder))
+
+
+def test_the_champion_takes_texts_in_every_form(
+    registry: Registry, make: Make, tmp_path: Path
+) -> None:
+    """MLflow would refuse half of them before our code is asked, had the model an input schema."""
+    from mlflow.exceptions import MlflowException
+
+    champion = fetch_champion(registry, make(wrong=()), tmp_path / "model")
+    for form, texts in FORMS.items():
+        assert champion.predict(texts)["label"].tolist() == ["grain", "ship"], form
+    for form, text in SINGLE.items():
+        assert champion.predict(text)["label"].tolist() == ["grain"], form
+    for texts, message in REFUSED.values():
+        with pytest.raises(MlflowException, match=message):
+            champion.predict(texts)
+    assert list(champion.predict([]).columns) == ["label", "score"]
+    with pytest.raises(MlflowException, match="all_scores"):
+        champion.predict(["word1"], params={"all_scores": "perhaps"})
+
+
+def test_mlflows_server_hands_texts_on_in_every_form(
+    registry: Registry, make: Make, tmp_path: Path
+) -> None:
+    from fastapi.testclient import TestClient
+    from mlflow.pyfunc import scoring_server
+
+    champion = fetch_champion(registry, make(wrong=()), tmp_path / "model")
+    client = TestClient(scoring_server.init(champion))
+    two: dict[str, Any] = {
+        "dataframe_split": {"columns": ["id", "text"], "data": [[1, "word1"], [2, "word2"]]},
+        "dataframe_records": [{"text": "word1"}, {"text": "word2"}],
+        "instances": ["word1", "word2"],
+        "inputs": ["word1", "word2"],
+    }
+    payloads = [*two.items()]
+    for key in ("instances", "inputs"):
+        payloads += [(key, {"text": ["word1", "word2"]}), (key, two["dataframe_records"])]
+    for key, texts in payloads:
+        answer = client.post("/invocations", json={key: texts, "params": {"all_scores": True}})
+        rows = answer.json()["predictions"]
+        assert [row["label"] for row in rows] == ["grain", "ship"], (key, texts)
+        assert {"score_crude", "score_grain", "score_ship"} < set(rows[0])
+    for texts in ("word1", {"text": "word1"}):
+        answer = client.post("/invocations", json={"inputs": texts})
+        assert [row["label"] for row in answer.json()["predictions"]] == ["grain"]
+    refused = client.post("/invocations", json={"inputs": {"body": ["word1"]}})
+    assert refused.status_code == 400
+    assert "Send a table with a column `text`" in refused.json()["message"]
 
 
 def test_the_model_folder_is_small_pinned_and_without_pickle(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pandas as pd
+import pyarrow as pa
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -164,11 +165,87 @@ def test_long_texts_are_cut_at_the_maximum_length(student: ServedStudent) -> Non
     assert feeds["input_ids"].shape == (1, 16)
 
 
-def test_series_and_list_and_index_are_understood(student: ServedStudent) -> None:
+# Forms that people send the texts word1 and word2 in, as is and through MLflow (test_registry.py).
+FORMS: dict[str, Any] = {
+    "a table": pd.DataFrame({"text": ["word1", "word2"]}),
+    "a table with more columns": pd.DataFrame({"id": [1, 2], "text": ["word1", "word2"]}),
+    "a table of one nameless column": pd.DataFrame(["word1", "word2"]),
+    "a categorical column": pd.DataFrame({"text": pd.Categorical(["word1", "word2"])}),
+    "a column of pandas' texts": pd.DataFrame({"text": pd.array(["word1", "word2"], "string")}),
+    "a dictionary column": pd.DataFrame(
+        {
+            "text": pd.array(
+                ["word1", "word2"], dtype=pd.ArrowDtype(pa.dictionary(pa.int8(), pa.string()))
+            )
+        }
+    ),
+    "an Arrow table": pa.table({"text": pa.array(["word1", "word2"]).dictionary_encode()}),
+    "an Arrow column": pa.chunked_array([["word1"], ["word2"]]),
+    "a Series": pd.Series(["word1", "word2"], name="body"),
+    "a categorical Series": pd.Series(["word1", "word2"], dtype="category"),
+    "an index": pd.Index(["word1", "word2"]),
+    "a list": ["word1", "word2"],
+    "a tuple": ("word1", "word2"),
+    "an array": np.array(["word1", "word2"]),
+    "an array of objects": np.array(["word1", "word2"], dtype=object),
+    "an array of one column": np.array([["word1"], ["word2"]]),
+    "rows of one cell": [["word1"], ["word2"]],
+    "records": [{"id": 1, "text": "word1"}, {"text": "word2"}],
+    "records of arrays of no dimension": [{"text": np.array(w)} for w in ("word1", "word2")],
+    "a mapping": {"text": ["word1", "word2"]},
+    "a mapping with an array": {"text": np.array(["word1", "word2"])},
+    "a mapping with a Series": {"text": pd.Series(["word1", "word2"]), "id": 7},
+    "a table's to_dict()": {"text": {0: "word1", 1: "word2"}},
+}
+SINGLE: dict[str, Any] = {
+    "a text": "word1",
+    "a text of NumPy's": np.array("word1"),
+    "a record": {"text": "word1"},
+    "a record with an array of no dimension": {"text": np.array("word1")},
+}
+REFUSED: dict[str, tuple[Any, str]] = {
+    "nothing": (None, r"These are no texts: NoneType\. Send a table with a column `text`"),
+    "a number": (7, "These are no texts: int"),
+    "bytes": (b"word1", "These are no texts: bytes"),
+    "a set": ({"word1"}, "These are no texts: set"),
+    "an empty mapping": ({}, r"mapping has no `text`\. Found: no column"),
+    "another mapping": ({"body": ["word1"]}, r"mapping has no `text`\. Found: body"),
+    "another table": (pd.DataFrame({"body": ["word1"]}), r"no column `text`\. Found: body\. Send"),
+    "other records": ([{"body": "word1"}], r"table has no column `text`\. Found: body"),
+    "a record without text": ([{"text": "word1"}, {"body": "x"}], "1 of 2 rows .*: row 1"),
+    "two columns of one name": (
+        pd.DataFrame([["word1", "word2"]], columns=["text", "text"]),
+        "several columns `text`",
+    ),
+    "an array of two columns": (np.array([["word1", "word2"]]), "1 of 1 rows have no text"),
+    "bytes in a list": (["word1", b"word2"], "1 of 2 rows have no text .*: row 1"),
+    "half of an emoji": (["word1", "word2 \ud83d"], "1 of 2 rows hold half of a surr.*: row 1"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_texts_are_taken_in_every_form(student: ServedStudent, form: str) -> None:
+    assert ask(student, FORMS[form])["label"].tolist() == ["grain", "ship"]
+
+
+@pytest.mark.parametrize("form", SINGLE)
+def test_one_text_gets_one_answer(student: ServedStudent, form: str) -> None:
+    assert ask(student, SINGLE[form])["label"].tolist() == ["grain"]
+
+
+@pytest.mark.parametrize("form", REFUSED)
+def test_what_is_no_text_is_refused_with_what_to_send(student: ServedStudent, form: str) -> None:
+    asked, message = REFUSED[form]
+    with pytest.raises(MlflowException, match=message) as caught:
+        ask(student, asked)
+    assert "Send a table with a column `text`" in str(caught.value)
+    assert caught.value.get_http_status_code() == 400
+
+
+def test_the_index_of_a_table_and_a_series_is_kept(student: ServedStudent) -> None:
     table = pd.DataFrame({"text": ["word1", "word2"], "other": [1, 2]}, index=[7, 9])
     assert ask(student, table).index.tolist() == [7, 9]
-    assert ask(student, table["text"])["label"].tolist() == ["grain", "ship"]
-    assert ask(student, ["word1", "word2"])["label"].tolist() == ["grain", "ship"]
+    assert ask(student, table["text"]).index.tolist() == [7, 9]
 
 
 def test_an_empty_table_gives_an_empty_answer(student: ServedStudent) -> None:
@@ -186,11 +263,6 @@ def test_a_row_without_text_is_refused_by_its_number(student: ServedStudent, mis
     table = pd.DataFrame({"text": pd.Series(["word1", missing, "word2", missing], dtype=object)})
     with pytest.raises(MlflowException, match=r"2 of 4 rows have no text .*: row 1, 3"):
         ask(student, table)
-
-
-def test_a_table_without_the_column_is_refused_by_name(student: ServedStudent) -> None:
-    with pytest.raises(MlflowException, match=r"no column `text`\. Found: body"):
-        ask(student, pd.DataFrame({"body": ["word1"]}))
 
 
 def test_batches_hold_every_text_once_and_keep_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,12 @@ class Registry:
             self.store.client.search_experiments(max_results=1)
             versions.find_model(self.store, "stillhouse-doctor")
 
+    def require_name(self, model: str) -> None:
+        """Raise ParamsError for a name that no model can have there, as a prompt has it."""
+        if self.store.exists:
+            with self.store.speak():
+                versions.require_no_prompt(self.store, model)
+
     def find(self, produced: Produced) -> Version | None:
         """The version that was registered from exactly these artifacts, if any."""
         with self.store.speak(produced.name):

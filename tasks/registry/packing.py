@@ -33,8 +33,9 @@ def pack(produced: Produced, logged: LoggedModel, folder: Path) -> None:
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
+    # No inputs: MLflow would check them first, and refuse a list, an array and a categorical column
+    # for any that it lets one write. The served student knows itself what it takes.
     signature = ModelSignature(
-        inputs=Schema([ColSpec("string", "text")]),
         outputs=Schema([ColSpec("string", "label"), ColSpec("double", "score")]),
         params=ParamSchema([ParamSpec("all_scores", "boolean", False)]),
     )

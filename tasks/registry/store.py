@@ -82,6 +82,11 @@ class Store:
         """Whether models are kept elsewhere than runs."""
         return self.registry_uri != self.uri
 
+    @property
+    def exists(self) -> bool:
+        """False if it is our own and nothing was written yet."""
+        return not self.local or self.divided or (self.folder / "mlflow.db").exists()
+
     @cached_property
     def client(self) -> MlflowClient:
         """The one client. Making it creates our own database if it is not there yet."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 PREDICTIONS_TAG = "predictions.sha256"
+_PROMPT_TAG = "mlflow.prompt.is_prompt"
 _URI = re.compile(r"^models:/(?P<model>[^/@]+)(?:/(?P<version>[0-9]+)|@(?P<alias>[^/@]+))$")
 
 
@@ -63,7 +64,23 @@ def register(store: Store, produced: Produced, run_id: str) -> Version:
     return read_version(store, produced.model, number)
 
 
+def require_no_prompt(store: Store, model: str) -> None:
+    """Raise ParamsError if a prompt has the model's name.
+
+    MLflow keeps prompts among its models: a version of ours would be written into the prompt.
+    """
+    named = f"name = '{model}' and tag.`{_PROMPT_TAG}` = 'true'"
+    if store.client.search_registered_models(named, max_results=1):
+        raise ParamsError(
+            "register.model is the name of a prompt in MLflow",
+            where=f"{model}, {store.shown_registry_uri}",
+            expected="a name that no prompt has",
+            advice="Nothing was written. Set another register.model in the recipe.",
+        )
+
+
 def _create(store: Store, produced: Produced, run_id: str) -> int:
+    require_no_prompt(store, produced.model)
     client = store.client
     run = client.get_run(run_id)
     tag = run.data.tags.get("stillhouse.fingerprint")
@@ -133,6 +150,7 @@ def _ensure_model(store: Store, produced: Produced) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+        require_no_prompt(store, produced.model)  # a prompt of this very moment
 
 
 # --- reading -------------------------------------------------------------------------------------

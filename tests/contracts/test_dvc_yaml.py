@@ -176,9 +176,16 @@ def test_every_template_is_a_dependency_of_some_stage() -> None:
 def test_git_does_not_ignore_dvc_lock_for_then_dvc_refuses_to_run(tmp_path: Path) -> None:
     shutil.copy(ROOT / ".gitignore", tmp_path)
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
-    for name in ("dvc.lock", "data/mails.csv.dvc"):
+    for name in (
+        "dvc.lock",
+        "data/mails.csv.dvc",
+        "data/2026/mails.csv.dvc",
+        "data/2026/.gitignore",
+    ):
         ignored = subprocess.run(["git", "check-ignore", name], cwd=tmp_path, check=False)
         assert ignored.returncode == 1, name
+    for name in ("data/mails.csv", "data/2026/mails.csv", "artifacts/tiny/x"):
+        subprocess.run(["git", "check-ignore", "-q", name], cwd=tmp_path, check=True)
 
 
 @pytest.mark.filterwarnings("ignore:_NoneStep.value will soon:DeprecationWarning")

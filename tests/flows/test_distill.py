@@ -128,6 +128,28 @@ def test_only_what_is_out_of_date_runs_and_says_why(
     assert "cache_teacher@tiny is up to date" in caplog.text
 
 
+def test_a_name_that_a_prompt_has_is_refused_before_anything_is_trained(project: Project) -> None:
+    client = open_registry(project.root).store.client
+    client.register_prompt(MODEL, "Classify {{text}}")
+    error = error_of(distill("tiny", str(project.root), return_state=True))
+    assert isinstance(error, ParamsError)
+    assert f"the name of a prompt in MLflow: {MODEL}" in str(error)
+    assert project.ran() == []
+    assert len(client.search_prompt_versions(MODEL)) == 1
+
+
+def test_a_registry_that_does_not_answer_at_the_start_costs_no_training(
+    project: Project, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def hang_up(*_: object) -> None:
+        raise TransientError("MLflow does not answer")
+
+    monkeypatch.setattr("tasks.registry.Registry.require_name", hang_up)
+    state = distill("tiny", str(project.root), return_state=True)
+    assert outcome_of(state).promoted
+    assert "the model's name was not looked up: MLflow does not answer" in caplog.text
+
+
 def test_imports_are_updated_before_anything_else_if_asked(
     done: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
