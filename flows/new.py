@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flows.new_data import fit_data, format_of
 from tasks.kd.errors import DataError, ParamsError
 
 PRESETS = Path("params") / "presets"
 # What the presets are written for; `_fit_preset` makes them fit another teacher.
 _PRESET_LAYERS, _PRESET_WIDTH = 6, 384
 _TAUGHT = re.compile(r"^train_student:\n(?:[ #].*\n|\n(?=[ #]))*", re.MULTILINE)
-FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,10 @@ class Sources:
 
 def create_recipe(
     root: Path, name: str, *, base: Path, sources: Sources, preset: str | None = None
-) -> Path:
-    """Write params/<name>.yaml and its entry of params/recipes.yaml; returns the former's path.
+) -> tuple[Path, list[str]]:
+    """Write params/<name>.yaml and its entry of params/recipes.yaml.
 
+    Returns the former's path, and a line for each thing that was found out.
     With a preset, the student, its levels, its training and its random texts are those of
     params/presets. Raises ParamsError for a name that can't be used or is taken, for a preset that
     is not there, and for sources that don't fit. Nothing is written unless the result is valid.
@@ -53,7 +54,8 @@ def create_recipe(
     document, dump = parse_yaml(copied)
     document["prepare_data"].update(beside.get("prepare_data", {}))
     _rename(document, name, base.stem)
-    _replace_sources(document, sources)
+    _replace_sources(document, root, sources)
+    notes = [] if sources.train is None else fit_data(document, root)
     found = _shape_of(document, root)
     if preset is None:
         _fit_teacher(document, found)
@@ -66,7 +68,7 @@ def create_recipe(
     listing = _check_and_list(root, name, text)
     write_bytes(path, text)
     write_bytes(root / RECIPES_FILE, listing)
-    return path
+    return path, notes
 
 
 def _check_name(root: Path, name: str, path: Path) -> None:
@@ -151,16 +153,15 @@ def _rename(document: Any, name: str, base: str) -> None:
     document["register"]["model"] = name
 
 
-def _replace_sources(document: Any, sources: Sources) -> None:
+def _replace_sources(document: Any, root: Path, sources: Sources) -> None:
     if (sources.train is None) != (sources.test is None):
         raise ParamsError("a recipe needs both splits", expected="--train and --test together")
     if sources.train is not None and sources.test is not None:
-        kind = _format_of(sources.train)
-        if _format_of(sources.test) != kind:
+        kind = format_of(root, sources.train)
+        if format_of(root, sources.test) != kind:
             raise ParamsError("both splits must have one format", found=f"{sources.test}")
         table = {"kind": "path", "train": sources.train, "test": sources.test}
-        layout = {"kind": kind, "skip_lines": 0}
-        _replace(document["fetch_sources"], "data", {**table, "format": layout})
+        _replace(document["fetch_sources"], "data", {**table, "format": {"kind": kind}})
         document["prepare_data"]["train_examples"] = None  # all of them
     if sources.teacher is not None:
         folder = {"kind": "path", "folder": sources.teacher}
@@ -178,16 +179,6 @@ def _replace(section: Any, key: str, value: dict[str, Any]) -> None:
     if (following := old.ca.items.get(list(old)[-1])) is not None:
         new.ca.items[list(new)[-1]] = following
     section[key] = new
-
-
-def _format_of(path: str) -> str:
-    suffix = Path(path).suffix.lower()
-    if suffix not in FORMATS:
-        raise ParamsError(
-            f"can't tell the format of {path!r}",
-            expected=f"a name that ends in {', '.join(FORMATS)}",
-        )
-    return FORMATS[suffix]
 
 
 def _shape_of(document: Any, root: Path) -> dict[str, int]:

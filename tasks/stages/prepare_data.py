@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
@@ -16,8 +18,12 @@ from tasks.kd.digests import read_json, sha256_folder, sha256_json, write_json
 from tasks.kd.errors import DataError
 from tasks.kd.params import PrepareData
 from tasks.kd.random_texts import random_texts
-from tasks.kd.tables import Rows, drop_repeats, read_rows, stratified
+from tasks.kd.raw_splits import RawSplits, read_splits, warn_of_classes
+from tasks.kd.source_sections import FileFormat
+from tasks.kd.tables import Rows, list_parts, stratified
 from tasks.stages import Stage, run_stage
+
+_RAW = ("train", "test")
 
 
 def main(stage: Stage) -> None:
@@ -27,11 +33,10 @@ def main(stage: Stage) -> None:
     """
     params: PrepareData = stage.params
     sources = stage.input("fetch_sources")
-    test = _read(sources, "test", params)
-    train, dropped = drop_repeats(
-        _read(sources, "train", params), test, on_overlap=params.on_overlap
-    )
-    train, dev = _divide(stage, train)
+    raw = _read(sources, params)
+    raw.require_enough(params.min_train_examples)
+    test = raw.test
+    train, dev = _divide(stage, raw.train)
     labels = _labels(train, sources / "teacher" / "config.json")
     _check_labels(labels, {"dev": dev, "test": test})
     tokenizer, pad_id = _save_tokenizer(sources / "teacher", stage.draft / "tokenizer", params)
@@ -39,6 +44,7 @@ def main(stage: Stage) -> None:
     splits = {}
     for name, rows in (("train", train), ("dev", dev), ("test", test)):
         splits[name] = _encode(rows, labels, tokenizer)
+    warnings = [*raw.list_warnings(), *warn_of_classes(labels, train, test)]
     if params.random_texts:
         lengths = splits["train"].lengths.tolist() * params.random_texts
         more = random_texts(tokenizer, lengths, seed=params.seed + 2)
@@ -52,7 +58,8 @@ def main(stage: Stage) -> None:
             "pad_token_id": pad_id,
             "max_length_tokens": params.max_length_tokens,
             "splits": {name: _describe(split, labels) for name, split in splits.items()},
-            "dropped": dropped,
+            **raw.card,
+            "warnings": warnings,
             "tokenizer_sha256": sha256_folder(stage.draft / "tokenizer"),
             "encoded_sha256": _digest(splits["train"].input_ids),
             "test_sha256": sha256_json(
@@ -60,17 +67,23 @@ def main(stage: Stage) -> None:
             ),
         },
     )
-    left_out = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
+    losses = raw.describe_losses()
     sizes = ", ".join(f"{len(split.labelled)} {name}" for name, split in splits.items())
     if params.random_texts:
         sizes += f", {len(more)} random texts"
-    stage.log(f"{sizes}; {len(labels)} labels" + (f"; left out: {left_out}" if left_out else ""))
+    stage.log(f"{sizes}; {len(labels)} labels" + (f"; {losses}" if losses else ""))
+    for warning in warnings:
+        stage.log(f"warning: {warning}")
 
 
-def _read(sources: Path, split: str, params: PrepareData) -> Rows:
-    found = next(iter((sources / "data").glob(f"{split}.*")))
-    skip = read_json(sources / "sources.json")["data"].get("format", {}).get("skip_lines", 0)
-    return read_rows(found, text=params.text_column, label=params.label_column, skip_lines=skip)
+def _read(sources: Path, params: PrepareData) -> RawSplits:
+    """Both splits as they were fetched, in the form that their source has."""
+    source = read_json(sources / "sources.json")["data"]
+    layout: FileFormat = TypeAdapter(FileFormat).validate_json(
+        json.dumps(source.get("format", {"kind": "parquet"}))
+    )
+    parts = {split: list_parts(sources / "data", split, source[split]) for split in _RAW}
+    return read_splits(parts, layout, params, sources / "teacher")
 
 
 def _divide(stage: Stage, train: Rows) -> tuple[Rows, Rows]:
