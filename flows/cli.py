@@ -76,8 +76,8 @@ def command(example: str) -> Callable[[F], click.Command]:
 @click.argument("name")
 @click.option("--from", "base", default="quickstart", show_default=True, help="Recipe to copy.")
 @click.option("--preset", metavar="NAME", help="A method of params/presets, for example tinybert.")
-@click.option("--train", help="Training file (csv, tsv, jsonl, parquet), from the root.")
-@click.option("--test", help="Test file, of the same format.")
+@click.option("--train", help="Training file (csv, tsv, jsonl, parquet), folder or pattern.")
+@click.option("--test", help="Test file, folder or pattern, of the same format.")
 @click.option("--text-column", help="Column with the text.")
 @click.option("--label-column", help="Column with the label.")
 @click.option("--teacher", help="Model folder to start from, from the root.")
@@ -92,9 +92,9 @@ def new(name: str, base: str, preset: str | None, **sources: str | None) -> None
 
     root = find_root()
     origin = find_recipe(base, root)
-    path = create_recipe(
-        root, name, base=origin, sources=Sources(**sources), preset=preset, say=click.echo
-    )
+    path, notes = create_recipe(root, name, base=origin, sources=Sources(**sources), preset=preset)
+    for note in notes:
+        click.echo(note)
     click.echo(f"{path.relative_to(root)} is valid. Read it through, then: stillhouse run {name}")
 
 

@@ -29,22 +29,19 @@ class _Proposal:
     evidence: list[str]
 
 
-def put_label_map(document: Any, root: Path) -> None:
-    """Write `train_teacher.labels` into a recipe whose teacher and training table are at hand.
+def put_label_map(document: Any, root: Path, rows: Rows | None) -> list[str]:
+    """Write `train_teacher.labels` into a recipe whose teacher and training rows are at hand.
 
     Null where the teacher's names are the data's, or where its answers leave it open which is
-    which: then the comment says what to write.
+    which: then the comment says what to write. Returns the evidence, a line each.
     """
     document["train_teacher"]["labels"] = None
     teacher = document["fetch_sources"]["teacher"]
     folder = root / str(teacher.get("folder", ""))
     names = _generic_names(folder) if teacher["kind"] == "path" else None
-    rows = _read_sample(document, root) if names else None
     if names is None or rows is None or set(rows.labels) <= set(names):
-        return
-    proposal = _propose(document, folder, names, rows)
-    for line in proposal.evidence:
-        click.echo(line, err=True)
+        return []
+    proposal = _propose(document, folder, names, _sample(rows))
     section = document["train_teacher"]
     if proposal.labels is not None:
         from ruamel.yaml.comments import CommentedMap
@@ -54,6 +51,7 @@ def put_label_map(document: Any, root: Path) -> None:
     section.yaml_set_comment_before_after_key(
         "labels", before="\n".join(proposal.evidence), indent=2
     )
+    return proposal.evidence
 
 
 def _generic_names(folder: Path) -> list[str] | None:
@@ -70,22 +68,10 @@ def _generic_names(folder: Path) -> list[str] | None:
     return names if rows is not None and are_generic(names) else None
 
 
-def _read_sample(document: Any, root: Path) -> Rows | None:
-    """Some training texts, in each label's share; None where they can't be read here."""
-    from tasks.kd.tables import read_rows, stratified
+def _sample(rows: Rows) -> Rows:
+    """Some training rows, in each label's share."""
+    from tasks.kd.tables import stratified
 
-    data, columns = document["fetch_sources"]["data"], document["prepare_data"]
-    if data["kind"] != "path" or not (root / data["train"]).is_file():
-        return None
-    try:
-        rows = read_rows(
-            root / data["train"],
-            text=columns["text_column"],
-            label=columns["label_column"],
-            skip_lines=data["format"].get("skip_lines", 0),
-        )
-    except DataError:
-        return None
     if len(rows) <= _TEXTS:
         return rows
     chosen, _ = stratified(rows.labels, _TEXTS, seed=0)
@@ -98,8 +84,6 @@ def _propose(document: Any, folder: Path, names: list[str], rows: Rows) -> _Prop
         return _open(
             names, labels, f"The data have {len(labels)} labels, the teacher {len(names)}."
         )
-    if not (folder / "tokenizer.json").is_file():
-        return _open(names, labels, "Without a tokenizer.json the teacher was not asked.")
     click.echo(f"asks the teacher about {len(rows)} training texts (loads torch)", err=True)
     try:
         length = int(document["prepare_data"]["max_length_tokens"])
@@ -111,21 +95,18 @@ def _propose(document: Any, folder: Path, names: list[str], rows: Rows) -> _Prop
 
 def _ask(folder: Path, rows: Rows, length: int) -> list[int]:
     """The teacher's answers, each the number of a label."""
-    import numpy as np
-    from tokenizers import Tokenizer
-
     from tasks.kd.digests import read_json
     from tasks.kd.encoders import load_classifier
     from tasks.kd.inference import predict_torch
+    from tasks.kd.token_counts import read_texts
+    from tasks.kd.tokenization import load_tokenizer, positions_of
 
-    model = load_classifier(folder)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    positions = int(read_json(folder / "config.json").get("max_position_embeddings", 512))
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max(8, min(length, positions - 2)))
-    ids = [np.asarray(each.ids, dtype=np.int32) for each in tokenizer.encode_batch(rows.texts)]
-    pad = int(read_json(folder / "config.json").get("pad_token_id") or 0)
-    answers: list[int] = predict_torch(model, ids, pad_token_id=pad).argmax(-1).tolist()
+    teacher = load_tokenizer(folder)
+    positions = positions_of(read_json(folder / "config.json"), teacher.pad_token_id)
+    tokenizer = teacher.cut_at(min(length, positions or length))
+    ids = read_texts(tokenizer, rows.texts, unknown_id=None).input_ids
+    logits = predict_torch(load_classifier(folder), ids, pad_token_id=teacher.pad_token_id)
+    answers: list[int] = logits.argmax(-1).tolist()
     return answers
 
 

@@ -6,11 +6,12 @@ import io
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flows.new_data import fit_data, format_of, read_training
 from tasks.kd.errors import DataError, ParamsError
 
 PRESETS = Path("params") / "presets"
@@ -18,7 +19,6 @@ PRESETS = Path("params") / "presets"
 _PRESET_LAYERS, _PRESET_WIDTH = 6, 384
 _TAUGHT = re.compile(r"^train_student:\n(?:[ #].*\n|\n(?=[ #]))*", re.MULTILINE)
 _FLOORS = {"min_accuracy": 0.5, "min_lead": 0.1}
-FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
 
 
 @dataclass(frozen=True)
@@ -33,23 +33,15 @@ class Sources:
 
 
 def create_recipe(
-    root: Path,
-    name: str,
-    *,
-    base: Path,
-    sources: Sources,
-    preset: str | None = None,
-    say: Callable[[str], object] = str,
-) -> Path:
-    """Write params/<name>.yaml and its entry of params/recipes.yaml; returns the former's path.
+    root: Path, name: str, *, base: Path, sources: Sources, preset: str | None = None
+) -> tuple[Path, list[str]]:
+    """Write params/<name>.yaml and its entry of params/recipes.yaml.
 
+    Returns the former's path, and a line for each thing that was found out.
     With a preset, the student, its levels, its training and its random texts are those of
-    params/presets. `say` hears what the texts had a say in. Raises ParamsError for a name that
-    can't be used or is taken, for a preset that is not there, and for sources that don't fit.
-    Nothing is written unless the result is valid.
+    params/presets. Raises ParamsError for a name that can't be used or is taken, for a preset that
+    is not there, and for sources that don't fit. Nothing is written unless the result is valid.
     """
-    from flows.label_map import put_label_map
-    from flows.text_lengths import propose_length
     from tasks.kd.digests import write_bytes
     from tasks.kd.recipes import RECIPES_FILE, load_recipe
 
@@ -63,10 +55,9 @@ def create_recipe(
     document, dump = parse_yaml(copied)
     document["prepare_data"].update(beside.get("prepare_data", {}))
     _rename(document, name, base.stem)
-    _replace_sources(document, sources)
+    _replace_sources(document, root, sources)
     _put_floors(document, sources)
-    is_new = sources.train is not None or sources.teacher is not None
-    proposed = propose_length(document, root) if is_new else None
+    notes = _fit_sources(document, root, sources)
     found = _shape_of(document, root)
     if preset is None:
         _fit_teacher(document, found)
@@ -75,15 +66,26 @@ def create_recipe(
         _fit_preset(document, beside.get("per_channel", []))
     if found or preset is not None:
         _fit_streams(document)
-    if is_new:
-        put_label_map(document, root)
     text = dump(document)
     listing = _check_and_list(root, name, text)
     write_bytes(path, text)
     write_bytes(root / RECIPES_FILE, listing)
-    if proposed is not None:
-        say(proposed)
-    return path
+    return path, notes
+
+
+def _fit_sources(document: Any, root: Path, sources: Sources) -> list[str]:
+    """Fill in what can be told from the tables and the teacher at hand; what was found out."""
+    from flows.label_map import put_label_map
+    from flows.text_lengths import propose_length
+
+    notes: list[str] = []
+    if sources.train is not None:
+        notes, rows = fit_data(document, root)
+    elif sources.teacher is not None:
+        rows = read_training(document, root)
+    else:
+        return notes
+    return [*notes, *propose_length(document, root, rows), *put_label_map(document, root, rows)]
 
 
 def _check_name(root: Path, name: str, path: Path) -> None:
@@ -168,16 +170,15 @@ def _rename(document: Any, name: str, base: str) -> None:
     document["register"]["model"] = name
 
 
-def _replace_sources(document: Any, sources: Sources) -> None:
+def _replace_sources(document: Any, root: Path, sources: Sources) -> None:
     if (sources.train is None) != (sources.test is None):
         raise ParamsError("a recipe needs both splits", expected="--train and --test together")
     if sources.train is not None and sources.test is not None:
-        kind = _format_of(sources.train)
-        if _format_of(sources.test) != kind:
+        kind = format_of(root, sources.train)
+        if format_of(root, sources.test) != kind:
             raise ParamsError("both splits must have one format", found=f"{sources.test}")
         table = {"kind": "path", "train": sources.train, "test": sources.test}
-        layout = {"kind": kind, "skip_lines": 0}
-        _replace(document["fetch_sources"], "data", {**table, "format": layout})
+        _replace(document["fetch_sources"], "data", {**table, "format": {"kind": kind}})
         document["prepare_data"]["train_examples"] = None  # all of them
     if sources.teacher is not None:
         folder = {"kind": "path", "folder": sources.teacher}
@@ -203,16 +204,6 @@ def _replace(section: Any, key: str, value: dict[str, Any]) -> None:
     if (following := old.ca.items.get(list(old)[-1])) is not None:
         new.ca.items[list(new)[-1]] = following
     section[key] = new
-
-
-def _format_of(path: str) -> str:
-    suffix = Path(path).suffix.lower()
-    if suffix not in FORMATS:
-        raise ParamsError(
-            f"can't tell the format of {path!r}",
-            expected=f"a name that ends in {', '.join(FORMATS)}",
-        )
-    return FORMATS[suffix]
 
 
 def _shape_of(document: Any, root: Path) -> dict[str, int]:

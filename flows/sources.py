@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import fnmatch
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.kd.errors import DataError, ParamsError
+from tasks.kd.formats.cells import list_names
+from tasks.kd.source_sections import is_pattern
 
 if TYPE_CHECKING:
     from tasks.kd.recipe import Recipe
+    from tasks.kd.source_sections import PathData
 
 
 def check_sources(root: Path, path: Path, recipe: Recipe) -> None:
@@ -31,44 +35,74 @@ def check_sources(root: Path, path: Path, recipe: Recipe) -> None:
 
 def _find_faults(root: Path, recipe: Recipe, made: set[str]) -> Iterator[tuple[str, str]]:
     """Each fault with the dotted name of the field that it is of."""
-    from flows.models import find_model_faults
-    from tasks.kd.source_sections import PathData, PathModel
+    from tasks.kd.source_sections import HubData, HubModel, PathData, PathModel
+    from tasks.kd.sources import require_no_folder
 
     sources, data = recipe.fetch_sources, recipe.fetch_sources.data
-    if isinstance(data, PathData):
-        for split in ("train", "test"):
-            named = getattr(data, split)
-            if (root / named).is_file():
-                yield from _find_column_faults(root, recipe, split, named, data.format.kind)
-            elif not _comes_by_dvc(root, named, made):
-                yield f"fetch_sources.data.{split}", _absent("file", named)
     models = {"teacher": sources.teacher, "student": sources.student}
     models |= {f"more_teachers.{name}": model for name, model in sources.more_teachers.items()}
-    for name, model in models.items():
-        if not isinstance(model, PathModel):
-            continue
-        if (root / model.folder / "config.json").exists():
-            yield from find_model_faults(root, recipe, name, model.folder)
-        elif not _comes_by_dvc(root, model.folder, made):
-            what = "model" if (root / model.folder).is_dir() else "folder"
-            yield f"fetch_sources.{name}.folder", _absent(what, model.folder)
+    if isinstance(data, PathData):
+        for split in ("train", "test"):
+            yield from _find_split_faults(root, recipe, data, split, made)
+    for name, source in {"data": data, **models}.items():
+        if isinstance(source, HubData | HubModel):
+            yield from _tell(f"fetch_sources.{name}.id", require_no_folder, root, source.id)
+        elif isinstance(source, PathModel):
+            yield from _find_folder_faults(root, recipe, name, source.folder, made)
 
 
-def _find_column_faults(
-    root: Path, recipe: Recipe, split: str, named: str, kind: str
+def _find_folder_faults(
+    root: Path, recipe: Recipe, name: str, folder: str, made: set[str]
 ) -> Iterator[tuple[str, str]]:
-    from tasks.kd.tables import read_column_names
+    """What is wrong with a model's folder, found without loading it."""
+    from flows.models import find_model_faults
+    from tasks.kd.local_files import require_inside
+    from tasks.kd.sources import MODEL_FILES
 
+    place, path = f"fetch_sources.{name}.folder", root / folder
+    if (path / "config.json").exists():
+        read = [file for file in path.iterdir() if any(map(file.match, MODEL_FILES))]
+        outside = [f for each in (path, *read) for f in _tell(place, require_inside, root, each)]
+        yield from outside or find_model_faults(root, recipe, name, folder)
+    elif not _comes_by_dvc(root, folder, made):
+        yield place, _absent("model" if path.is_dir() else "folder", folder)
+
+
+def _tell(place: str, require: Callable[..., None], *given: object) -> Iterator[tuple[str, str]]:
+    """The fault that a requirement finds, if it does."""
     try:
-        names = read_column_names(root / named, kind)
+        require(*given)
     except DataError as error:
-        yield f"fetch_sources.data.{split}", str(error)
+        yield place, str(error)
+
+
+def _find_split_faults(
+    root: Path, recipe: Recipe, data: PathData, split: str, made: set[str]
+) -> Iterator[tuple[str, str]]:
+    """What is wrong with the files of a split, by their heads alone."""
+    from tasks.kd.formats import Columns, Part, read_header, require_same_columns
+    from tasks.kd.local_files import find_parts
+
+    named, place = getattr(data, split), f"fetch_sources.data.{split}"
+    columns = Columns(recipe.prepare_data.text_column, recipe.prepare_data.label_column)
+    try:
+        paths = find_parts(root, named, data.format.kind)
+        parts = [Part(path, path.relative_to(root).as_posix()) for path in paths]
+        if not parts:
+            if not _comes_by_dvc(root, named, made):
+                yield place, _absent("file", named)
+            return
+        header = read_header(parts[0], data.format, columns)
+        require_same_columns(parts, data.format, columns)
+    except DataError as error:
+        yield place, str(error)
         return
-    for field in ("text_column", "label_column"):
-        column = getattr(recipe.prepare_data, field)
-        if column not in names:
-            found = ", ".join(names) or "none"
-            yield f"prepare_data.{field}", f"no column {column!r} in {named}, found {found}"
+    for column, field in zip(columns, ("text_column", "label_column"), strict=True):
+        if column not in header.names:
+            found = list_names(header.names)
+            yield f"prepare_data.{field}", f"no column {column!r} in {parts[0].name}, found {found}"
+        elif column in header.faults:
+            yield f"prepare_data.{field}", header.faults[column]
 
 
 def _absent(kind: str, named: str) -> str:
@@ -80,10 +114,12 @@ def _absent(kind: str, named: str) -> str:
 def _comes_by_dvc(root: Path, named: str, made: set[str]) -> bool:
     """Whether the path, or a folder that it lies in, is tracked by DVC or made by a stage."""
     places = [Path(named), *list(Path(named).parents)[:-1]]
+    folder, name = (root / named).parent, Path(named).name
+    parts = folder.iterdir() if is_pattern(named) and folder.is_dir() else ()
     return any(
         (root / place.with_name(f"{place.name}.dvc")).is_file() or place.as_posix() in made
         for place in places
-    )
+    ) or any(fnmatch.fnmatchcase(part.name, f"{name}.dvc") for part in parts)
 
 
 def _list_made(root: Path) -> set[str]:

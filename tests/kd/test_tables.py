@@ -1,104 +1,189 @@
 from __future__ import annotations
 
 from collections import Counter
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.kd.errors import DataError
-from tasks.kd.tables import Rows, drop_repeats, read_rows, stratified
+from tasks.kd.formats import Part
+from tasks.kd.tables import (
+    Rows,
+    drop_repeats,
+    find_similar_labels,
+    list_parts,
+    read_table,
+    stratified,
+)
+from tests.kd.small_tables import COLUMNS, CSV, layout_of, read, write
 
 TABLES = {
     "csv": 'id,body,kind\n1,"one, two",a\n2,"say ""hi""",b\n',
     "tsv": 'id\tbody\tkind\n1\tone, two\ta\n2\tsay "hi"\tb\n',
     "jsonl": '{"body": "one, two", "kind": "a"}\n{"body": "say \\"hi\\"", "kind": "b"}\n',
+    "parquet": pa.table({"body": ["one, two", 'say "hi"'], "kind": ["a", "b"]}),
 }
-
-
-def write(folder: Path, kind: str, text: str) -> Path:
-    path = folder / f"train.{kind}"
-    path.write_text(text)
-    return path
-
-
-def read(path: Path, skip_lines: int = 0) -> Rows:
-    return read_rows(path, text="body", label="kind", skip_lines=skip_lines)
+HALF = '{"body": "%s", "kind": "%s"}\n{"body": "y", "kind": "b"}\n'
 
 
 @pytest.mark.parametrize("kind", TABLES)
-def test_each_format_gives_the_same_rows(kind: str, tmp_path: Path) -> None:
-    assert read(write(tmp_path, kind, TABLES[kind])) == Rows(["one, two", 'say "hi"'], ["a", "b"])
+def test_each_form_gives_the_same_rows(kind: str, tmp_path: Path) -> None:
+    table = read(write(tmp_path, kind, TABLES[kind]))
+    assert table.rows == Rows(["one, two", 'say "hi"'], ["a", "b"])
+    assert (table.dropped, table.replaced, table.warnings) == ({"unreadable": 0, "blank": 0}, 0, [])
 
 
-def test_parquet_too(tmp_path: Path) -> None:
-    import pandas
+NUMBERS: dict[str, Any] = {
+    "csv": "body,kind\n1,1\n2,1.0\n3,2.5\n4,-3.00\n",
+    "jsonl": "".join(
+        f'{{"body": {i}, "kind": {k}}}\n' for i, k in ((1, 1), (2, "1.0"), (3, "2.5"), (4, -3.0))
+    ),
+    "floats": pa.table({"body": [1, 2, 3, 4], "kind": [1.0, 1.0, 2.5, -3.0]}),
+    "short floats": pa.table(
+        {"body": [1, 2, 3, 4], "kind": pa.array([1, 1, 2.5, -3], pa.float32())}
+    ),
+    "decimals": pa.table(
+        {"body": ["1", "2", "3", "4"], "kind": [Decimal(x) for x in ["1", "1.00", "2.5", "-3"]]}
+    ),
+}
+TRUTHS: dict[str, Any] = {
+    "csv": "body,kind\n1,True\n2,FALSE\n3,true\n",
+    "jsonl": '{"body": 1, "kind": true}\n{"body": 2, "kind": false}\n{"body": 3, "kind": "True"}\n',
+    "booleans": pa.table({"body": ["1", "2", "3"], "kind": [True, False, True]}),
+}
 
-    path = tmp_path / "train.parquet"
-    pandas.DataFrame({"body": ["one", "two"], "kind": [1, 2]}).to_parquet(path)
-    assert read(path) == Rows(["one", "two"], ["1", "2"])
+
+def kind_of(name: str) -> str:
+    return name if name in TABLES else "parquet"
 
 
-def test_lines_after_the_header_can_be_left_out(tmp_path: Path) -> None:
-    path = write(tmp_path, "tsv", "body\tkind\nstring\td\nclass\t\nhello\ta\n")
-    assert read(path, skip_lines=2) == Rows(["hello"], ["a"])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_has_one_spelling_whatever_the_file(name: str, tmp_path: Path) -> None:
+    rows = read(write(tmp_path, kind_of(name), NUMBERS[name])).rows
+    assert rows == Rows(["1", "2", "3", "4"], ["1", "1", "2.5", "-3"])
+
+
+@pytest.mark.parametrize("name", TRUTHS)
+def test_a_boolean_has_one_spelling_whatever_the_file(name: str, tmp_path: Path) -> None:
+    rows = read(write(tmp_path, kind_of(name), TRUTHS[name])).rows
+    assert rows.labels == ["true", "false", "true"]
+
+
+def test_labels_that_are_read_as_one_are_told(tmp_path: Path) -> None:
+    table = read(write(tmp_path, "csv", "body,kind\nx,1\ny,1.0\nz, 2\n"))
+    assert table.rows.labels == ["1", "1", "2"]
+    assert table.warnings == ["labels 1, 1.0 of train.csv are read as 1"]
+
+
+def test_versions_and_codes_stay_as_they_are(tmp_path: Path) -> None:
+    rows = read(write(tmp_path, "csv", "body,kind\nx,1.10\ny,1.1\nz,007\nw,1e3\n")).rows
+    assert rows.labels == ["1.10", "1.1", "007", "1e3"]
+
+
+def test_labels_that_only_look_different_are_told() -> None:
+    found = find_similar_labels(
+        ["Billing", "billing", "log in", "log  in", "caf\u00e9", "cafe\u0301"]
+    )
+    assert [sentence.split(" are ")[0] for sentence in found] == [
+        "labels 'Billing', 'billing'",
+        "labels 'cafe\u0301', 'caf\u00e9'",
+        "labels 'log  in', 'log in'",
+    ]
+    assert find_similar_labels(["a", "b", "a"]) == []
+
+
+def test_what_other_tools_write_for_nothing_is_told(tmp_path: Path) -> None:
+    part = write(tmp_path, "csv", "body,kind\nx,NA\nNone,b\ny,NA\n")
+    told = read(part).warnings
+    assert [x.split(":")[0] for x in told] == [
+        "2 rows of train.csv have the label 'NA'",
+        "1 rows of train.csv have the text 'None'",
+    ]
+    with pytest.raises(
+        DataError, match=r"2 rows without text or label: .*row 1, line 2, column 'k"
+    ):
+        read(part, layout_of("csv", missing=("NA",)))
+
+
+def test_a_row_of_blanks_is_left_out_and_counted(tmp_path: Path) -> None:
+    table = read(write(tmp_path, "csv", "body,kind\nx,a\n , \n   \n\ny,b\n"))
+    assert table.rows == Rows(["x", "y"], ["a", "b"])
+    assert table.dropped == {"unreadable": 0, "blank": 2}
+
+
+def test_a_text_that_can_not_be_encoded_is_refused_with_its_row(tmp_path: Path) -> None:
+    said = "half of a surrogate pair.*train.jsonl, row 1, line 1, column 'body'.*on_unreadable"
+    with pytest.raises(DataError, match=said):
+        read(write(tmp_path, "jsonl", HALF % ("x \\ud83d", "a")))
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("body,sort\nx,a\n", r"no column 'kind'.*Found columns body, sort"),
-        ("body,kind\n", r"an empty split"),
-        ("", r"no column 'body'"),
-        ("body,kind\nx,a\n,b\n", r"1 rows without text or label.*rows 2"),
-        ("body,kind\nx,\n", r"without text or label"),
-        ("body,kind\nx,a,b\n", r"wrong number of columns.*row 1. Expected 2, found 3"),
-        ('body,kind\nx,"a\n', r"not a csv table"),
-    ],
+    ("mode", "texts", "dropped", "replaced"),
+    [("replace", ["x \ufffd", "y"], 0, 1), ("drop", ["y"], 1, 0)],
 )
-def test_a_table_that_is_not_as_declared_is_refused(text: str, said: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=said):
-        read(write(tmp_path, "csv", text))
+def test_it_can_be_replaced_or_left_out(
+    mode: str, texts: list[str], dropped: int, replaced: int, tmp_path: Path
+) -> None:
+    part = write(tmp_path, "jsonl", HALF % ("x \\ud83d", "a"))
+    table = read(part, on_unreadable=mode)
+    assert table.rows.texts == texts
+    assert (table.dropped["unreadable"], table.replaced) == (dropped, replaced)
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ('{"body": "x", "kind": "a"}\n{"body": "y"}\n', r"1 rows without text or label.*rows 2"),
-        ('{"body": null, "kind": 2}\n', r"without text or label"),
-        ('{"body": NaN, "kind": 2}\n', r"without text or label"),
-        ('{"body": "x", "kind": "a"}\n{"body": "y", "ki', r"not JSON: .*:2"),
-        ('["x", "a"]\n', r"not a JSON object: .*:1"),
-    ],
-)
-def test_json_lines_that_lack_something_are_refused(text: str, said: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=said):
-        read(write(tmp_path, "jsonl", text))
+def test_both_halves_of_a_pair_are_a_letter(tmp_path: Path) -> None:
+    table = read(write(tmp_path, "jsonl", HALF % ("x \\ud83d\\ude00", "a")))
+    assert table.rows.texts == ["x \U0001f600", "y"]
 
 
-def test_numbers_in_json_lines_stay_as_they_are_written(tmp_path: Path) -> None:
-    path = write(tmp_path, "jsonl", '{"body": "2020-01-01", "kind": 1}\n{"body": "y", "kind": 2}\n')
-    assert read(path) == Rows(["2020-01-01", "y"], ["1", "2"])
+def test_half_a_pair_in_a_label_is_no_class(tmp_path: Path) -> None:
+    part = write(tmp_path, "jsonl", HALF % ("x", "a\\udc00"))
+    with pytest.raises(DataError, match="row 1, line 1, column 'kind'"):
+        read(part, on_unreadable="replace")
+    assert read(part, on_unreadable="drop").rows == Rows(["y"], ["b"])
 
 
-def test_a_broken_parquet_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="not a Parquet file"):
-        read(write(tmp_path, "parquet", "PAR1 and no more"))
+def test_a_split_of_which_nothing_is_left_is_refused(tmp_path: Path) -> None:
+    part = write(tmp_path, "jsonl", '{"body": "\\ud83d", "kind": "a"}\n')
+    with pytest.raises(DataError, match=r"an empty split.*found none but 1 unreadable"):
+        read(part, on_unreadable="drop")
 
 
-def test_a_csv_from_a_spreadsheet_has_a_mark_in_front(tmp_path: Path) -> None:
-    path = tmp_path / "train.csv"
-    path.write_text("body,kind\nx,a\n", encoding="utf-8-sig")
-    assert read(path) == Rows(["x"], ["a"])
+# --- parts ---------------------------------------------------------------------------------------
 
 
-def test_a_table_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "train.csv"
-    path.write_bytes(b"body,kind\n\xff\xfe,a\n")
-    with pytest.raises(DataError, match="not a csv table in UTF-8"):
-        read(path)
+def parts_in(folder: Path, **contents: str) -> list[Part]:
+    (folder / "train").mkdir()
+    for name, content in contents.items():
+        (folder / "train" / f"{name}.csv").write_text(content)
+    return list_parts(folder, "train", "data/train-*.csv")
+
+
+def test_parts_are_read_in_order_of_their_names(tmp_path: Path) -> None:
+    parts = parts_in(tmp_path, b="kind,body\nb,two\n", a="body,kind\none,a\n")
+    assert [part.name for part in parts] == ["data/a.csv", "data/b.csv"]
+    table = read_table(parts, CSV, COLUMNS, on_unreadable="refuse")
+    assert table.rows == Rows(["one", "two"], ["a", "b"])
+
+
+def test_a_fault_names_the_part(tmp_path: Path) -> None:
+    parts = parts_in(tmp_path, a="body,kind\none,a\n", b="body,kind\ntwo,a\n,a\n")
+    with pytest.raises(DataError, match=r"data/b\.csv, row 2, line 3, column 'body'"):
+        read_table(parts, CSV, COLUMNS, on_unreadable="refuse")
+
+
+def test_parts_have_the_same_columns(tmp_path: Path) -> None:
+    parts = parts_in(tmp_path, a="body,kind\none,a\n", b="two,a\nthree,b\n")
+    with pytest.raises(DataError, match=r"other columns .*data/b\.csv. Expected .*a\.csv: body, k"):
+        read_table(parts, CSV, COLUMNS, on_unreadable="refuse")
+
+
+# --- and what is done with them ------------------------------------------------------------------
 
 
 def test_no_text_ends_up_in_two_splits_or_with_two_labels() -> None:

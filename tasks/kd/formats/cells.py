@@ -1,0 +1,106 @@
+"""What one cell says, as text: one spelling of a value, whatever kind of file holds it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+
+# Halves of surrogate pairs: a JSON escape can make one, UTF-8 can't hold it.
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_WHOLE = re.compile(r"(-?)(0|[1-9][0-9]*)\.0+")
+_TRUTHS = {"true", "false"}
+# What Python, pandas, R, SQL and spreadsheets write for nothing. Some are words as well.
+ABSENT_SPELLINGS = frozenset(
+    ("NA", "N/A", "#N/A", "<NA>", "nan", "NaN", "None", "null", "NULL", "\\N")
+)
+
+
+class NoTextError(Exception):
+    """A cell is no text, number or boolean; the message says what it is."""
+
+
+def spell(value: object) -> str:
+    """A cell as text without blanks around it; what stands for nothing (None, NaN) is empty.
+
+    Booleans are `true` and `false`, whole numbers have no point, bytes are read as UTF-8.
+    Raises NoTextError for anything else.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, bytes):
+        return _decode(value).strip()
+    if isinstance(value, int | float | Decimal):
+        return _spell_number(value)
+    raise NoTextError(_describe(value))
+
+
+def spell_label(text: str) -> str:
+    """A label's one spelling: `1.0` is `1`, `True` is `true`."""
+    if found := _WHOLE.fullmatch(text):
+        sign, digits = found.groups()
+        return digits if digits == "0" else sign + digits
+    return text.lower() if text.lower() in _TRUTHS else text
+
+
+def is_unreadable(text: str) -> bool:
+    """Whether no tokenizer can encode a text: it holds half of a surrogate pair."""
+    return _SURROGATE.search(text) is not None
+
+
+def replace_unreadable(text: str) -> str:
+    """The text with U+FFFD for each half of a surrogate pair."""
+    return _SURROGATE.sub("\ufffd", text)
+
+
+def show(value: object, letters: int = 60) -> str:
+    """A value as it can be printed anywhere, cut to so many letters."""
+    text = repr(value)
+    return text if len(text) <= letters else f"{text[:letters]}..."
+
+
+def list_names(names: list[str], most: int = 12) -> str:
+    """Column names for a message; those that can't be printed, or are blank, in quotes."""
+    shown = [name if name.isprintable() and name.strip() else repr(name) for name in names[:most]]
+    if len(names) > most:
+        shown.append(f"and {len(names) - most} more")
+    return ", ".join(shown) or "none"
+
+
+def advise_path(column: str, value: object) -> str | None:
+    """What to do about an object where text should be."""
+    if not isinstance(value, Mapping) or not value:
+        return None
+    return f"Name a field of it as the column: {column}.{next(iter(value))}."
+
+
+def _spell_number(value: float | Decimal) -> str:
+    if not math.isfinite(value):
+        if math.isnan(value):
+            return ""
+        raise NoTextError("an infinite number")
+    if value == int(value):
+        return str(int(value))
+    return format(value.normalize(), "f") if isinstance(value, Decimal) else repr(value)
+
+
+def _decode(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise NoTextError(
+            f"bytes that are not UTF-8, {show(value)} at byte {error.start}"
+        ) from None
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Mapping):
+        return f"an object with the fields {list_names([str(name) for name in value])}"
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)}"
+    return f"a {type(value).__name__}, {show(value)}"
