@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from prefect.client.schemas.objects import State
+from safetensors.numpy import save_file
 
 from flows.servers import prefect_api
 from tasks.kd.digests import read_json, write_json
@@ -170,6 +172,15 @@ def _complete_metrics(path: Path) -> None:
     for role, layers in (("teacher", 2), ("student", 1)):
         metrics[role] |= {"macro_f1": share, "parameters": 1000 * layers, "layers": layers}
     write_json(path, {**metrics, "agreement": share})
+
+
+def write_model(folder: Path, **fields: object) -> None:
+    """A model's folder whose files are whole: a small BERT's configuration, one weight."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = {"num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 12}
+    config = {"model_type": "bert", **sizes, "intermediate_size": 1536, **fields}
+    write_json(folder / "config.json", config)
+    save_file({"pooler.dense.bias": np.zeros(3, np.float32)}, folder / "model.safetensors")
 
 
 def _init(root: Path) -> None:

@@ -80,6 +80,7 @@ def test_a_classifier_without_names_has_as_many_as_it_has_rows() -> None:
         ({"id2label": {"0": False, "1": True}}, "id2label can't be read"),
         ({"id2label": {"0": 0.5, "1": 1}}, "id2label can't be read"),
         ({"id2label": {"0": "bad", "LABEL_0": "good"}}, "id2label can't be read"),
+        ({"id2label": {"0": "LABEL_0", "2": "LABEL_1"}}, "id2label can't be read"),
         ({"id2label": {"x": "bad", "y": "good"}}, "id2label can't be read"),
         ({"id2label": "bad, good"}, "id2label can't be read"),
         ({"id2label": 3}, "id2label can't be read"),
