@@ -684,8 +684,27 @@ def test_other_limits_are_judged_anew_and_do_not_unseat_the_champion(
     version, decision = run_gate(registry, stricter)
     assert version.version == 1
     assert [rule.name for rule in decision.refused_by] == ["retention"]
-    assert "champion itself" in decision.rules[2].explanation
+    rule = next(rule for rule in decision.rules if rule.name == "champion")
+    assert "champion itself" in rule.explanation
     assert number_of_champion(registry) == 1
+
+
+def test_a_student_that_guesses_is_refused_however_much_it_retains(
+    registry: Registry, make: Make
+) -> None:
+    """Right on a third of three classes, as its teacher: kept whole, and worth nothing."""
+    produced = make(wrong=range(200), gate={"min_accuracy": 0.0, "min_lead": 0.0})
+    table = produced.artifacts / "evaluate_student" / "predictions.csv"
+    header, *rows = table.read_text(encoding="utf-8").splitlines()
+    place = header.split(",").index("teacher"), header.split(",").index("student")
+    copied = [row.split(",") for row in rows]
+    for row in copied:
+        row[place[0]] = row[place[1]]
+    table.write_text("\n".join([header, *map(",".join, copied)]) + "\n", encoding="utf-8")
+    _, decision = run_gate(registry, produced)
+    assert decision.verdict == "refuse"
+    assert [rule.name for rule in decision.refused_by] == ["lead"]
+    assert registry.champion(MODEL) is None
 
 
 def test_the_champion_is_asked_again_when_the_test_split_is_another(

@@ -93,12 +93,29 @@ def load_classifier(folder: Path, labels: Sequence[str] | None = None) -> torch.
     that the model would not use, but for buffers and poolers that nothing reads.
     """
     fields, tensors = read_config(folder), read_headers(folder)
+    _require_classifier(folder, fields)
     names = read_label_names(fields, folder / "config.json", classifier_rows(tensors))
     if labels is not None and len(labels) != len(names):
         raise AssertionError("as many labels as the classifier has")
     config = _build_config(folder, fields, names if labels is None else labels)
     config.problem_type = fields.get("problem_type")
     return _load(folder, config, new_head=False)
+
+
+def _require_classifier(folder: Path, fields: dict[str, Any]) -> None:
+    """Raise DataError for a model of another task: some have weights of the very same names."""
+    said = fields.get("architectures") or []
+    others = [
+        str(name) for name in said if re.search(r"For(?!SequenceClassification)[A-Z]", str(name))
+    ]
+    if others:
+        raise DataError(
+            "not a classifier of texts",
+            where=folder / "config.json",
+            expected="architectures that end in ForSequenceClassification",
+            found=", ".join(others),
+            advice="With train_teacher.mode fine_tune it gets a new head.",
+        )
 
 
 def new_classifier(folder: Path, labels: list[str]) -> torch.nn.Module:

@@ -167,8 +167,9 @@ def compare_outcomes(
 ) -> dict[str, Any]:
     """All paired figures with percentile bootstrap intervals (Efron 1979).
 
-    `teacher` and `student` {accuracy, macro_f1, ece}, `retention`, `agreement`, each a Figure as
-    a dict. Macro-F1 is the mean over the classes that are true or answered in the sample, as
+    `teacher` and `student` {accuracy, lead, macro_f1, ece}, `retention`, `agreement`, each a Figure
+    as a dict. Lead is the share that is removed of the errors of the best constant answer, and is
+    left out where all examples have one label. Macro-F1 is the mean over the classes that are true or answered in the sample, as
     scikit-learn's `f1_score(average="macro")` has it; ECE is Guo et al. 2017, eq. 3, with 15 bins
     of equal width. Raises DataError if the teacher gets nothing right (nothing can be retained).
     """
@@ -181,6 +182,8 @@ def compare_outcomes(
     tails = 50 * (1 - confidence), 50 * (1 + confidence)
     figures: dict[str, Any] = {"teacher": {}, "student": {}}
     for name, values in drawn.items():
+        if np.isnan(measured[name][0]):
+            continue
         low, high = np.nanpercentile(values, tails)
         figure = Figure(float(measured[name][0]), examples, float(low), float(high))
         who, _, own = name.rpartition(".")
@@ -209,11 +212,16 @@ def _figures(sums: Floats, examples: int) -> dict[str, Floats]:
     widths = [1, count, count, count, BINS, count, count]  # and BINS more
     agree, support, *rest = np.split(sums, np.cumsum(widths), axis=1)
     figures = {"agreement": agree[:, 0] / examples}
+    constant = support.max(axis=1) / examples
     for who, (answered, right, gaps) in {"teacher": rest[:3], "student": rest[3:]}.items():
         present = (answered + support) > 0
         f1 = _divide(2 * right, answered + support)
         figures[f"{who}.accuracy"] = right.sum(axis=1) / examples
         figures[f"{who}.macro_f1"] = f1.sum(axis=1) / present.sum(axis=1)
+        right_share = figures[f"{who}.accuracy"]
+        figures[f"{who}.lead"] = np.where(
+            constant < 1, _divide(right_share - constant, 1 - constant), np.nan
+        )
         figures[f"{who}.ece"] = np.abs(gaps).sum(axis=1) / examples
     teacher, student = figures["teacher.accuracy"], figures["student.accuracy"]
     figures["retention"] = np.where(teacher > 0, _divide(student, teacher), np.nan)

@@ -163,7 +163,7 @@ def _read_ids(value: Any, field: str, where: Path) -> list[str] | None:
     if not isinstance(value, dict):
         raise _unreadable(field, value, where)
     pairs = list(value.items())
-    straight = _by_id([(_id_of(key), _name_of(name)) for key, name in pairs])
+    straight = _by_id([(_id_of(_bare(key)), _name_of(name)) for key, name in pairs])
     turned = _by_id([(_id_of(name), _name_of(key)) for key, name in pairs])
     first, second = (straight, turned) if field == "id2label" else (turned, straight)
     found = first or second
@@ -181,9 +181,14 @@ def _by_id(pairs: Sequence[tuple[int | None, str | None]]) -> list[str] | None:
     return [name for name in found if name is not None] if None not in found else None
 
 
+def _bare(key: Any) -> Any:
+    """An id that stands as a key, without the word that some write before it."""
+    return key.strip().removeprefix("LABEL_") if isinstance(key, str) else key
+
+
 def _id_of(value: Any) -> int | None:
-    if isinstance(value, str) and (match := re.fullmatch(r"(?:LABEL_)?(\d{1,9})", value.strip())):
-        return int(match[1])
+    if isinstance(value, str) and re.fullmatch(r"\d{1,9}", value.strip()):
+        return int(value)
     return _whole(value)
 
 

@@ -145,9 +145,16 @@ def _ratios(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _quality_rows(metrics: Mapping[str, Any]) -> list[Row]:
-    names = {"accuracy": "Accuracy", "macro_f1": "Macro-F1", "ece": "Calibration error (ECE)"}
+    names = {
+        "accuracy": "Accuracy",
+        "lead": "Lead over the best constant answer",
+        "macro_f1": "Macro-F1",
+        "ece": "Calibration error (ECE)",
+    }
     rows = []
     for key, name in names.items():
+        if key not in metrics["student"]:  # no lead on a test split of one label
+            continue
         teacher, student = metrics["teacher"][key], metrics["student"][key]
         rows.append(
             Row(

@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from prefect.client.schemas.objects import State
+from safetensors.numpy import save_file
 
 from flows.servers import prefect_api
 from tasks.kd.digests import read_json, write_json
@@ -26,6 +28,7 @@ from tasks.kd.recipes import inputs_of
 from tasks.registry import open_registry
 from tasks.registry.produced import STAGES
 from tests.test_registry import write_artifacts
+from tests.tokenizer_folders import wordpiece, write_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "triage"
@@ -170,6 +173,13 @@ def _complete_metrics(path: Path) -> None:
     for role, layers in (("teacher", 2), ("student", 1)):
         metrics[role] |= {"macro_f1": share, "parameters": 1000 * layers, "layers": layers}
     write_json(path, {**metrics, "agreement": share})
+
+
+def write_model(folder: Path, **fields: object) -> None:
+    """A model's folder whose files are whole: a small BERT's configuration, one weight."""
+    sizes = {"num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 12}
+    write_folder(folder, wordpiece(), **{**sizes, "intermediate_size": 1536, **fields})
+    save_file({"pooler.dense.bias": np.zeros(3, np.float32)}, folder / "model.safetensors")
 
 
 def _init(root: Path) -> None:

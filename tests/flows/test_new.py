@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from ruamel.yaml import YAML
+from tokenizers import Tokenizer
 
 from flows.cli import main
 from flows.new import list_presets
 from tasks.kd.levels import match
 from tasks.kd.phases import layer_levels
 from tasks.kd.recipes import check_inputs, load_recipe, read_inputs
+from tests.flows.conftest import write_model
+from tests.tiny import WORDS as TEAM_WORDS
+from tests.tiny import tiny_model, tiny_tokenizer
 from tests.tokenizer_folders import WORDS, wordpiece, write_folder
 
 PATHS = ["--train", "data/a.csv", "--test", "data/b.csv", "--teacher", "data/encoder"]
@@ -30,8 +35,7 @@ def repository(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> P
         shutil.copyfile(root / "params" / name, tmp_path / "params" / name)
     shutil.copytree(root / "params" / "presets", tmp_path / "params" / "presets")
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
-    write_folder(tmp_path / "data" / "encoder", wordpiece())
-    (tmp_path / "data" / "encoder" / "config.json").unlink()  # its shape is not at hand
+    write_model(tmp_path / "data" / "encoder")
     for name in ("a.csv", "b.csv"):
         (tmp_path / "data" / name).write_text("Text,Category,body,team\nhello,a,hello,b\n")
     monkeypatch.chdir(tmp_path)
@@ -180,9 +184,7 @@ def base_sized(repository: Path) -> str:
 
 
 def write_config(repository: Path, fields: dict[str, Any]) -> None:
-    folder = repository / "data" / "encoder"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(fields))
+    (repository / "data" / "encoder" / "config.json").write_text(json.dumps(fields))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -298,3 +300,76 @@ def test_a_tokenizer_that_contradicts_itself_is_refused_at_once(repository: Path
     assert result.exit_code == 2
     assert "contradict one another in do_lower_case" in result.stderr
     assert not (repository / "params" / "triage.yaml").exists()
+
+
+# --- a teacher whose labels have no names --------------------------------------------------------
+
+TEAMS = {"orders": TEAM_WORDS[:12], "payments": TEAM_WORDS[12:24], "returns": TEAM_WORDS[24:36]}
+MATCH = ("payments", "returns", "orders")  # what LABEL_0, LABEL_1 and LABEL_2 are
+
+
+def write_sorter(repository: Path, *, is_tuned: bool) -> None:
+    """A teacher that knows teams by their words, with numbers for names; and texts for it."""
+    model: Any = tiny_model(1)
+    model.classifier = torch.nn.Linear(model.config.hidden_size, 3)
+    tokenizer = Tokenizer.from_file(str(tiny_tokenizer(repository / "data/encoder/tokenizer.json")))
+    if is_tuned:
+        set_by_hand(model, [tokenizer.encode(" ".join(TEAMS[team])).ids for team in MATCH])
+    names = {i: f"LABEL_{i}" for i in range(3)}
+    model.config.update({"id2label": names, "label2id": {v: k for k, v in names.items()}})
+    model.save_pretrained(repository / "data" / "encoder")
+    for split in ("a", "b"):
+        rows = [f"{word} {word},{team}" for team, words in TEAMS.items() for word in words]
+        (repository / "data" / f"{split}.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+
+
+def set_by_hand(model: Any, words: list[list[int]]) -> None:
+    """Give each class's words a direction of their own, which all layers let through."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+        for module in model.modules():
+            if isinstance(module, torch.nn.LayerNorm):
+                module.weight.fill_(1)
+        for label, ids in enumerate(words):
+            model.bert.embeddings.word_embeddings.weight[ids, label] = 4
+            model.classifier.weight[label, label] = 5
+        layer = model.bert.encoder.layer[0].attention
+        for part in (layer.self.value, layer.output.dense, model.bert.pooler.dense):
+            part.weight.copy_(torch.eye(len(part.weight)))
+
+
+SORTER = [*PATHS, "--text-column", "text", "--label-column", "label"]
+
+
+def test_the_map_that_a_teacher_s_answers_show_is_written_with_them(repository: Path) -> None:
+    write_sorter(repository, is_tuned=True)
+    result = new("sorter", *SORTER)
+    assert result.exit_code == 0, result.output
+    assert "asks the teacher about 36 training texts (loads torch)" in result.stderr
+    recipe = load_recipe(repository / "params" / "sorter.yaml")
+    expected = {f"LABEL_{i}": team for i, team in enumerate(MATCH)}
+    assert recipe.train_teacher.labels == expected
+    written = (repository / "params" / "sorter.yaml").read_text()
+    assert "# The teacher's labels have no names (id2label). Named so, 100.0% of 36" in written
+    assert re.search(r"# orders +0 +0 +12\n", written)
+
+
+def test_a_teacher_that_tells_nothing_leaves_the_map_open_and_says_so(repository: Path) -> None:
+    write_sorter(repository, is_tuned=False)
+    result = new("sorter", *SORTER)
+    assert result.exit_code == 0, result.output
+    recipe = load_recipe(repository / "params" / "sorter.yaml")
+    assert recipe.train_teacher.labels is None
+    assert "that settles nothing" in result.stderr
+    assert "labels: {LABEL_0: orders, LABEL_1: payments, LABEL_2: returns}" in (
+        (repository / "params" / "sorter.yaml").read_text()
+    )
+
+
+def test_a_copy_for_other_data_has_the_floors_of_any_student(repository: Path) -> None:
+    assert new("other", *PATHS, "--text-column", "body", "--label-column", "team").exit_code == 0
+    recipe = load_recipe(repository / "params" / "other.yaml")
+    assert (recipe.gate.min_accuracy, recipe.gate.min_lead) == (0.5, 0.1)
+    assert recipe.train_teacher.min_lead == 0.1
+    assert recipe.train_teacher.labels is None

@@ -13,8 +13,7 @@ from click.testing import CliRunner, Result
 from flows.cli import main
 from tasks.kd.digests import read_json, write_json
 from tasks.kd.recipes import inputs_of, load_recipe
-from tests.flows.conftest import Project
-from tests.tokenizer_folders import wordpiece, write_folder
+from tests.flows.conftest import Project, write_model
 
 ROW = {"text": "hello", "label": "greeting"}
 HEADER, LINE = ",".join(ROW), ",".join(ROW.values())
@@ -25,7 +24,7 @@ def local(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     """The recipe `tiny` with all of its sources in data/, and all of them there."""
     monkeypatch.chdir(project.root)
     for folder in ("teacher", "student", "more/second"):
-        write_folder(project.root / "data" / folder, wordpiece())
+        write_model(project.root / "data" / folder)
     for split in ("train", "test"):
         (project.root / "data" / f"{split}.csv").write_text(f"{HEADER}\n{LINE}\n")
     name_sources(project, "csv")
@@ -172,3 +171,70 @@ def test_tokenizers_that_can_not_be_used_are_told_before_anything_runs(
     assert (result.exit_code, result.stdout) == (2, "")
     assert said in result.stderr
     assert str(local.root / "data" / "teacher") in result.stderr
+
+
+# --- models --------------------------------------------------------------------------------------
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+
+
+def change_config(project: Project, **fields: object) -> None:
+    path = project.root / "data" / "teacher" / "config.json"
+    write_json(path, read_json(path) | fields)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "vocab.txt"])
+def test_a_file_that_git_lfs_left_is_told_with_its_path_and_line(local: Project, name: str) -> None:
+    (local.root / "data" / "teacher" / name).write_text(POINTER)
+    result = check()
+    assert (result.exit_code, result.stdout) == (2, "")
+    path = local.root / "data" / "teacher" / name
+    assert f"fetch_sources.teacher.folder: a Git LFS pointer in the place of the file: {path}" in (
+        result.stderr
+    )
+    assert "Run: git lfs pull" in result.stderr
+    assert f"{local.recipe}:" in result.stderr
+
+
+def test_weights_only_as_pickles_are_told_with_the_command_that_converts(local: Project) -> None:
+    weights = local.root / "data" / "teacher" / "model.safetensors"
+    weights.rename(weights.with_name("pytorch_model.bin"))
+    result = check()
+    assert result.exit_code == 2
+    assert "no safetensors weights" in result.stderr
+    assert "found pytorch_model.bin" in result.stderr
+    assert "Run: python -c " in result.stderr
+
+
+def test_a_field_that_the_model_would_not_use_is_told(local: Project) -> None:
+    change_config(local, position_embedding_type="relative_key")
+    result = check()
+    assert result.exit_code == 2
+    assert "would not use what its configuration says: position_embedding_type" in result.stderr
+
+
+def test_a_folder_without_a_model_is_told_unless_dvc_brings_it(local: Project) -> None:
+    (local.root / "data" / "teacher" / "config.json").unlink()
+    result = check()
+    assert result.exit_code == 2
+    assert "fetch_sources.teacher.folder: not a model folder: data/teacher" in result.stderr
+    (local.root / "data" / "teacher.dvc").write_text("outs: []\n")
+    assert check().exit_code == 0
+
+
+def test_a_given_teacher_s_labels_are_held_against_the_recipe_s_map(local: Project) -> None:
+    change_config(local, id2label={"0": "LABEL_0", "1": "LABEL_1"})
+    assert check().exit_code == 0
+    local.change("train_teacher", mode="given", labels={"LABEL_0": "greeting"})
+    result = check()
+    assert result.exit_code == 2
+    assert "train_teacher.labels: train_teacher.labels does not name the teacher's" in result.stderr
+    assert "found none for LABEL_1" in result.stderr
+    local.change("train_teacher", labels={"LABEL_0": "greeting", "LABEL_1": "farewell"})
+    assert check().exit_code == 0
+    change_config(local, id2label={"0": "LABEL_0", "2": "LABEL_1"})
+    result = check()
+    assert result.exit_code == 2
+    assert "id2label can't be read" in result.stderr
+    local.change("train_teacher", mode="fine_tune")  # its labels are nobody's
+    assert check().exit_code == 0

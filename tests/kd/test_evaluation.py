@@ -56,6 +56,9 @@ def test_figures_of_the_case_worked_by_hand() -> None:
     # F1 of the teacher: 1, 2*2/(3+2), 0; of the student: 2*2/(3+3), 2*1/(3+2), 0
     assert found["teacher"]["macro_f1"]["value"] == pytest.approx((1 + 4 / 5 + 0) / 3)
     assert found["student"]["macro_f1"]["value"] == pytest.approx((2 / 3 + 2 / 5 + 0) / 3)
+    # the constant answer 0 makes 3 errors of 6, the teacher 1, the student 3
+    assert found["teacher"]["lead"]["value"] == pytest.approx(2 / 3)
+    assert found["student"]["lead"]["value"] == pytest.approx(0)
     # one bin: |0.9 - accuracy|
     assert found["teacher"]["ece"]["value"] == pytest.approx(0.9 - 5 / 6)
     assert found["student"]["ece"]["value"] == pytest.approx(0.9 - 3 / 6)
@@ -66,6 +69,13 @@ def test_figures_of_the_case_worked_by_hand() -> None:
         "student_only": 0,
         "neither": 1,
     }
+
+
+def test_examples_of_one_label_give_no_lead() -> None:
+    found = compare(answers([0] * 6, [0, 0, 0, 0, 0, 1], [0] * 6))
+    assert "lead" not in found["teacher"]
+    assert "lead" not in found["student"]
+    assert found["teacher"]["accuracy"]["value"] == pytest.approx(5 / 6)
 
 
 def test_calibration_error_weighs_each_bin_by_its_examples() -> None:

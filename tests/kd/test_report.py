@@ -192,7 +192,7 @@ def test_it_says_the_result_in_one_sentence(contents: Contents, page: str) -> No
 
 def test_figures_stand_beside_their_intervals(contents: Contents, page: str) -> None:
     for who in ("teacher", "student"):
-        for name in ("accuracy", "macro_f1", "ece"):
+        for name in ("accuracy", "lead", "macro_f1", "ece"):
             figure = contents.metrics[who][name]
             low, high = 100 * figure["low"], 100 * figure["high"]
             shown = f"<td>{percent(figure['value'])}<small>{low:.1f} to {high:.1f}</small></td>"

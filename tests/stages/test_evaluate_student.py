@@ -71,6 +71,7 @@ def test_metrics_hold_every_figure(metrics: Any) -> None:
         figures = metrics[who]
         assert set(figures) == {
             "accuracy",
+            "lead",
             "macro_f1",
             "ece",
             "latency_ms",

@@ -274,3 +274,22 @@ def test_a_narrower_student_is_trained(broken: Any, examples: int | None) -> Non
     assert broken.json("train_student", "model/config.json")["hidden_size"] == 8
     agreement = broken.json("train_student", "report.json")["dev_accuracy"]
     assert agreement > 0.6  # untrained; of three topics the most frequent is half of the texts
+
+
+def test_a_pointer_in_a_model_is_refused_before_anything_is_copied(bare: Any) -> None:
+    weights = bare.root / "models" / "base" / "model.safetensors"
+    weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    done = bare.run("fetch_sources")
+    assert done.returncode == 2
+    assert f"a Git LFS pointer in the place of the file: {weights}" in done.stderr
+    assert "git lfs pull" in done.stderr
+    assert bare.error("fetch_sources")["type"] == "DataError"
+
+
+def test_weights_only_as_pickles_are_refused_with_what_converts_them(bare: Any) -> None:
+    weights = bare.root / "models" / "base" / "model.safetensors"
+    weights.rename(weights.with_name("pytorch_model.bin"))
+    done = bare.run("fetch_sources")
+    assert done.returncode == 2
+    assert f"no safetensors weights: {weights}" in done.stderr
+    assert "Run: python -c" in done.stderr

@@ -4,10 +4,13 @@ import json
 import shutil
 from typing import Any
 
+import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from tasks.kd.encoders import load_classifier, model_sha256
 from tasks.kd.ensemble import parse_rule, save_rule, teacher_sha256
+from tasks.stages import INPUTS
 
 
 def test_it_fine_tunes_and_says_how_it_went(finished: Any) -> None:
@@ -56,6 +59,124 @@ def test_a_given_teacher_is_measured_and_left_as_it_is(broken: Any) -> None:
     assert after["steps"] == 0
     assert after["teacher_sha256"] == before["teacher_sha256"]
     assert after["dev_accuracy"] == before["dev_accuracy"]
+    assert after["dev_standing"] == before["dev_standing"]
+    standing = after["dev_standing"]
+    errors = 1 - standing["constant"]
+    assert standing["lead"] == pytest.approx(1 - (1 - after["dev_accuracy"]) / errors)
+    assert 0 < standing["lead_bound"] < standing["lead"]
+    assert standing["chance"] == pytest.approx(1 / 3)
+    assert "given; dev accuracy" in done.stderr
+    assert f"lead {standing['lead']:.2%}" in done.stderr
+
+
+def edit_teacher(project: Any, **fields: Any) -> None:
+    path = project.out("fetch_sources") / "teacher" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def run_given(project: Any) -> Any:
+    """Prepare the data for the given teacher, and measure it."""
+    for stage in ("prepare_data", "train_teacher"):
+        done = project.run(stage)
+        if done.returncode:
+            break
+    return done
+
+
+GENERIC = {"id2label": {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}, "label2id": None}
+
+
+def test_a_teacher_whose_labels_have_no_names_is_named_by_the_recipe(broken: Any) -> None:
+    before = broken.json("train_teacher", "report.json")
+    give_tuned(broken)
+    edit_teacher(broken, **GENERIC)
+    done = run_given(broken)
+    assert done.returncode == 2
+    assert "prepare_data: the teacher's labels have no names, and the data's have" in done.stderr
+    pasted = "train_teacher.labels: {LABEL_0: corn, LABEL_1: money, LABEL_2: ships}"
+    assert pasted in done.stderr
+    assert "id2label" in done.stderr
+    assert "config.json" in done.stderr
+    names = {"LABEL_0": "corn", "LABEL_1": "money", "LABEL_2": "ships"}
+    broken.change(lambda recipe: recipe["train_teacher"].update(labels=names))
+    done = run_given(broken)
+    assert done.returncode == 0, done.stderr
+    assert broken.json("train_teacher", "report.json")["dev_accuracy"] == before["dev_accuracy"]
+    config = json.loads((broken.out("train_teacher") / "model" / "config.json").read_text())
+    assert config["id2label"] == {"0": "corn", "1": "money", "2": "ships"}
+    assert config["label2id"] == {"corn": 0, "money": 1, "ships": 2}
+    # A wrong order shows, with the right one to paste.
+    names = {"LABEL_0": "money", "LABEL_1": "ships", "LABEL_2": "corn"}
+    broken.change(lambda recipe: recipe["train_teacher"].update(labels=names))
+    done = run_given(broken)
+    assert done.returncode == 2
+    assert "the given teacher is hardly better than one answer for all texts" in done.stderr
+    assert f"(1) its labels stand in another order: so named, {before['dev_accuracy']:.2%}" in (
+        done.stderr
+    )
+    assert f"Write {pasted}" in done.stderr
+
+
+def test_a_given_teacher_that_guesses_is_refused_with_its_figures(broken: Any) -> None:
+    give_tuned(broken)
+    path = broken.out("fetch_sources") / "teacher" / "model.safetensors"
+    weights = load_file(path)
+    weights["classifier.weight"] = torch.zeros_like(weights["classifier.weight"])
+    save_file(weights, path, {"format": "pt"})
+    done = broken.run("train_teacher")
+    assert done.returncode == 2
+    assert "the given teacher is hardly better than one answer for all texts" in done.stderr
+    assert "lead of 10.00% (train_teacher.min_lead)" in done.stderr
+    assert "(1) a classifier head that was never trained (100% of its answers" in done.stderr
+    assert "chance 33.33%" in done.stderr
+
+
+def test_a_given_teacher_below_the_recipe_s_lead_is_refused(broken: Any) -> None:
+    give_tuned(broken)
+    broken.change(lambda recipe: recipe["train_teacher"].update(min_lead=1.0))
+    done = broken.run("train_teacher")
+    assert done.returncode == 2
+    assert "Expected a lead of 100.00% (train_teacher.min_lead)" in done.stderr
+
+
+def test_weights_that_the_teacher_would_not_use_are_refused(broken: Any) -> None:
+    give_tuned(broken)
+    path = broken.out("fetch_sources") / "teacher" / "model.safetensors"
+    extra = {"bert.encoder.layer.9.output.dense.weight": torch.zeros(2)}
+    save_file(load_file(path) | extra, path, {"format": "pt"})
+    done = broken.run("train_teacher")
+    assert done.returncode == 2
+    assert "1 weights would not be used" in done.stderr
+    assert "layer.9.output.dense.weight" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_label_that_today_s_texts_lack_goes_all_the_way(broken: Any) -> None:
+    """The teacher knows wheat; no text is of it, in any split."""
+    give_tuned(broken)
+    folder = broken.out("fetch_sources") / "teacher"
+    weights = load_file(folder / "model.safetensors")
+    places = torch.tensor([0, 0, 1, 2])  # wheat is first, with corn's weights and no bias for it
+    weights = {k: v[places] if k.startswith("classifier") else v for k, v in weights.items()}
+    weights["classifier.bias"][0] -= 30
+    save_file({k: v.contiguous() for k, v in weights.items()}, folder / "model.safetensors",
+              {"format": "pt"})  # fmt: skip
+    edit_teacher(broken, id2label=["wheat", "corn", "money", "ships"], label2id=None)
+    outputs = {}
+    for stage in list(INPUTS)[1:]:
+        done = broken.run(stage)
+        assert done.returncode == 0, done.stderr
+        outputs[stage] = done.stderr
+    card = broken.json("prepare_data", "data_card.json")
+    assert card["labels"] == ["wheat", "corn", "money", "ships"]
+    assert all(split["label_counts"]["wheat"] == 0 for split in card["splits"].values())
+    warning = "the training split has no text of label 'wheat', which the teacher knows"
+    assert warning in card["warnings"]
+    assert f"prepare_data: warning: {warning}" in outputs["prepare_data"]
+    metrics = broken.json("evaluate_student", "metrics.json")
+    assert metrics["per_class"][0]["support"] == 0
+    assert metrics["teacher"]["macro_f1"]["value"] > 0.5
+    assert [row[0] for row in metrics["confusion"]["teacher"]] == [0, 0, 0, 0]
 
 
 def test_a_given_teacher_with_another_number_of_labels_is_refused(broken: Any) -> None:
@@ -130,7 +251,8 @@ def test_a_further_teacher_of_other_labels_is_refused(broken: Any) -> None:
     add_teachers(broken, logits="mean", layers="main")
     config = broken.root / "models" / "third" / "config.json"
     labels = {"0": "corn", "1": "ships", "2": "money"}
-    config.write_text(json.dumps({**json.loads(config.read_text()), "id2label": labels}))
+    fields = {"id2label": labels, "label2id": None}
+    config.write_text(json.dumps(json.loads(config.read_text()) | fields))
     for stage in ("fetch_sources", "prepare_data"):
         assert broken.run(stage).returncode == 0
     done = broken.run("train_teacher")
