@@ -55,7 +55,7 @@ def main(stage: Stage) -> None:
         readings[name] = read_texts(tokenizer, rows.texts, unknown_id=teacher.unknown_id)
         splits[name] = _as_split(rows, labels, readings[name])
     require_known(readings["train"], params.max_unknown_fraction, where=sources / "teacher")
-    _prove_tokens(teacher, stage.draft / "tokenizer", splits["train"], params)
+    prove_tokens(teacher, stage.draft / "tokenizer", splits["train"], params)
     warnings = _warn_of_texts(readings, params)
     if params.random_texts:
         lengths = splits["train"].lengths.tolist() * params.random_texts
@@ -148,7 +148,7 @@ def _save_tokenizer(teacher: ModelTokenizer, out: Path, params: PrepareData) -> 
     return read_tokenizer(out / "tokenizer.json", params.max_length_tokens)
 
 
-def _prove_tokens(teacher: ModelTokenizer, saved: Path, train: Split, params: PrepareData) -> None:
+def prove_tokens(teacher: ModelTokenizer, saved: Path, train: Split, params: PrepareData) -> None:
     """Raise DataError unless the training texts' ids are those of the teacher's own files.
 
     Of all texts, where there is a tokenizer.json or a vocabulary; of a sample, where they are
