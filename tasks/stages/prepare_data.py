@@ -199,13 +199,13 @@ def _say_reading(name: str, reading: Reading, params: PrepareData) -> str:
 
 def _warn_of_texts(readings: dict[str, Reading], params: PrepareData) -> list[str]:
     """What whoever reads the data card should know of the texts."""
-    length, warnings = params.max_length_tokens, []
+    length, train, warnings = params.max_length_tokens, readings["train"], []
+    if (cut := train.cut_fraction(length)) > _MANY_CUT:
+        warnings.append(
+            f"{cut:.1%} of the training texts are cut at {length} tokens; "
+            f"{train.tokens_for_99_percent} would keep 99 % of them whole"
+        )
     for name, reading in readings.items():
-        if (cut := reading.cut_fraction(length)) > _MANY_CUT:
-            warnings.append(
-                f"{cut:.1%} of the {name} texts are cut at {length} tokens; "
-                f"{reading.tokens_for_99_percent} would keep 99 % of them whole"
-            )
         if reading.unknown_fraction > params.max_unknown_fraction:
             warnings.append(
                 f"{reading.unknown_fraction:.1%} of the {name} texts' tokens are unknown to the "

@@ -161,7 +161,7 @@ def test_what_is_cut_and_what_is_unknown_is_told_by_split(finished: Any) -> None
         assert described["tokens_for_99_percent"] == sorted(whole)[-(len(whole) // 100) - 1]
         assert described["unknown_fraction"] == 0
     assert card["truncation_side"] == "right"
-    (warning,) = [text for text in card["warnings"] if "of the train texts are cut" in text]
+    (warning,) = [text for text in card["warnings"] if "of the training texts are cut" in text]
     assert "would keep 99 % of them whole" in warning
 
 
