@@ -165,6 +165,15 @@ def test_long_texts_are_cut_at_the_maximum_length(student: ServedStudent) -> Non
     assert feeds["input_ids"].shape == (1, 16)
 
 
+def test_a_tokenizer_that_cuts_the_beginning_still_does(tmp_path: Path) -> None:
+    folder = make_student(tmp_path, [0, 1])
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(30, direction="left")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    answer = ask(open_student(folder), ["word1 " + "word0 " * 13 + "word1 " * 14])
+    assert answer["label"].tolist() == [LABELS[1]]
+
+
 # Forms that people send the texts word1 and word2 in, as is and through MLflow (test_registry.py).
 FORMS: dict[str, Any] = {
     "a table": pd.DataFrame({"text": ["word1", "word2"]}),

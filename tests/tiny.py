@@ -97,9 +97,17 @@ def _data_card(splits: dict[str, Split]) -> dict[str, Any]:
         "pad_token_id": 0,
         "max_length_tokens": MAX_LENGTH,
         "splits": {
-            name: {"examples": len(split), "tokens": int(split.lengths.sum())}
+            name: {
+                "examples": len(split),
+                "tokens": int(split.lengths.sum()),
+                "cut_fraction": 0.25,
+                "tokens_for_99_percent": 32,
+                "unknown_fraction": 0.0,
+            }
             for name, split in splits.items()
         },
+        "dropped": {"repeated": 2, "contradictory": 0},
+        "warnings": [],
         "tokenizer_sha256": "a" * 64,
         "encoded_sha256": "b" * 64,
         "test_sha256": "c" * 64,

@@ -46,9 +46,10 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Contents:
-    """All that a report shows. `metrics` is metrics.json; lineage is (name, value) pairs."""
+    """All a report shows. `metrics` is metrics.json; lineage is (name, value) pairs."""
 
     metrics: Mapping[str, Any]
+    data_card: Mapping[str, Any]
     confidence: float
     teacher_bins: Sequence[Bin]
     student_bins: Sequence[Bin]
@@ -121,8 +122,18 @@ def render_report(contents: Contents, plots: Mapping[str, Plot]) -> str:
         ratios=_ratios(metrics),
         plots=plots,
         svg={name: as_svg(plot) for name, plot in plots.items()},
+        left_out=list_left_out(contents.data_card["dropped"]),
         learning=[name for name in plots if name.startswith("learning-")],
     )
+
+
+def list_left_out(dropped: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Why rows were left out and how many, in words; reasons of no row are not said."""
+    found: list[tuple[str, int]] = []
+    for reason, rows in dropped.items():
+        parts = list_left_out(rows) if isinstance(rows, Mapping) else [("", rows)]
+        found += [(f"{reason.replace('_', ' ')} {part}".strip(), n) for part, n in parts if n]
+    return found
 
 
 def summarise(metrics: Mapping[str, Any]) -> str:

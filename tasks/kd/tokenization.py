@@ -67,8 +67,9 @@ class ModelTokenizer:
         return None if piece is None else self.tokenizer.token_to_id(piece)
 
     def cut_at(self, max_length_tokens: int) -> Tokenizer:
-        """The same tokenizer, cutting longer texts on the teacher's side."""
-        tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
+        """The same tokenizer, cutting longer texts on the teacher's side. Raises DataError."""
+        with refusing("the tokenizer can't be saved and read again", self.files.places):
+            tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
         tokenizer.enable_truncation(max_length_tokens, direction=self.truncation_side)
         return tokenizer
 

@@ -215,6 +215,7 @@ def _contents(
 ) -> Contents:
     return Contents(
         metrics=metrics,
+        data_card=read_data_card(stage.input("prepare_data")),
         confidence=stage.params.confidence,
         teacher_bins=bin_confidence(answers.labels, answers.teacher),
         student_bins=bin_confidence(answers.labels, answers.student),

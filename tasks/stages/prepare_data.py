@@ -61,7 +61,7 @@ def main(stage: Stage) -> None:
         readings[name] = read_texts(tokenizer, rows.texts, unknown_id=teacher.unknown_id)
         splits[name] = _as_split(rows, labels, readings[name])
     require_known(readings["train"], params.max_unknown_fraction, where=sources / "teacher")
-    _prove_tokens(teacher, stage.draft / "tokenizer", splits["train"], params)
+    prove_tokens(teacher, stage.draft / "tokenizer", splits["train"], params)
     warnings += [*raw.list_warnings(), *warn_of_classes(labels, train, test)]
     warnings += _warn_of_texts(readings, params)
     if params.random_texts:
@@ -171,7 +171,7 @@ def _save_tokenizer(teacher: ModelTokenizer, out: Path, params: PrepareData) -> 
     return read_tokenizer(out / "tokenizer.json", params.max_length_tokens)
 
 
-def _prove_tokens(teacher: ModelTokenizer, saved: Path, train: Split, params: PrepareData) -> None:
+def prove_tokens(teacher: ModelTokenizer, saved: Path, train: Split, params: PrepareData) -> None:
     """Raise DataError unless the training texts' ids are those of the teacher's own files.
 
     Of all texts, where there is a tokenizer.json or a vocabulary; of a sample, where they are
@@ -222,13 +222,13 @@ def _say_reading(name: str, reading: Reading, params: PrepareData) -> str:
 
 def _warn_of_texts(readings: dict[str, Reading], params: PrepareData) -> list[str]:
     """What whoever reads the data card should know of the texts."""
-    length, warnings = params.max_length_tokens, []
+    length, train, warnings = params.max_length_tokens, readings["train"], []
+    if (cut := train.cut_fraction(length)) > _MANY_CUT:
+        warnings.append(
+            f"{cut:.1%} of the training texts are cut at {length} tokens; "
+            f"{train.tokens_for_99_percent} would keep 99 % of them whole"
+        )
     for name, reading in readings.items():
-        if (cut := reading.cut_fraction(length)) > _MANY_CUT:
-            warnings.append(
-                f"{cut:.1%} of the {name} texts are cut at {length} tokens; "
-                f"{reading.tokens_for_99_percent} would keep 99 % of them whole"
-            )
         if reading.unknown_fraction > params.max_unknown_fraction:
             warnings.append(
                 f"{reading.unknown_fraction:.1%} of the {name} texts' tokens are unknown to the "

@@ -237,9 +237,14 @@ def find_distributions(imports: set[str], root: Path) -> dict[str, set[str]]:
 
 
 def read_declared(root: Path) -> tuple[set[str], set[str]]:
-    """Names of the packages that pyproject.toml asks for: to run, and to develop."""
+    """Names of the packages that pyproject.toml asks for: to run, extras too, and to develop."""
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
-    lines = (project["dependencies"], project["optional-dependencies"]["dev"])
+    extras = dict(project["optional-dependencies"])
+    dev_lines = extras.pop("dev")
+    lines = (
+        [*project["dependencies"], *(line for lines in extras.values() for line in lines)],
+        dev_lines,
+    )
     run, dev = ({str(canonicalize_name(Requirement(line).name)) for line in part} for part in lines)
     return run, dev
 

@@ -44,9 +44,24 @@ SECTIONS = [
     "answers",
     "calibration",
     "mistakes",
+    "data",
     "lineage",
     "definitions",
 ]
+
+DATA_CARD = {
+    "max_length_tokens": 64,
+    "splits": {
+        "train": {
+            "examples": 1200,
+            "cut_fraction": 0.125,
+            "tokens_for_99_percent": 310,
+            "unknown_fraction": 0.0123,
+        }
+    },
+    "dropped": {"repeated": 3, "in_test_split": 0, "unreadable": {"replaced": 1, "left_out": 0}},
+    "warnings": [f"12.5% of the texts are cut {ATTACK}"],
+}
 
 
 def make_answers(classes: int) -> Answers:
@@ -104,6 +119,7 @@ def contents() -> Contents:
     mistake = Mistake(f"{ATTACK} " + "word " * 200, ATTACK, "grain", 0.75, 0.99)
     return Contents(
         metrics=make_metrics(answers, NAMES),
+        data_card=DATA_CARD,
         confidence=0.95,
         teacher_bins=bin_confidence(answers.labels, answers.teacher),
         student_bins=bin_confidence(answers.labels, answers.student),
@@ -274,3 +290,13 @@ def test_numbers_are_written_for_people() -> None:
     assert difference(-0.0001) == difference(0.0) == "0.0"
     assert cut("one  two\nthree", 100) == "one two three"
     assert cut("one two three", 9) == "one two\u00a0…"
+
+
+def test_what_is_left_out_of_the_texts_is_told(page: str) -> None:
+    section = re.search(r'<section id="data">.*?</section>', page, re.DOTALL)
+    assert section
+    text = re.sub(r"<[^>]+>", " ", section[0])
+    assert re.search(r"Cut at 64 tokens", text)
+    assert re.search(r"train\s+1\u202f200\s+12.5\u202f%\s+310\s+1.23\u202f%", text)
+    assert "Left out: 3 repeated, 1 unreadable replaced." in text
+    assert "12.5% of the texts are cut" in text

@@ -206,6 +206,30 @@ def test_a_start_without_a_tokenizer_is_refused(bare: Any) -> None:
     assert bare.error("fetch_sources")["type"] == "DataError"
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("tokenizer.json", None, "no tokenizer with the model"),
+        ("tokenizer.json", "version https://git-lfs.github.com/spec/v1", "a Git LFS pointer"),
+        ("tokenizer.json", "{}", "not a tokenizer"),
+        ("tokenizer_config.json", '{"tokenizer_class": "BertweetTokenizer"}', "Python alone"),
+        ("tokenizer_config.json", '{"mask_token": "[MASK]"}', "lacks special pieces"),
+    ],
+)
+def test_a_teacher_whose_tokenizer_can_not_be_used_is_refused_as_it_is_fetched(
+    bare: Any, name: str, content: str | None, said: str
+) -> None:
+    path = bare.root / "models" / "base" / name
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    done = bare.run("fetch_sources")
+    assert done.returncode == 2, done.stderr
+    assert said in bare.error("fetch_sources")["message"]
+    assert "Traceback" not in done.stderr
+    assert not bare.out("fetch_sources").exists()
+
+
 # --- and the student that is built from the recipe ------------------------------------------------
 
 

@@ -1,15 +1,24 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
-from tasks.kd.data import read_data_card, read_split
-from tasks.kd.digests import Digests
-from tasks.stages import digest_code
+from tasks.kd.data import Split, read_data_card, read_split
+from tasks.kd.digests import Digests, read_json, write_json
+from tasks.kd.errors import DataError
+from tasks.kd.tokenization import encode, load_tokenizer, write_tokenizer_folder
+from tasks.stages import INPUTS, digest_code
+from tasks.stages.prepare_data import prove_tokens
 from tests.stages.conftest import CODE
+from tests.tokenizer_folders import TEXTS, WORDS, wordpiece, write_folder
 
 
 def test_it_leaves_splits_that_are_what_the_card_says(finished: Any) -> None:
@@ -137,6 +146,105 @@ def test_work_in_progress_is_another_s_where_the_code_changed(tmp_path: Path) ->
     assert digest_code(tmp_path / "tasks", Digests()) == before
     (code / "one.py").write_text("x = 2")
     assert digest_code(tmp_path / "tasks", Digests()) != before
+
+
+# --- tokens ---------------------------------------------------------------------------------------
+
+
+def test_what_is_cut_and_what_is_unknown_is_told_by_split(finished: Any) -> None:
+    out = finished.out("prepare_data")
+    card = read_data_card(out)
+    for name, described in card["splits"].items():
+        # A word is a token here, and two stand around a text.
+        whole = [len(text.split()) + 2 for text in read_split(out / f"{name}.arrow").texts]
+        assert described["cut_fraction"] == np.mean([length > 16 for length in whole])
+        assert described["tokens_for_99_percent"] == sorted(whole)[-(len(whole) // 100) - 1]
+        assert described["unknown_fraction"] == 0
+    assert card["truncation_side"] == "right"
+    (warning,) = [text for text in card["warnings"] if "of the training texts are cut" in text]
+    assert "would keep 99 % of them whole" in warning
+
+
+def use_texts(project: Any, words: list[str], count: int = 120) -> None:
+    """Training texts of three of these words each."""
+    texts = [" ".join(words[(row + i) % len(words)] for i in (0, 1, 2)) for row in range(count)]
+    rows = [f"{text} {row},{'corn' if row % 2 else 'money'}" for row, text in enumerate(texts)]
+    test = ["body,topic", "word1 word2 word3,corn", ""]
+    folder = project.out("fetch_sources") / "data"
+    (folder / "train.csv").write_text("\n".join(["body,topic", *rows, ""]))
+    (folder / "test.csv").write_text("\n".join(test))
+    project.change(lambda recipe: recipe["prepare_data"].update(train_examples=None))
+
+
+def test_texts_that_the_tokenizer_does_not_know_are_refused_with_examples(broken: Any) -> None:
+    use_texts(broken, ["Guten", "word1", "word2"])
+    broken.change(lambda recipe: recipe["prepare_data"].update(max_unknown_fraction=0.6))
+    done = broken.run("prepare_data")
+    assert done.returncode == 0, done.stderr
+    assert "train: 0.0% of the texts cut at 16 tokens (6 would keep 99 % whole)" in done.stderr
+    assert "50.00% unknown tokens" in done.stderr  # each text's number is none of its words either
+    broken.change(lambda recipe: recipe["prepare_data"].update(max_unknown_fraction=0.4))
+    done = broken.run("prepare_data")
+    assert done.returncode == 2
+    assert "the teacher's tokenizer does not know the training texts" in done.stderr
+    assert "Expected at most 40.0% unknown tokens" in done.stderr
+    assert "found 50.0%, most often 'Guten'" in done.stderr
+
+
+def test_ids_that_are_not_the_teacher_s_are_refused(tmp_path: Path) -> None:
+    teacher = load_tokenizer(write_folder(tmp_path / "teacher", wordpiece()))
+    other = load_tokenizer(write_folder(tmp_path / "other", wordpiece(WORDS[::-1])))
+    params: Any = SimpleNamespace(max_length_tokens=8)
+
+    def prove(used: Any, saved: Any) -> None:
+        write_tokenizer_folder(saved, tmp_path / "saved", 8)
+        ids = encode(used.cut_at(8), TEXTS)
+        split = Split(TEXTS, TEXTS, np.zeros(len(TEXTS), dtype=np.int64), ids)
+        prove_tokens(teacher, tmp_path / "saved", split, params)
+
+    prove(teacher, teacher)
+    with pytest.raises(DataError, match=r"other token ids .*teacher/tokenizer.json"):
+        prove(other, teacher)
+    with pytest.raises(DataError, match=r"other token ids .*saved"):
+        prove(teacher, other)
+
+
+def served_tokenizer(exported: Path) -> Tokenizer:
+    """The tokenizer of the model as MLflow serves it."""
+    with warnings.catch_warnings():  # mlflow.pyfunc warns of a type hint in its own base class
+        warnings.simplefilter("ignore")
+        from tasks.served_student import ServedStudent
+    served = ServedStudent()
+    files = {"network": "model.onnx", "tokenizer": "tokenizer.json", "student": "student.json"}
+    artifacts = {name: str(exported / file) for name, file in files.items()}
+    context: Any = SimpleNamespace(artifacts=artifacts)
+    served.load_context(context)
+    return served.tokenizer
+
+
+@pytest.mark.slow
+def test_a_teacher_that_reads_the_end_of_a_text_is_followed_to_the_served_model(
+    broken: Any,
+) -> None:
+    base = broken.root / "models" / "base"
+    settings = read_json(base / "tokenizer_config.json")
+    write_json(base / "tokenizer_config.json", {**settings, "truncation_side": "left"})
+    for stage in list(INPUTS)[:-1]:
+        done = broken.run(stage)
+        assert done.returncode == 0, done.stderr
+    texts = [f"word1 {'word2 ' * 30} word3", "word1 word2", "", "word9 [PAD] other"]
+    own = AutoTokenizer.from_pretrained(base, local_files_only=True)
+    expected = own(texts, truncation=True, max_length=16)["input_ids"]
+    assert expected[0][1] != expected[1][1]  # the first text's beginning is cut
+    for folder in ("prepare_data/tokenizer", "train_teacher/model", "train_student/model"):
+        loaded = AutoTokenizer.from_pretrained(broken.out("") / folder, local_files_only=True)
+        assert loaded(texts, truncation=True)["input_ids"] == expected
+        assert (loaded.truncation_side, loaded.pad_token) == ("left", "[PAD]")
+    exported = broken.out("export_student")
+    served = served_tokenizer(exported)
+    assert [one.ids for one in served.encode_batch(texts)] == expected
+    assert (served.truncation or {})["direction"] == "left"
+    assert broken.json("prepare_data", "data_card.json")["truncation_side"] == "left"
 
 
 # --- what decides its out changes while it runs ---------------------------------------------------
