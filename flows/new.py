@@ -36,10 +36,13 @@ def create_recipe(
 ) -> Path:
     """Write params/<name>.yaml and its entry of params/recipes.yaml; returns the former's path.
 
+    What DVC shows of it is written to params/figures as well.
+
     With a preset, the student, its levels, its training and its random texts are those of
     params/presets. Raises ParamsError for a name that can't be used or is taken, for a preset that
     is not there, and for sources that don't fit. Nothing is written unless the result is valid.
     """
+    from flows.figures import write_figures
     from tasks.kd.digests import write_bytes
     from tasks.kd.recipes import RECIPES_FILE, load_recipe
 
@@ -66,6 +69,7 @@ def create_recipe(
     listing = _check_and_list(root, name, text)
     write_bytes(path, text)
     write_bytes(root / RECIPES_FILE, listing)
+    write_figures(root)
     return path
 
 
