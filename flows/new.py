@@ -37,11 +37,13 @@ def create_recipe(
 ) -> tuple[Path, list[str]]:
     """Write params/<name>.yaml and its entry of params/recipes.yaml.
 
-    Returns the former's path, and a line for each thing that was found out.
+    Returns the former's path, and a line for each thing that was found out. What DVC shows of the
+    recipe is written to params/figures as well.
     With a preset, the student, its levels, its training and its random texts are those of
     params/presets. Raises ParamsError for a name that can't be used or is taken, for a preset that
     is not there, and for sources that don't fit. Nothing is written unless the result is valid.
     """
+    from flows.figures import write_figures
     from tasks.kd.digests import write_bytes
     from tasks.kd.recipes import RECIPES_FILE, load_recipe
 
@@ -70,6 +72,7 @@ def create_recipe(
     listing = _check_and_list(root, name, text)
     write_bytes(path, text)
     write_bytes(root / RECIPES_FILE, listing)
+    write_figures(root)
     return path, notes
 
 

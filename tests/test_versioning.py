@@ -769,13 +769,13 @@ class Source(ThreadingHTTPServer):
 class Answer(BaseHTTPRequestHandler):
     server: Source
 
-    def do_HEAD(self) -> None:  # noqa: N802 (http.server's name)
+    def do_HEAD(self) -> None:
         self.send_response(200)
         for name, value in self.server.head():
             self.send_header(name, value)
         self.end_headers()
 
-    def do_GET(self) -> None:  # noqa: N802 (http.server's name)
+    def do_GET(self) -> None:
         self.do_HEAD()
         with contextlib.suppress(ConnectionError):  # DVC asks for the headers alone so, too
             self.wfile.write(self.server.content)

@@ -21,10 +21,9 @@ import numpy as np
 import onnx
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from tasks.kd.data import Ids
-from tasks.kd.digests import commit_file, write_bytes, write_json
+from tasks.kd.digests import write_bytes, write_json
 from tasks.kd.ensemble import classifiers_of
 from tasks.kd.errors import ExportError
 from tasks.kd.inference import (
@@ -35,6 +34,7 @@ from tasks.kd.inference import (
     predict_torch,
     run_session,
 )
+from tasks.kd.int8 import write_int8
 from tasks.kd.params import ExportStudent
 from tasks.kd.tokenization import read_tokenizer
 
@@ -221,39 +221,6 @@ def _forget_the_machine(proto: onnx.ModelProto) -> None:
     for part in parts:
         part.doc_string = ""
         del part.metadata_props[:]
-
-
-# --- float32 to int8 -----------------------------------------------------------------------------
-
-
-def write_int8(source: Path, target: Path) -> None:
-    """Quantise a float32 file's weights to int8; activations are quantised as they come."""
-    temporary = target.with_name(f".{target.name}.tmp")
-    with _quiet_quantiser():
-        quantize_dynamic(
-            source,
-            temporary,
-            op_types_to_quantize=["MatMul", "Gemm", "Gather"],
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            reduce_range=True,
-        )
-    commit_file(temporary, target)
-
-
-@contextmanager
-def _quiet_quantiser() -> Iterator[None]:
-    """Without its advice to pre-process, on the root logger: there is nothing left to fold."""
-
-    def matters(record: logging.LogRecord) -> bool:
-        return "pre-processing before quantization" not in record.getMessage()
-
-    root = logging.getLogger()
-    root.addFilter(matters)
-    try:
-        yield
-    finally:
-        root.removeFilter(matters)
 
 
 # --- parity --------------------------------------------------------------------------------------

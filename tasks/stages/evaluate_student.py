@@ -37,6 +37,7 @@ from tasks.kd.inference import (
     time_in_pairs,
 )
 from tasks.kd.report import Contents, Mistake, count, interval, percent, write_report
+from tasks.kd.summary import write_curves, write_summary
 from tasks.kd.tokenization import encode, read_tokenizer, require_same_tokens
 from tasks.stages import Stage, run_stage
 
@@ -59,13 +60,16 @@ class Subjects:
 
 
 def main(stage: Stage) -> None:
-    """Evaluate, write metrics.json, predictions.csv and the report, and print the result."""
+    """Evaluate, write figures, predictions, curves and the report, and print the result."""
     subjects = _load(stage)
     answers, student_torch = _answer(stage, subjects)
     metrics = _measure(stage, subjects, answers) | {"student_torch": {"accuracy": student_torch}}
     write_json(stage.draft / "metrics.json", metrics)
     _write_predictions(stage.draft / "predictions.csv", subjects, answers)
-    write_report(_contents(stage, metrics, subjects, answers), stage.draft)
+    write_summary(stage.draft, metrics)
+    contents = _contents(stage, metrics, subjects, answers)
+    write_curves(stage.draft, contents.student_history)
+    write_report(contents, stage.draft)
     _show(metrics, stage.params.confidence)
     stage.log(f"report: {(stage.out / 'report.html').relative_to(stage.root)}")
 

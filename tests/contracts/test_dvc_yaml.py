@@ -1,6 +1,7 @@
 """dvc.yaml: the stem law, each stage's edges, and deps that are what the stage truly imports.
 
-`python tests/contracts/test_dvc_yaml.py` writes the code a stage depends on into dvc.yaml anew.
+`python tests/contracts/test_dvc_yaml.py` writes the code a stage depends on into dvc.yaml anew, and
+what DVC shows of each recipe into params/figures/dvc.yaml.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import ast
 import copy
 import functools
+import json
 import re
 import shutil
 import subprocess
@@ -24,6 +26,7 @@ SOURCES = [
     *("${item.train}", "${item.test}", "${item.teacher}"),
     *("${item.student}", "${item.more_teachers}"),
 ]
+LISTED = ("train", "test", "teacher", "student", "more_teachers")
 
 
 # --- what a stage imports -----------------------------------------------------------------------
@@ -166,6 +169,81 @@ def test_dvc_yaml_is_as_the_program_writes_it() -> None:
     assert refresh(text, ROOT) == text
 
 
+def test_every_listed_recipe_has_its_figures() -> None:
+    from flows.figures import FIGURES_FILE, render_figures
+
+    assert (ROOT / FIGURES_FILE).read_text(encoding="utf-8") == render_figures(ROOT)
+
+
+FOLDER = "artifacts/tiny/evaluate_student"
+FIGURES = {
+    "summary.json": '{"accuracy": 0.9, "size_mb": 17.5}',
+    "learning_train.csv": "step,loss\n1,0.5\n2,0.25\n",
+    "learning_dev.csv": "step,loss,accuracy\n2,0.3,0.8\n",
+    "predictions.csv": "example_id,label,teacher,student\na,yes,yes,no\nb,no,no,no\n",
+}
+
+
+def test_dvc_shows_the_figures_of_a_recipe_that_ran_and_of_none_that_did_not(
+    tmp_path: Path,
+) -> None:
+    """Real git and DVC: metrics, their difference to the commit, plots, and nothing to do."""
+    from flows.figures import write_figures
+
+    def dvc(*arguments: str) -> str:
+        command = [sys.executable, "-m", "dvc", *arguments]
+        return subprocess.run(
+            command, cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout
+
+    def make(figures: dict[str, str]) -> None:
+        (tmp_path / "made.json").write_text(json.dumps(figures))
+        dvc("repro", "-q", "evaluate_student@tiny")
+
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+    (tmp_path / "params").mkdir()
+    entry = ", ".join(f"{key}: params/remote" for key in LISTED)
+    (tmp_path / "params" / "recipes.yaml").write_text(
+        f"recipes:\n  tiny: {{{entry}}}\n  other: {{{entry}}}\n"
+    )
+    write_figures(tmp_path)
+    (tmp_path / "make.py").write_text(
+        "import json, os, pathlib, sys\nos.makedirs(sys.argv[1])\n"
+        "for name, text in json.load(open('made.json')).items():\n"
+        "    pathlib.Path(sys.argv[1], name).write_text(text)\n"
+    )
+    stage = {
+        "cmd": "python make.py artifacts/${key}/evaluate_student",
+        "deps": ["made.json"],
+        "outs": ["artifacts/${key}/evaluate_student"],
+    }
+    stages = {"evaluate_student": {"foreach": "${recipes}", "do": stage}}
+    (tmp_path / "dvc.yaml").write_text(
+        json.dumps({"vars": ["params/recipes.yaml"], "stages": stages})
+    )
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    dvc("init", "-q")
+    make(FIGURES)
+    for command in (["git", "add", "-A"], ["git", "commit", "-qm", "ran"]):
+        subprocess.run(command, cwd=tmp_path, check=True)
+    shown = json.loads(dvc("metrics", "show", "--json"))[""]["data"]
+    assert shown[f"{FOLDER}/summary.json"]["data"] == {"accuracy": 0.9, "size_mb": 17.5}
+    make(FIGURES | {"summary.json": '{"accuracy": 0.95, "size_mb": 17.5}'})
+    changed = json.loads(dvc("metrics", "diff", "--json"))
+    assert changed[f"{FOLDER}/summary.json"]["accuracy"] == pytest.approx(
+        {"old": 0.9, "new": 0.95, "diff": 0.05}
+    )
+    plots = json.loads(dvc("plots", "show", "--json"))["data"]
+    made = {name: plot for name, plot in plots.items() if plot and name.endswith("of tiny")}
+    assert set(made) == {"learning of tiny", "dev accuracy of tiny", "confusion of tiny"}
+    assert "0.25" in json.dumps(made["learning of tiny"])
+    assert '"student": "no"' in json.dumps(made["confusion of tiny"])
+    experiments = dvc("exp", "show", "--csv")
+    assert "accuracy" in experiments.splitlines()[0]
+    assert "0.95" in experiments
+    assert dvc("status", "evaluate_student@tiny").strip().endswith("up to date.")
+
+
 def test_every_template_is_a_dependency_of_some_stage() -> None:
     deps = {dep for stage in read_stages(ROOT).values() for dep in stage["do"]["deps"]}
     templates = (ROOT / "tasks" / "kd" / "templates").glob("*")
@@ -259,6 +337,10 @@ def test_the_closure_follows_every_way_to_import(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    from flows.figures import write_figures
+
+    write_figures(ROOT)
     file = ROOT / "dvc.yaml"
     before = file.read_text(encoding="utf-8")
     after = refresh(before, ROOT)

@@ -23,6 +23,7 @@ from tasks.kd.export import (
     write_tokenizer,
 )
 from tasks.kd.inference import predict_onnx, predict_torch, run_session
+from tasks.kd.int8 import write_int8
 from tasks.kd.params import ExportStudent
 from tasks.kd.tokenization import encode, read_tokenizer
 from tests.tiny import LABELS, MAX_LENGTH, tiny_model, tiny_texts, tiny_tokenizer
@@ -142,7 +143,7 @@ def test_the_same_weights_give_the_same_bytes(
 ) -> None:
     write_onnx(trained.model, tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == exported.read_bytes()
-    export.write_int8(tmp_path / "again.onnx", tmp_path / "again.int8.onnx")
+    write_int8(tmp_path / "again.onnx", tmp_path / "again.int8.onnx")
     quantised = exported.with_name("model.int8.onnx").read_bytes()
     assert (tmp_path / "again.int8.onnx").read_bytes() == quantised
 
