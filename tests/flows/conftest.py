@@ -178,7 +178,7 @@ def _complete_metrics(path: Path) -> None:
 def write_model(folder: Path, **fields: object) -> None:
     """A model's folder whose files are whole: a small BERT's configuration, one weight."""
     sizes = {"num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 12}
-    write_folder(folder, wordpiece(), **{**sizes, "intermediate_size": 1536, **fields})
+    write_folder(folder, wordpiece(), None, **{**sizes, "intermediate_size": 1536, **fields})
     save_file({"pooler.dense.bias": np.zeros(3, np.float32)}, folder / "model.safetensors")
 
 
