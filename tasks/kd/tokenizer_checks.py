@@ -158,8 +158,8 @@ def require_reachable(files: TokenizerFiles, tokenizer: Tokenizer) -> None:
 
     Such a word is changed by the normaliser (capitals under one that lower-cases, accents that it
     strips), or carries another mark of what begins or goes on (`##`, `@@`, `▁`, `Ġ`) than the
-    tokenizer writes. Special and bracketed pieces (`[unused7]`) aside, bert-base-uncased has none
-    of 30 522; of a cased vocabulary under a lower-casing normaliser it is every third.
+    tokenizer writes. Measured, special and bracketed pieces (`[unused7]`) aside: none of the 29 523
+    words of bert-base-uncased, 54 of the 249 953 pieces of XLM-R under NFKC.
     """
     words, dead = _find_unreachable(tokenizer)
     if len(dead) > MAX_UNREACHABLE * words:

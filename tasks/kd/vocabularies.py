@@ -27,8 +27,7 @@ from tasks.kd.tokenizer_files import (
     name_piece,
 )
 
-# Of a lower-cased vocabulary no word has capitals (bert-base-uncased: 0 of 30 522); of
-# bert-base-cased's every third begins with one.
+# A vocabulary of lower-cased texts has no word with capitals (bert-base-uncased: 0 of 29 523).
 _CASED = 0.01
 
 

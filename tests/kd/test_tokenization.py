@@ -36,6 +36,7 @@ from tasks.kd.tokenization import (
     write_tokenizer_folder,
 )
 from tasks.kd.tokenizer_files import SLOW, find_tokenizer
+from tasks.kd.vocabularies import require_same_pieces
 from tests.tokenizer_folders import (
     SPECIAL,
     TEXTS,
@@ -556,6 +557,18 @@ def test_a_sentencepiece_model_gives_the_pieces_that_sentencepiece_gives(
     assert [model.tokenizer.id_to_token(i) for i in model.tokenizer.encode("").ids] == (
         ["<s>", "</s>"] if shift else ["[CLS]", "[SEP]"]
     )
+
+
+def test_pieces_that_sentencepiece_does_not_give_are_refused(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "model", model_type="deberta-v2")
+    shutil.move(learn_sentencepiece(tmp_path / "spm.model", first="deberta-v2"), folder)
+    model = load_tokenizer(folder)
+    require_same_pieces(model.files, model.tokenizer, [*TEXTS, "\u2460"])
+    model.tokenizer.normalizer = normalizers.NFC()  # as transformers 5 leaves it
+    with pytest.raises(DataError, match="sentencepiece cuts a text in other pieces"):
+        require_same_pieces(model.files, model.tokenizer, ["\u2460"])
+    write(folder / "tokenizer_config.json", {"split_by_punct": True})
+    assert "can't be proved here" in refusal(folder)
 
 
 def test_without_sentencepiece_the_package_is_named(
