@@ -8,6 +8,7 @@ from typing import Any
 
 from tasks.kd.digests import sha256_file, write_json
 from tasks.kd.errors import DataError
+from tasks.kd.label_names import known_label_names
 from tasks.kd.model_folder import check_model_folder
 from tasks.kd.params import FetchSources
 from tasks.kd.source_sections import ModelSource, PathModel
@@ -50,7 +51,21 @@ def _fetch_checked(source: ModelSource, root: Path, out: Path) -> None:
     if isinstance(source, PathModel) and (root / source.folder / "config.json").is_file():
         check_model_folder(root / source.folder)
     fetch_model(source, root, out)
-    check_model_folder(out)
+    _write_label_names(out / "config.json", check_model_folder(out))
+
+
+def _write_label_names(path: Path, fields: dict[str, Any]) -> None:
+    """Give the names of labels the form that all libraries read, where they can mean one thing."""
+    said = {name: fields[name] for name in ("id2label", "label2id") if fields.get(name)}
+    names = known_label_names(fields, path) if said else None
+    if names is None:
+        return
+    written = {
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
+    if said != written:
+        write_json(path, fields | written)
 
 
 def require_one_vocabulary(teacher: Path, other: Path, field: str) -> None:
@@ -76,9 +91,11 @@ def _tokenizer(folder: Path) -> dict[str, Any]:
     """A model folder's tokenizer as JSON, as the library writes it today."""
     from transformers import AutoTokenizer
 
+    from tasks.kd.encoders import load_config
+
     try:
         loaded: Any = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
+            folder, config=load_config(folder), local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         raise DataError("no tokenizer with the model", where=folder, found=error) from error
