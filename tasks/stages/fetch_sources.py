@@ -8,7 +8,7 @@ from typing import Any
 
 from tasks.kd.digests import sha256_file, write_json
 from tasks.kd.errors import DataError
-from tasks.kd.label_names import known_label_names
+from tasks.kd.label_names import known_label_names, read_label_names
 from tasks.kd.model_folder import check_model_folder
 from tasks.kd.params import FetchSources
 from tasks.kd.source_sections import ModelSource, PathModel
@@ -55,10 +55,16 @@ def _fetch_checked(source: ModelSource, root: Path, out: Path) -> None:
 
 
 def _write_label_names(path: Path, fields: dict[str, Any]) -> None:
-    """Give the names of labels the form that all libraries read, where they can mean one thing."""
+    """Give the names of labels the form that all libraries read, where they can mean one thing.
+
+    Raises DataError for an id2label in a form that no library reads.
+    """
     said = {name: fields[name] for name in ("id2label", "label2id") if fields.get(name)}
     names = known_label_names(fields, path) if said else None
     if names is None:
+        ids = said.get("id2label", {})
+        if not (isinstance(ids, dict) and all(map(str.isdecimal, ids))):
+            read_label_names(fields, path)
         return
     written = {
         "id2label": {str(i): name for i, name in enumerate(names)},
@@ -91,11 +97,9 @@ def _tokenizer(folder: Path) -> dict[str, Any]:
     """A model folder's tokenizer as JSON, as the library writes it today."""
     from transformers import AutoTokenizer
 
-    from tasks.kd.encoders import load_config
-
     try:
         loaded: Any = AutoTokenizer.from_pretrained(
-            folder, config=load_config(folder), local_files_only=True, trust_remote_code=False
+            folder, local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         raise DataError("no tokenizer with the model", where=folder, found=error) from error

@@ -13,7 +13,6 @@ from transformers import AutoTokenizer
 
 from tasks.kd.data import Split, write_split
 from tasks.kd.digests import read_json, sha256_folder, sha256_json, write_json
-from tasks.kd.encoders import load_config
 from tasks.kd.errors import DataError
 from tasks.kd.label_names import known_label_names, order_labels, read_label_names
 from tasks.kd.model_folder import classifier_rows, read_config, read_headers
@@ -137,7 +136,7 @@ def _save_tokenizer(folder: Path, out: Path, params: PrepareData) -> tuple[Token
     """The teacher's tokenizer with the recipe's truncation and no padding; and its pad id."""
     try:
         loaded: Any = AutoTokenizer.from_pretrained(
-            folder, config=load_config(folder), local_files_only=True, trust_remote_code=False
+            folder, local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         raise DataError("no tokenizer with the teacher", where=folder, found=error) from error
