@@ -169,8 +169,9 @@ def compare_outcomes(
 
     `teacher` and `student` {accuracy, lead, macro_f1, ece}, `retention`, `agreement`, each a Figure
     as a dict. Lead is the share that is removed of the errors of the best constant answer, and is
-    left out where all examples have one label. Macro-F1 is the mean over the classes that are true or answered in the sample, as
-    scikit-learn's `f1_score(average="macro")` has it; ECE is Guo et al. 2017, eq. 3, with 15 bins
+    left out where all examples have one label. Macro-F1 is the mean over the classes that are true
+    or answered in the sample, as scikit-learn's `f1_score(average="macro")` has it; ECE is Guo et
+    al. 2017, eq. 3, with 15 bins
     of equal width. Raises DataError if the teacher gets nothing right (nothing can be retained).
     """
     examples = len(answers.labels)

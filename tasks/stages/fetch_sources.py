@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tasks.kd.digests import sha256_file, write_json
 from tasks.kd.errors import DataError
+from tasks.kd.label_names import known_label_names, read_label_names
 from tasks.kd.model_folder import check_model_folder
 from tasks.kd.params import FetchSources
 from tasks.kd.source_sections import ModelSource, PathModel
@@ -50,7 +51,27 @@ def _fetch_checked(source: ModelSource, root: Path, out: Path) -> None:
     if isinstance(source, PathModel) and (root / source.folder / "config.json").is_file():
         check_model_folder(root / source.folder)
     fetch_model(source, root, out)
-    check_model_folder(out)
+    _write_label_names(out / "config.json", check_model_folder(out))
+
+
+def _write_label_names(path: Path, fields: dict[str, Any]) -> None:
+    """Give the names of labels the form that all libraries read, where they can mean one thing.
+
+    Raises DataError for an id2label in a form that no library reads.
+    """
+    said = {name: fields[name] for name in ("id2label", "label2id") if fields.get(name)}
+    names = known_label_names(fields, path) if said else None
+    if names is None:
+        ids = said.get("id2label", {})
+        if not (isinstance(ids, dict) and all(map(str.isdecimal, ids))):
+            read_label_names(fields, path)
+        return
+    written = {
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
+    if said != written:
+        write_json(path, fields | written)
 
 
 def require_one_vocabulary(teacher: Path, other: Path, field: str) -> None:

@@ -317,3 +317,15 @@ def test_weights_only_as_pickles_are_refused_with_what_converts_them(bare: Any) 
     assert done.returncode == 2
     assert f"no safetensors weights: {weights}" in done.stderr
     assert "Run: python -c" in done.stderr
+
+
+def test_names_of_labels_get_the_form_that_all_libraries_read(bare: Any) -> None:
+    config = bare.root / "models" / "base" / "config.json"
+    fields = json.loads(config.read_text()) | {"id2label": ["a", 1, 2], "label2id": None}
+    config.write_text(json.dumps(fields))
+    assert bare.run("fetch_sources").returncode == 0
+    found = bare.json("fetch_sources", "teacher/config.json")
+    assert found == fields | {
+        "id2label": {"0": "a", "1": "1", "2": "2"},
+        "label2id": {"a": 0, "1": 1, "2": 2},
+    }

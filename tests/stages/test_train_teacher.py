@@ -133,6 +133,11 @@ def test_a_given_teacher_that_guesses_is_refused_with_its_figures(broken: Any) -
 
 def test_a_given_teacher_below_the_recipe_s_lead_is_refused(broken: Any) -> None:
     give_tuned(broken)
+    path = broken.out("fetch_sources") / "teacher" / "model.safetensors"
+    weights = load_file(path)
+    weights["classifier.bias"][2] -= 30  # it never answers ships
+    save_file(weights, path, {"format": "pt"})
+    assert broken.run("train_teacher").returncode == 0
     broken.change(lambda recipe: recipe["train_teacher"].update(min_lead=1.0))
     done = broken.run("train_teacher")
     assert done.returncode == 2
