@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -119,3 +121,26 @@ def test_what_only_lies_as_in_such_a_cache_is_refused(root: Path) -> None:
     (root / "data" / "big.csv").symlink_to(path)
     with pytest.raises(DataError, match="leads out of the repository"):
         require_inside(root, root / "data" / "big.csv")
+
+
+def test_what_dvc_itself_links_is_read(root: Path) -> None:
+    """The real engine, with its cache beside the repository."""
+    (root / "data" / "one.csv").write_text("text,label\nx,a\n")
+    for command in (
+        ["init", "--no-scm"],
+        ["config", "cache.dir", str(root.parent / "cache")],
+        ["config", "cache.type", "symlink"],
+        ["add", "data/one.csv", "data/train"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "dvc", *command],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    assert (root / "data" / "one.csv").is_symlink()
+    assert (root / "data" / "train" / "a.csv").is_symlink()
+    assert found(root, "data/one.csv") == ["data/one.csv"]
+    assert found(root, "data/train") == ["data/train/a.csv", "data/train/b.csv"]
