@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.kd.errors import DataError, ParamsError
 from tasks.kd.formats.cells import list_names
-from tasks.kd.source_sections import is_pattern
+from tasks.kd.local_files import tracked_parts
 
 if TYPE_CHECKING:
     from tasks.kd.recipe import Recipe
@@ -112,14 +111,12 @@ def _absent(kind: str, named: str) -> str:
 
 
 def _comes_by_dvc(root: Path, named: str, made: set[str]) -> bool:
-    """Whether the path, or a folder that it lies in, is tracked by DVC or made by a stage."""
+    """Whether the path, its parts or a folder that it lies in is DVC's, or made by a stage."""
     places = [Path(named), *list(Path(named).parents)[:-1]]
-    folder, name = (root / named).parent, Path(named).name
-    parts = folder.iterdir() if is_pattern(named) and folder.is_dir() else ()
-    return any(
+    return bool(tracked_parts(root / named)) or any(
         (root / place.with_name(f"{place.name}.dvc")).is_file() or place.as_posix() in made
         for place in places
-    ) or any(fnmatch.fnmatchcase(part.name, f"{name}.dvc") for part in parts)
+    )
 
 
 def _list_made(root: Path) -> set[str]:

@@ -28,6 +28,9 @@ def find_parts(root: Path, named: str, kind: str) -> list[Path]:
     that are not here, and for what leads out of the repository.
     """
     place = root / named
+    above = place.parent if is_pattern(named) else place
+    if above.exists():  # before its names are looked at
+        require_inside(root, above)
     if is_pattern(named):
         found = _match(place)
     elif place.is_dir():
@@ -37,6 +40,11 @@ def find_parts(root: Path, named: str, kind: str) -> list[Path]:
     for path in found:
         require_inside(root, path)
     return found
+
+
+def tracked_parts(place: Path) -> list[Path]:
+    """DVC's notes of a file, of what a pattern matches, or of what is in a folder."""
+    return sorted(place.parent.glob(f"{place.name}.dvc")) or sorted(place.glob("*.dvc"))
 
 
 def require_inside(root: Path, path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from tasks.kd.digests import sha256_file
 from tasks.kd.errors import DataError, TransientError
-from tasks.kd.local_files import find_parts, require_inside
+from tasks.kd.local_files import find_parts, require_inside, tracked_parts
 from tasks.kd.source_sections import (
     HubData,
     HubModel,
@@ -169,7 +169,7 @@ def _copy_split(root: Path, named: str, kind: str, out: Path) -> None:
 
 def _if_tracked(path: Path) -> str | None:
     """Advice for a path, or a pattern of paths, that DVC tracks and that is not in the checkout."""
-    tracked = sorted(path.parent.glob(f"{path.name}.dvc")) or sorted(path.glob("*.dvc"))
+    tracked = tracked_parts(path)
     return f"DVC tracks it: run dvc pull {tracked[0]}." if tracked else None
 
 

@@ -110,10 +110,8 @@ class _Reading:
         if record.is_blank:
             self._dropped["blank"] += 1
             return
-        text, label = (
-            self._spell(part, record, *pair)
-            for pair in zip(self._columns, (record.text, record.label), strict=True)
-        )
+        text = self._spell(part, record, self._columns.text, record.text)
+        label = self._spell(part, record, self._columns.label, record.label)
         if not (text and label):
             self._empty += 1
             if self._empty <= _SHOWN:
@@ -185,12 +183,14 @@ class _OddCells:
     spellings: dict[str, set[str]] = field(default_factory=dict)
 
     def look_at(self, text: str, label: str, name: str) -> None:
-        for what, value in (("text", text), ("label", label)):
-            if value in ABSENT_SPELLINGS:
-                self.absent[what, value] += 1
+        if text in ABSENT_SPELLINGS:
+            self.absent["text", text] += 1
+        if label in ABSENT_SPELLINGS:
+            self.absent["label", label] += 1
         if text[0] == text[-1] == '"' and '""' in text[1:-1]:
             self.quoted += 1
-        self.spellings.setdefault(name, set()).add(label)
+        if label not in (spelled := self.spellings.setdefault(name, {label})):
+            spelled.add(label)
 
     def describe(self, where: str) -> list[str]:
         """A sentence for each."""

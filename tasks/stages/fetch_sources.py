@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from tasks.kd.digests import sha256_file, write_json
 from tasks.kd.errors import DataError

@@ -20,6 +20,7 @@ from tasks.kd.levels import match
 from tasks.kd.phases import layer_levels
 from tasks.kd.recipes import check_inputs, load_recipe, read_inputs
 from tests.flows.conftest import write_model
+from tests.kd.small_tables import CSV
 from tests.tiny import WORDS as TEAM_WORDS
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.tokenizer_folders import WORDS, wordpiece, write_folder
@@ -81,7 +82,7 @@ def test_paths_and_columns_replace_the_sources(repository: Path) -> None:
         "student": "params/remote",
         "more_teachers": "params/remote",
     }
-    assert recipe.fetch_sources.data.model_dump()["format"] == {"kind": "csv", "skip_lines": 0}
+    assert recipe.fetch_sources.data.model_dump()["format"] == CSV.model_dump()
     assert (recipe.prepare_data.text_column, recipe.prepare_data.label_column) == ("body", "team")
 
 
@@ -373,3 +374,91 @@ def test_a_copy_for_other_data_has_the_floors_of_any_student(repository: Path) -
     assert (recipe.gate.min_accuracy, recipe.gate.min_lead) == (0.5, 0.1)
     assert recipe.train_teacher.min_lead == 0.1
     assert recipe.train_teacher.labels is None
+
+
+# --- what it finds out about tables ---------------------------------------------------------------
+
+
+def write_rows(repository: Path, name: str, lines: list[str]) -> None:
+    (repository / "data" / name).parent.mkdir(exist_ok=True)
+    (repository / "data" / name).write_text("\n".join(lines))
+
+
+def recipe_of(repository: Path, *arguments: str) -> tuple[Any, str]:
+    """The recipe that `new` writes of these sources, and what it says."""
+    result = new("triage", *arguments)
+    assert result.exit_code == 0, result.output
+    return load_recipe(repository / "params" / "triage.yaml"), result.stdout
+
+
+def test_the_dialect_is_found_and_told_in_a_line(repository: Path) -> None:
+    for name in ("s.csv", "t.csv"):
+        write_rows(repository, name, ["Text;Category", f'"{name} \\"x\\"; y";a', "z;NA"])
+    recipe, told = recipe_of(repository, "--train", "data/s.csv", "--test", "data/t.csv")
+    found = {**CSV.model_dump(), "separator": ";", "escape": "\\", "missing": ("NA",)}
+    assert recipe.fetch_sources.data.format.model_dump() == found
+    said = 'data/s.csv: semicolons between cells, quotes ", inside a cell behind \\'
+    assert f"{said}, no value spelled NA; columns Text, Category\n" in told
+
+
+def test_columns_that_no_dialect_has_are_told_as_they_were_found(repository: Path) -> None:
+    for name in ("s.csv", "t.csv"):
+        write_rows(repository, name, ["text;label", "x, y;a"])
+    result = new("triage", "--train", "data/s.csv", "--test", "data/t.csv")
+    assert result.exit_code == 2
+    assert "no column 'Text' in data/s.csv, found text, label" in result.stderr
+
+
+def test_half_of_today_s_usable_rows_must_always_be_there(repository: Path) -> None:
+    rows = [f"word{i},{'ab'[i % 2]}" for i in range(20)]
+    write_rows(repository, "s.csv", ["Text,Category", *rows, "word1,b", "tested,a"])
+    write_rows(repository, "t.csv", ["Text,Category", "tested,a"])
+    recipe, told = recipe_of(repository, "--train", "data/s.csv", "--test", "data/t.csv")
+    assert recipe.prepare_data.min_train_examples == 10
+    assert "20 usable training rows (left out of train: 1 repeated, 1 in the test split)" in told
+
+
+@pytest.mark.parametrize("is_here", [True, False])
+def test_rows_that_can_not_be_counted_are_no_obstacle(repository: Path, is_here: bool) -> None:
+    for name in ("s.csv", "t.csv"):
+        write_rows(repository, name, ["Text,Category", "x,a", ",b"])
+        if not is_here:
+            (repository / "data" / name).unlink()
+            write_rows(repository, f"{name}.dvc", ["outs: []"])
+    recipe, told = recipe_of(repository, "--train", "data/s.csv", "--test", "data/t.csv")
+    assert recipe.prepare_data.min_train_examples == 1
+    assert (
+        "rows are not counted: 1 rows without text or label: data/s.csv, row 2" in told
+    ) == is_here
+
+
+@pytest.mark.parametrize("named", ["data/{}", "data/{}/", "data/{}/part-*.csv"])
+def test_a_folder_or_a_pattern_of_parts_is_a_source(repository: Path, named: str) -> None:
+    for split in ("train", "test"):
+        for part in range(3):
+            lines = ["Text|Category", f"{split} {part}|a"]
+            write_rows(repository, f"{split}/part-{part}.csv", lines)
+    train, test = named.format("train"), named.format("test")
+    recipe, told = recipe_of(repository, "--train", train, "--test", test)
+    assert recipe.fetch_sources.data.format.separator == "|"
+    assert "3 usable training rows" in told
+    assert read_inputs(repository)["triage"]["train"] == "data/train"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("s.csv", "Text,Category\nx,a\n".encode("utf-16"), "not a csv table in UTF-8: data/s.csv"),
+        ("s.parquet", b"PAR1 and no more", "not a whole Parquet file: data/s.parquet"),
+        ("s.jsonl", b'[{"Text": "x", "Category": "a"}]', "not a JSON object: data/s.jsonl:1"),
+        ("s.csv", b"", "an empty file: data/s.csv"),
+    ],
+)
+def test_what_is_no_such_table_is_refused_at_once(
+    repository: Path, name: str, content: bytes, said: str
+) -> None:
+    (repository / "data" / name).write_bytes(content)
+    result = new("triage", "--train", f"data/{name}", "--test", f"data/{name}")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert said in result.stderr
+    assert not (repository / "params" / "triage.yaml").exists()

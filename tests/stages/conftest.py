@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from tasks.kd.digests import write_json
 from tasks.kd.encoders import model_sha256
 from tasks.stages import INPUTS
+from tests.kd.small_tables import CSV
 from tests.tiny import WORDS, tiny_model, tiny_tokenizer
 
 TOPICS = {"corn": WORDS[:20], "money": WORDS[20:40], "ships": WORDS[40:]}
@@ -123,7 +124,7 @@ def write_table(path: Path, examples: int, seed: int) -> None:
 def make_recipe(quickstart: Path) -> Any:
     """The quickstart's recipe, at the size of these sources."""
     recipe = YAML().load(quickstart.read_text())
-    table = {"kind": "csv", "skip_lines": 0}
+    table = CSV.model_dump(mode="json")
     recipe["fetch_sources"] = {
         "data": {
             "kind": "path",

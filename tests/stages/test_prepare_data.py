@@ -247,6 +247,159 @@ def test_a_teacher_that_reads_the_end_of_a_text_is_followed_to_the_served_model(
     assert broken.json("prepare_data", "data_card.json")["truncation_side"] == "left"
 
 
+# --- rows that are left out, changed or too few ---------------------------------------------------
+
+
+def give_rows(project: Any, train: list[str], test: list[str] | None = None) -> None:
+    """Other fetched tables; and a recipe for so few."""
+    for split, rows in (("train", train), ("test", test)):
+        if rows is not None:
+            path = project.out("fetch_sources") / "data" / f"{split}.csv"
+            path.write_text("\n".join(["body,topic", *rows]) + "\n", newline="")
+    project.change(lambda recipe: recipe["prepare_data"].update(min_train_examples=1))
+
+
+def rows_of(topic: str, count: int, of: str = "word") -> list[str]:
+    return [f"{of}{i} {of}{topic},{topic}" for i in range(count)]
+
+
+def refusal(project: Any) -> str:
+    """What the stage says, which is one line of ours and no traceback."""
+    done = project.run("prepare_data")
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert not project.out("prepare_data").exists()
+    return str(project.error("prepare_data")["message"])
+
+
+def test_a_training_file_that_is_the_test_file_is_refused(broken: Any) -> None:
+    data = broken.out("fetch_sources") / "data"
+    shutil.copyfile(data / "test.csv", data / "train.csv")
+    said = "all training texts are in the test split as well: fetch_sources.data.train. Expected "
+    assert refusal(broken).startswith(said)
+
+
+def test_a_training_file_that_shrank_is_refused_with_both_figures(broken: Any) -> None:
+    rows = [*rows_of("corn", 6), *rows_of("money", 6), "word0 wordcorn,corn"]
+    give_rows(broken, rows, ["tested,corn"])
+    broken.change(lambda recipe: recipe["prepare_data"].update(min_train_examples=110))
+    assert refusal(broken) == (
+        "the training file has fewer usable rows than it must have: "
+        "prepare_data.min_train_examples. Expected at least 110, found 12 of 13 rows read, left "
+        "out: 1 repeated. Mend the file, or lower the number if so few are right."
+    )
+    broken.change(lambda recipe: recipe["prepare_data"].update(min_train_examples=12))
+    assert broken.run("prepare_data").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        (["x,corn", "x,money"], "fewer usable rows than it must have"),
+        (["x,corn", "y,money"], "too few training examples for a dev split"),
+        (["x,corn"] * 9, "too few training examples for a dev split"),
+        (rows_of("corn", 40), "the training split has a single label"),
+        (["x,corn"], "too few training examples"),
+        ([], "an empty split"),
+    ],
+)
+def test_tables_too_small_for_anything_are_refused(
+    broken: Any, train: list[str], said: str
+) -> None:
+    give_rows(broken, train, ["tested,corn"])
+    assert said in refusal(broken)
+
+
+def test_classes_with_few_rows_and_none_in_the_test_are_warned_of(broken: Any) -> None:
+    train = [*rows_of("corn", 40), *rows_of("money", 40), "a,ships", "b,ships", "c,rye"]
+    give_rows(broken, train, ["tested,corn", "tested too,money"])
+    done = broken.run("prepare_data")
+    assert done.returncode == 0, done.stderr
+    warnings = read_data_card(broken.out("prepare_data"))["warnings"]
+    assert warnings == [
+        "classes without test rows: rye, ships",
+        "classes with fewer than 5 training rows: rye (1), ships (2)",
+    ]
+    for warning in warnings:
+        assert f"prepare_data: warning: {warning}\n" in done.stderr
+
+
+def test_a_class_of_the_test_alone_stays_refused(broken: Any) -> None:
+    give_rows(broken, [*rows_of("corn", 40), *rows_of("money", 40)], ["tested,ships"])
+    assert "the test split has a label that the training split lacks" in refusal(broken)
+
+
+def give_json_lines(project: Any, train: list[str], test: list[str]) -> None:
+    """The same fetched source, had it been JSON lines."""
+    folder = project.out("fetch_sources")
+    for split, texts in (("train", train), ("test", test)):
+        (folder / "data" / f"{split}.csv").unlink()
+        rows = [
+            f'{{"body": "{x}", "topic": "{("corn", "money")[i % 2]}"}}' for i, x in enumerate(texts)
+        ]
+        (folder / "data" / f"{split}.jsonl").write_text("\n".join(rows))
+    sources = read_json(folder / "sources.json")
+    sources["data"] |= {
+        "train": "data/train.jsonl",
+        "test": "data/test.jsonl",
+        "format": {"kind": "jsonl"},
+    }
+    write_json(folder / "sources.json", sources)
+    project.change(lambda recipe: recipe["prepare_data"].update(min_train_examples=1))
+
+
+@pytest.mark.parametrize("mode", ["refuse", "replace", "drop"])
+def test_texts_that_no_tokenizer_can_encode(broken: Any, mode: str) -> None:
+    train = [f"word{i} word1" for i in range(60)]
+    train[4] += " \\ud83d"
+    give_json_lines(broken, train, ["one", "two", "\\udc00 three", "four \\udc00"])
+    broken.change(lambda recipe: recipe["prepare_data"].update(on_unreadable=mode))
+    if mode == "refuse":
+        assert "no tokenizer can encode: data/train.jsonl, row 5, line 5, column 'body'" in refusal(
+            broken
+        )
+        return
+    done = broken.run("prepare_data")
+    assert done.returncode == 0, done.stderr
+    out = broken.out("prepare_data")
+    card, dropped = read_data_card(out), mode == "drop"
+    assert card["dropped"]["unreadable"] == (1 if dropped else 0)
+    assert card["dropped_from_test"]["unreadable"] == (2 if dropped else 0)
+    assert card["replaced"] == ({"train": 0, "test": 0} if dropped else {"train": 1, "test": 2})
+    assert card["splits"]["test"]["examples"] == (2 if dropped else 4)
+    texts = read_split(out / "test.arrow").texts
+    assert texts == (["one", "two"] if dropped else ["one", "two", "\ufffd three", "four \ufffd"])
+    if dropped:
+        assert "; left out of train: 1 unreadable; left out of test: 2 unreadable" in done.stderr
+    else:
+        assert "; U+FFFD put into 1 texts of train; U+FFFD put into 2 texts of test" in done.stderr
+
+
+def test_parts_of_a_source_are_one_split(broken: Any) -> None:
+    folder = broken.out("fetch_sources") / "data"
+    header, *lines = (folder / "train.csv").read_text().splitlines()
+    before = broken.run("prepare_data")
+    whole = read_split(broken.out("prepare_data") / "train.arrow").example_ids
+    (folder / "train.csv").unlink()
+    (folder / "train").mkdir()
+    for name, part in (("a.csv", lines[:100]), ("b.csv", lines[100:])):
+        (folder / "train" / name).write_text("\n".join([header, *part]))
+    assert before.returncode == broken.run("prepare_data").returncode == 0
+    assert read_split(broken.out("prepare_data") / "train.arrow").example_ids == whole
+    (folder / "train" / "b.csv").write_text(f"{header}\n\nx\n")
+    assert "number of columns: data/train.csv/b.csv, row 1, line 3" in refusal(broken)
+
+
+def test_labels_are_spelled_as_the_tuned_teacher_spells_them(broken: Any) -> None:
+    """A boolean has one spelling in any table; a champion answers with the teacher's own."""
+    give_rows(broken, [*rows_of("True", 40), *rows_of("false", 40)], ["tested,TRUE"])
+    assert broken.run("prepare_data").returncode == 0
+    assert read_data_card(broken.out("prepare_data"))["labels"] == ["false", "true"]
+    path = broken.out("fetch_sources") / "teacher" / "config.json"
+    write_json(path, {**read_json(path), "id2label": {"0": "True", "1": "False"}})
+    assert broken.run("prepare_data").returncode == 0
+    assert read_data_card(broken.out("prepare_data"))["labels"] == ["True", "False"]
+
+
 # --- what decides its out changes while it runs ---------------------------------------------------
 
 OTHER_SEED = "sed -i '0,/seed: .*/s//seed: 99/' params/small.yaml"

@@ -50,7 +50,7 @@ def spell_label(text: str) -> str:
 
 def is_unreadable(text: str) -> bool:
     """Whether no tokenizer can encode a text: it holds half of a surrogate pair."""
-    return _SURROGATE.search(text) is not None
+    return not text.isascii() and _SURROGATE.search(text) is not None
 
 
 def replace_unreadable(text: str) -> str:

@@ -73,7 +73,7 @@ def _open(part: Part) -> Iterator[Any]:
     try:
         with pyarrow.parquet.ParquetFile(part.path) as file:
             yield file
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of names
         found = " ".join(str(error).split())[:200].rstrip(".")
         raise DataError("not a whole Parquet file", where=part.name, found=found) from error
 

@@ -47,15 +47,15 @@ def read_separated_header(part: Part, layout: Separated) -> Header:
 
 
 def _read_records(
-    part: Part, rows: Iterator[tuple[int, list[str]]], layout: Separated, columns: Columns
+    part: Part, rows: Iterator[tuple[int, bool, list[str]]], layout: Separated, columns: Columns
 ) -> Iterator[Record]:
     names = _read_names(part, rows, layout)
     text, label = (_find(part, column, names) for column in columns)
     for _ in range(layout.skip_lines):
         next(rows, None)
     swallowed = _Swallowed(layout, len(names), label)
-    filled = ((line, cells) for line, cells in rows if cells)  # without empty lines
-    for row, (line, cells) in enumerate(filled, 1):
+    filled = (found for found in rows if found[2])  # without empty lines
+    for row, (line, is_long, cells) in enumerate(filled, 1):
         if not any(cell.strip() for cell in cells):
             yield Record(row, line, None, None, is_blank=True)
             continue
@@ -66,7 +66,7 @@ def _read_records(
                 expected=len(names),
                 found=f"{len(cells)}, {show(cells)}",
             )
-        swallowed.look_at(row, line, cells)
+        swallowed.look_at(row, line, cells, is_long=is_long)
         yield Record(row, line, _value(cells[text], layout), _value(cells[label], layout))
     swallowed.refuse(part)
 
@@ -105,8 +105,8 @@ class _BrokenRowError(Exception):
 
 def _read_rows(
     part: Part, file: Iterable[str], layout: Separated
-) -> Iterator[tuple[int, list[str]]]:
-    """Each row, the header too, with the line that it begins in."""
+) -> Iterator[tuple[int, bool, list[str]]]:
+    """Each row, the header too, with the line that it begins in and whether it has several."""
     reader = read_with(_refuse_nul(part, file), layout)
     while True:
         line = reader.line_num + 1
@@ -116,7 +116,7 @@ def _read_rows(
             return
         except csv.Error as error:
             raise _BrokenRowError(error, line, reader.line_num) from None
-        yield line, cells
+        yield line, reader.line_num > line, cells
 
 
 def _broken(part: Part, layout: Separated, row: int, error: _BrokenRowError) -> DataError:
@@ -143,9 +143,11 @@ def _refuse_nul(part: Part, lines: Iterable[str]) -> Iterator[str]:
         yield line
 
 
-def _read_names(part: Part, rows: Iterator[tuple[int, list[str]]], layout: Separated) -> list[str]:
+def _read_names(
+    part: Part, rows: Iterator[tuple[int, bool, list[str]]], layout: Separated
+) -> list[str]:
     try:
-        cells = next((cells for _, cells in rows if any(cell.strip() for cell in cells)), None)
+        cells = next((cells for _, _, cells in rows if any(cell.strip() for cell in cells)), None)
     except _BrokenRowError as error:
         raise _broken(part, layout, 0, error) from None
     if cells is None:
@@ -183,9 +185,11 @@ class _Swallowed:
         self._labels = set[str]()
         self._suspects: list[_Suspect] = []
 
-    def look_at(self, row: int, line: int, cells: list[str]) -> None:
+    def look_at(self, row: int, line: int, cells: list[str], *, is_long: bool) -> None:
         """Take note of a row's label, and of a cell of several lines."""
         self._labels.add(cells[self._label].strip())
+        if not is_long:
+            return
         for column, cell in enumerate(cells):
             if "\n" in cell or "\r" in cell:
                 labels = self._labels_within(column, _LINE_END.split(cell))

@@ -72,6 +72,13 @@ def test_a_file_that_is_cut_is_refused(kept: int, tmp_path: Path) -> None:
         read(part)
 
 
+def test_a_column_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    part = write(tmp_path, "parquet", pa.table({"body": ["x"], "kind": ["a"]}))
+    part.path.write_bytes(part.path.read_bytes().replace(b"kind", b"ki\xa2d"))
+    with pytest.raises(DataError, match=r"not a whole Parquet file: train.parquet"):
+        read(part)
+
+
 def test_a_field_of_a_struct_is_a_column(tmp_path: Path) -> None:
     table = pa.table({"message": [{"body": "x", "to": ["z"]}], "kind": ["a"]})
     part = write(tmp_path, "parquet", table)
