@@ -9,6 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RECIPE ?= quickstart
+# What needs neither a server nor long trainings: a few minutes.
+QUICK := -m 'not slow' tests/kd tests/contracts tests/test_served_student.py tests/test_versioning.py tests/test_registry.py --ignore tests/kd/cache --ignore tests/contracts/test_servers.py
 
 # Nobody is told about a run, by any of the engines.
 export DO_NOT_TRACK := true
@@ -17,7 +19,7 @@ export DVC_NO_ANALYTICS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help setup check test demo bench study goldens docs ui clean
+.PHONY: help setup check test lowest demo bench study goldens docs ui clean
 
 help: # print this list
 	@echo "stillhouse: make demo runs everything, make test checks everything"
@@ -36,6 +38,14 @@ demo: $(STAMP) ## distil the quickstart recipe from source text to champion (REC
 
 test: $(STAMP) ## run the tests (ARGS="tests/kd -k cache" for some of them)
 	$(BIN)/python -m pytest $(ARGS)
+
+# uv, since pip knows no lowest versions; its own settings (UV_FIND_LINKS) say where wheels are.
+lowest: ## run the quick tests on the lowest versions that pyproject.toml allows, in .work/lowest
+	$(PYTHON) -m venv --clear .work/lowest
+	.work/lowest/bin/python -m pip install --quiet uv
+	.work/lowest/bin/uv pip compile pyproject.toml --extra dev --resolution lowest-direct --python-version 3.11 --index-strategy unsafe-best-match --quiet --output-file .work/lowest/lowest.txt
+	.work/lowest/bin/uv pip install --python .work/lowest/bin/python --index-strategy unsafe-best-match --quiet --requirement .work/lowest/lowest.txt
+	.work/lowest/bin/python -m pytest $(or $(ARGS),$(QUICK))
 
 check: $(STAMP) ## format, lint, types, import rules, recipes, generated docs
 	$(BIN)/ruff format --check .

@@ -174,6 +174,7 @@ def test_a_tokenizer_that_cuts_the_beginning_still_does(tmp_path: Path) -> None:
     assert answer["label"].tolist() == [LABELS[1]]
 
 
+DICTIONARY = pd.ArrowDtype(pa.dictionary(pa.int8(), pa.string()))
 # Forms that people send the texts word1 and word2 in, as is and through MLflow (test_registry.py).
 FORMS: dict[str, Any] = {
     "a table": pd.DataFrame({"text": ["word1", "word2"]}),
@@ -181,13 +182,7 @@ FORMS: dict[str, Any] = {
     "a table of one nameless column": pd.DataFrame(["word1", "word2"]),
     "a categorical column": pd.DataFrame({"text": pd.Categorical(["word1", "word2"])}),
     "a column of pandas' texts": pd.DataFrame({"text": pd.array(["word1", "word2"], "string")}),
-    "a dictionary column": pd.DataFrame(
-        {
-            "text": pd.array(
-                ["word1", "word2"], dtype=pd.ArrowDtype(pa.dictionary(pa.int8(), pa.string()))
-            )
-        }
-    ),
+    "a dictionary column": pd.DataFrame({"text": pd.Series(["word1", "word2"], dtype=DICTIONARY)}),
     "an Arrow table": pa.table({"text": pa.array(["word1", "word2"]).dictionary_encode()}),
     "an Arrow column": pa.chunked_array([["word1"], ["word2"]]),
     "a Series": pd.Series(["word1", "word2"], name="body"),
@@ -248,7 +243,7 @@ def test_what_is_no_text_is_refused_with_what_to_send(student: ServedStudent, fo
     with pytest.raises(MlflowException, match=message) as caught:
         ask(student, asked)
     assert "Send a table with a column `text`" in str(caught.value)
-    assert caught.value.get_http_status_code() == 400
+    assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
 
 
 def test_the_index_of_a_table_and_a_series_is_kept(student: ServedStudent) -> None:

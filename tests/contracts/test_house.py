@@ -19,7 +19,19 @@ from tasks.kd import errors
 from tasks.kd.errors import KDError
 from tests.conftest import find_strays
 
-TARGETS = {"setup", "check", "test", "demo", "bench", "study", "goldens", "docs", "ui", "clean"}
+TARGETS = {
+    "setup",
+    "check",
+    "test",
+    "lowest",
+    "demo",
+    "bench",
+    "study",
+    "goldens",
+    "docs",
+    "ui",
+    "clean",
+}
 TREE_LINE = re.compile(r"(?P<indent> *)(?P<names>\S+(?: \S+)*?)  +(?P<comment>\S.*)")
 ERROR_LINE = re.compile(r"(?P<indent>[ │├└─]*)(?P<name>\w*Error)\b.*?(?:exit (?P<code>\d))?")
 
@@ -93,7 +105,9 @@ def test_ci_calls_the_same_targets_as_people(root: Path) -> None:
     called = re.findall(r"^make (\w+)$", script, re.MULTILINE)
     assert called == ["check", "test", "demo", "demo"]
     assert os.access(root / ".ci/run", os.X_OK)
-    assert "run: .ci/run" in (root / ".github/workflows/ci.yml").read_text()
+    workflow = (root / ".github/workflows/ci.yml").read_text()
+    assert "run: .ci/run" in workflow
+    assert "run: make lowest" in workflow
 
 
 # --- the README's tree ---------------------------------------------------------------------------

@@ -70,6 +70,14 @@ def test_comments_and_other_entries_stay(repository: Path) -> None:
     assert (repository / "params" / "recipes.yaml").read_text().startswith(before)
 
 
+def test_dvc_shows_the_figures_of_every_listed_recipe(repository: Path) -> None:
+    assert new("triage").exit_code == 0
+    shown = YAML(typ="safe").load(repository / "params" / "figures" / "dvc.yaml")
+    folder = "../../artifacts/{}/evaluate_student/summary.json"
+    assert shown["metrics"] == [folder.format("quickstart"), folder.format("triage")]
+    assert sum("triage" in name for plot in shown["plots"] for name in plot) == 3
+
+
 def test_paths_and_columns_replace_the_sources(repository: Path) -> None:
     columns = ["--text-column", "body", "--label-column", "team"]
     assert new("triage", *PATHS, *columns).exit_code == 0

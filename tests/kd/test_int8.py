@@ -64,7 +64,9 @@ def float32(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_a_row_is_right_to_half_a_step_of_its_own_scale(table: Table) -> None:
     rows, scales = quantise_rows(table)
-    assert (rows.dtype, scales.dtype, scales.shape) == (np.int8, np.float32, (len(table), 1))
+    assert rows.dtype == np.int8
+    assert scales.dtype == np.float32
+    assert scales.shape == (len(table), 1)
     assert np.abs(rows.astype(int)).max() <= 127
     again = rows.astype(np.float64) * scales
     step = np.abs(table).max(axis=1, keepdims=True).astype(np.float64) / 127
