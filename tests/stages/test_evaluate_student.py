@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,14 @@ def test_similarity_spans_all_layers_and_embeddings(metrics: Any) -> None:
     assert similarity["layers_teacher"] == [0, 1, 2, 3, 4]
     assert np.shape(similarity["cka"]) == (3, 5)
     assert similarity["cka"][0][0] == pytest.approx(1, abs=1e-5)  # the same embeddings
+
+
+def test_what_dvc_shows_is_written_beside_the_metrics(draft: Path, metrics: Any) -> None:
+    summary = json.loads((draft / "summary.json").read_text(encoding="utf-8"))
+    assert summary["accuracy"] == round(metrics["student"]["accuracy"]["value"], 4)
+    for split in ("train", "dev"):
+        lines = (draft / f"learning_{split}.csv").read_text(encoding="utf-8").splitlines()
+        assert lines[0].startswith("step,loss")
 
 
 def test_predictions_are_names_in_the_order_of_the_split(
