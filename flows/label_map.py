@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,37 +20,23 @@ _COLUMN = 12  # letters of a label in the table of evidence
 _SHOWN = 12  # labels, with more of which the table is left out
 
 
-@dataclass(frozen=True)
-class _Proposal:
-    """A map of names, or why there is none, and the lines that say so."""
+def note_label_map(document: Any, root: Path, rows: Rows | None) -> list[str]:
+    """Write beside `train_teacher.labels` which names a teacher's answers suggest for its labels.
 
-    labels: dict[str, str] | None
-    evidence: list[str]
-
-
-def put_label_map(document: Any, root: Path, rows: Rows | None) -> list[str]:
-    """Write `train_teacher.labels` into a recipe whose teacher and training rows are at hand.
-
-    Null where the teacher's names are the data's, or where its answers leave it open which is
-    which: then the comment says what to write. Returns the evidence, a line each.
+    Where its labels have only numbers for names, and it and the training rows are at hand, the
+    comment has the map with its evidence; the field stays null until a person has read it, since a
+    map that is fitted to answers always looks right. Returns the comment, a line each.
     """
-    document["train_teacher"]["labels"] = None
+    section = document["train_teacher"]
+    section["labels"] = None
     teacher = document["fetch_sources"]["teacher"]
     folder = root / str(teacher.get("folder", ""))
     names = _generic_names(folder) if teacher["kind"] == "path" else None
     if names is None or rows is None or set(rows.labels) <= set(names):
         return []
-    proposal = _propose(document, folder, names, _sample(rows))
-    section = document["train_teacher"]
-    if proposal.labels is not None:
-        from ruamel.yaml.comments import CommentedMap
-
-        section["labels"] = CommentedMap(proposal.labels)
-        section["labels"].fa.set_flow_style()
-    section.yaml_set_comment_before_after_key(
-        "labels", before="\n".join(proposal.evidence), indent=2
-    )
-    return proposal.evidence
+    evidence = _propose(document, folder, names, _sample(rows))
+    section.yaml_set_comment_before_after_key("labels", before="\n".join(evidence), indent=2)
+    return evidence
 
 
 def _generic_names(folder: Path) -> list[str] | None:
@@ -78,7 +63,7 @@ def _sample(rows: Rows) -> Rows:
     return rows.keep(chosen.tolist())
 
 
-def _propose(document: Any, folder: Path, names: list[str], rows: Rows) -> _Proposal:
+def _propose(document: Any, folder: Path, names: list[str], rows: Rows) -> list[str]:
     labels = sorted(set(rows.labels))
     if len(labels) > len(names):
         return _open(
@@ -110,7 +95,7 @@ def _ask(folder: Path, rows: Rows, length: int) -> list[int]:
     return answers
 
 
-def _weigh(names: list[str], labels: list[str], rows: Rows, answers: Sequence[int]) -> _Proposal:
+def _weigh(names: list[str], labels: list[str], rows: Rows, answers: Sequence[int]) -> list[str]:
     """The names under which most answers are right, if they are clearly the teacher's."""
     import numpy as np
 
@@ -136,9 +121,11 @@ def _weigh(names: list[str], labels: list[str], rows: Rows, answers: Sequence[in
     ):
         best = f"Named {paste(names, known)}, {right}: that settles nothing."
         return _open(names, labels, best)
-    found = dict(zip(names, known, strict=True))
-    head = f"The teacher's labels have no names (id2label). Named so, {right}:"
-    return _Proposal(found, [head, *_draw(names, labels, cells)])
+    return [
+        f"The teacher's labels have no names (id2label). So named, {right}; if that is what they",
+        f"mean, `mode: given` needs it in place of null: {paste(names, known)}",
+        *_draw(names, labels, cells),
+    ]
 
 
 def _is_alone(cells: Counts, called: dict[int, int]) -> bool:
@@ -158,15 +145,12 @@ def _draw(names: list[str], labels: list[str], cells: Counts) -> list[str]:
     return [" " * _COLUMN + head, *rows]
 
 
-def _open(names: list[str], labels: list[str], reason: str) -> _Proposal:
+def _open(names: list[str], labels: list[str], reason: str) -> list[str]:
     from tasks.kd.label_names import paste
 
     example = paste(names, [*labels, *names[len(labels) :]])
-    return _Proposal(
-        None,
-        [
-            "The teacher's labels have no names (id2label), and the data's have.",
-            " ".join(reason.split()),
-            f"With `mode: given`, say which is which, for example: labels: {example}",
-        ],
-    )
+    return [
+        "The teacher's labels have no names (id2label), and the data's have.",
+        " ".join(reason.split()),
+        f"With `mode: given`, say which is which, for example: labels: {example}",
+    ]

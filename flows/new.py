@@ -78,7 +78,7 @@ def create_recipe(
 
 def _fit_sources(document: Any, root: Path, sources: Sources) -> list[str]:
     """Fill in what can be told from the tables and the teacher at hand; what was found out."""
-    from flows.label_map import put_label_map
+    from flows.label_map import note_label_map
     from flows.text_lengths import propose_length
 
     notes: list[str] = []
@@ -88,7 +88,7 @@ def _fit_sources(document: Any, root: Path, sources: Sources) -> list[str]:
         rows = read_training(document, root)
     else:
         return notes
-    return [*notes, *propose_length(document, root, rows), *put_label_map(document, root, rows)]
+    return [*notes, *propose_length(document, root, rows), *note_label_map(document, root, rows)]
 
 
 def _check_name(root: Path, name: str, path: Path) -> None:

@@ -16,12 +16,12 @@ def propose_length(document: Any, root: Path, rows: Rows | None) -> list[str]:
     """Set max_length_tokens to what keeps 99 % of the training texts whole; a line that says so.
 
     Rounded up to a multiple of 8, within the teacher's positions. No line, and the recipe as it
-    is, where the texts (`rows` is None) or the tokenizer are not at hand. Raises DataError for a
+    is, where there are no texts or the tokenizer is not at hand. Raises DataError for a
     tokenizer that can't be used.
     """
     teacher, prepare = document["fetch_sources"]["teacher"], document["prepare_data"]
     folder = root / str(teacher.get("folder", ""))
-    if rows is None or teacher["kind"] != "path" or not (folder / "config.json").is_file():
+    if not rows or teacher["kind"] != "path" or not (folder / "config.json").is_file():
         return []
     texts = rows.texts[:: max(1, -(-len(rows) // _SAMPLE))]
     wanted, readable = _measure_length(folder, texts)

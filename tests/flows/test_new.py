@@ -260,8 +260,13 @@ def test_a_preset_that_is_not_there_is_refused_with_those_that_are(repository: P
 
 
 def write_texts(repository: Path, lengths: list[int]) -> None:
-    """Training texts of so many words of one token each."""
-    rows = [f"{' '.join(['parcel'] * length)},{'ab'[length % 2]}" for length in lengths]
+    """Training texts of so many words of one token each, no two the same."""
+    words = ["where", "is", "my", "parcel", "please"]
+    texts = [
+        " ".join(words[row // len(words) ** place % len(words)] for place in range(length))
+        for row, length in enumerate(lengths)
+    ]
+    rows = [f"{text},{'ab'[row % 2]}" for row, text in enumerate(texts)]
     (repository / "data" / "a.csv").write_text("\n".join(["body,team", *rows, ""]))
 
 
@@ -304,6 +309,7 @@ def test_a_length_is_copied_where_the_texts_can_not_be_read(repository: Path) ->
 
 def test_a_tokenizer_that_contradicts_itself_is_refused_at_once(repository: Path) -> None:
     cased = {"do_lower_case": False}
+    write_texts(repository, [5] * 20)
     write_folder(repository / "data" / "encoder", wordpiece(WORDS), cased)
     result = new("triage", *PATHS, *COLUMNS)
     assert result.exit_code == 2
@@ -327,8 +333,10 @@ def write_sorter(repository: Path, *, is_tuned: bool) -> None:
     names = {i: f"LABEL_{i}" for i in range(3)}
     model.config.update({"id2label": names, "label2id": {v: k for k, v in names.items()}})
     model.save_pretrained(repository / "data" / "encoder")
-    for split in ("a", "b"):
-        rows = [f"{word} {word},{team}" for team, words in TEAMS.items() for word in words]
+    for split, times in (("a", 2), ("b", 3)):
+        rows = [
+            f"{' '.join([word] * times)},{team}" for team, words in TEAMS.items() for word in words
+        ]
         (repository / "data" / f"{split}.csv").write_text("\n".join(["text,label", *rows]) + "\n")
 
 
@@ -351,28 +359,36 @@ def set_by_hand(model: Any, words: list[list[int]]) -> None:
 SORTER = [*PATHS, "--text-column", "text", "--label-column", "label"]
 
 
-def test_the_map_that_a_teacher_s_answers_show_is_written_with_them(repository: Path) -> None:
+def test_the_map_that_a_teacher_s_answers_show_is_proposed_with_them(repository: Path) -> None:
     write_sorter(repository, is_tuned=True)
     result = new("sorter", *SORTER)
     assert result.exit_code == 0, result.output
     assert "asks the teacher about 36 training texts (loads torch)" in result.stderr
-    recipe = load_recipe(repository / "params" / "sorter.yaml")
-    expected = {f"LABEL_{i}": team for i, team in enumerate(MATCH)}
-    assert recipe.train_teacher.labels == expected
-    written = (repository / "params" / "sorter.yaml").read_text()
-    assert "# The teacher's labels have no names (id2label). Named so, 100.0% of 36" in written
-    assert re.search(r"# orders +0 +0 +12\n", written)
+    path = repository / "params" / "sorter.yaml"
+    assert load_recipe(path).train_teacher.labels is None
+    proposed = "in place of null: {LABEL_0: payments, LABEL_1: returns, LABEL_2: orders}\n"
+    assert "labels have no names (id2label). So named, 100.0% of 36" in result.stdout
+    assert proposed in result.stdout
+    assert re.search(r"# orders +0 +0 +12\n", path.read_text())
+    given = path.read_text().replace("mode: fine_tune", "mode: given")
+    path.write_text(given)
+    checked = CliRunner().invoke(main, ["check", "sorter"])
+    assert checked.exit_code == 2
+    assert "id2label" in checked.stderr
+    path.write_text(given.replace("labels: null", f"labels: {proposed.split('null: ')[1]}"))
+    assert CliRunner().invoke(main, ["check", "sorter"]).exit_code == 0
+    assert load_recipe(path).train_teacher.labels == {f"LABEL_{i}": x for i, x in enumerate(MATCH)}
 
 
 def test_a_teacher_that_tells_nothing_leaves_the_map_open_and_says_so(repository: Path) -> None:
     write_sorter(repository, is_tuned=False)
     result = new("sorter", *SORTER)
     assert result.exit_code == 0, result.output
-    recipe = load_recipe(repository / "params" / "sorter.yaml")
-    assert recipe.train_teacher.labels is None
-    assert "that settles nothing" in result.stderr
-    assert "labels: {LABEL_0: orders, LABEL_1: payments, LABEL_2: returns}" in (
-        (repository / "params" / "sorter.yaml").read_text()
+    path = repository / "params" / "sorter.yaml"
+    assert load_recipe(path).train_teacher.labels is None
+    assert "that settles nothing" in result.stdout
+    assert "for example: labels: {LABEL_0: orders, LABEL_1: payments, LABEL_2: returns}" in (
+        path.read_text()
     )
 
 

@@ -312,7 +312,8 @@ def test_links_that_lead_out_are_told(local: Project) -> None:
     outside.mkdir()
     (outside / "config.json").write_text("{}")
     (outside / "train.csv").write_text(f"{HEADER}\n{LINE}\n")
-    (local.root / "data" / "train.csv").unlink()
+    for name in ("train.csv", "teacher/config.json"):
+        (local.root / "data" / name).unlink()
     (local.root / "data" / "train.csv").symlink_to(outside / "train.csv")
     (local.root / "data" / "teacher" / "config.json").symlink_to(outside / "config.json")
     result = check()
