@@ -166,7 +166,8 @@ def test_a_label_that_today_s_texts_lack_goes_all_the_way(broken: Any) -> None:
     weights["classifier.bias"][0] -= 30
     save_file({k: v.contiguous() for k, v in weights.items()}, folder / "model.safetensors",
               {"format": "pt"})  # fmt: skip
-    edit_teacher(broken, id2label=["wheat", "corn", "money", "ships"], label2id=None)
+    names = ("wheat", "corn", "money", "ships")
+    edit_teacher(broken, id2label={str(i): name for i, name in enumerate(names)}, label2id=None)
     outputs = {}
     for stage in list(INPUTS)[1:]:
         done = broken.run(stage)
