@@ -1,0 +1,113 @@
+"""The product's figures held against the owner's: rows, token ids, labels, accuracy."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from tests.mutations.cases import Case, Expected
+from tests.mutations.owner import Ids, model_of, tokens_of
+from tests.mutations.task import Rows, Table
+from tests.mutations.teachers import logits_of
+
+Split = dict[str, list[Any]]
+
+
+def find_difference(case: Case, expected: Expected, model: Any) -> str:
+    """What is not as the owner sees it, in a line; empty if all is."""
+    made = case.root / "artifacts" / "given"
+    card = json.loads((made / "prepare_data" / "data_card.json").read_text())
+    splits = {name: _read_split(made / "prepare_data" / f"{name}.arrow") for name in _NAMES}
+    for name, split in splits.items():
+        split["name"] = [card["labels"][i] for i in split["label"]]
+    table = usable(expected.table or case.table)
+    return (
+        _different_labels(card["labels"], expected)
+        or _different_rows(splits, table)
+        or _different_tokens(splits, case, expected)
+        or _different_accuracy(made, splits["dev"], case, expected, model)
+    )
+
+
+_NAMES = ("train", "dev", "test")
+
+
+def usable(table: Table) -> Table:
+    """Training rows as a careful reader keeps them: once each, none of the test split."""
+    labels: dict[str, set[str]] = {}
+    for text, label in table.train.pairs():
+        labels.setdefault(text, set()).add(label)
+    kept = [text for text in labels if len(labels[text]) == 1 and text not in table.test.texts]
+    return Table(Rows(tuple(kept), tuple(next(iter(labels[text])) for text in kept)), table.test)
+
+
+def _different_labels(found: list[str], expected: Expected) -> str:
+    names = list(expected.names)
+    return "" if found == names else f"labels {found} instead of {names}"
+
+
+def _different_rows(splits: dict[str, Split], table: Table) -> str:
+    """Both training splits together, and the test split, have each row as often as the table."""
+    of = {name: Counter(zip(split["text"], split["name"], strict=True)) for name, split in splits.items()}
+    for name, found, rows in (
+        ("train", of["train"] + of["dev"], table.train),
+        ("test", of["test"], table.test),
+    ):
+        wanted = Counter(rows.pairs())
+        if found != wanted:
+            more, less = found - wanted, wanted - found
+            return (
+                f"{name}: {more.total()} rows that should not be there ({_first(more)}), "
+                f"{less.total()} missing ({_first(less)})"
+            )
+    return ""
+
+
+def _first(rows: Counter[tuple[str, str]]) -> str:
+    return repr(next(iter(rows), None))[:120]
+
+
+def _different_tokens(splits: dict[str, Split], case: Case, expected: Expected) -> str:
+    texts = [text for split in splits.values() for text in split["text"]]
+    found = [ids for split in splits.values() for ids in split["input_ids"]]
+    views = owners_tokens(case, expected, texts)
+    if any(found == view for view in views):
+        return ""
+    wrong = [i for i, ids in enumerate(found) if ids != views[0][i]]
+    first = wrong[0]
+    return (
+        f"{len(wrong)} of {len(texts)} texts have other tokens: {texts[first]!r} is "
+        f"{found[first]} instead of {views[0][first]}"
+    )
+
+
+def owners_tokens(case: Case, expected: Expected, texts: list[str]) -> list[Ids]:
+    """The ids that count as right."""
+    folder = case.teacher if expected.tokens == "folder" else case.models / case.family
+    return tokens_of(folder, texts, case.recipe["prepare_data"]["max_length_tokens"])
+
+
+def _different_accuracy(
+    made: Path, dev: Split, case: Case, expected: Expected, model: Any
+) -> str:
+    report = json.loads((made / "train_teacher" / "report.json").read_text())
+    if expected.weights == "folder":
+        model = model_of(case.teacher)
+    answers = []
+    for ids in owners_tokens(case, expected, dev["text"]):
+        said = logits_of(model, ids).argmax(1).tolist()
+        right = [expected.names[i] == name for i, name in zip(said, dev["name"], strict=True)]
+        answers.append(sum(right) / len(right))
+    if any(abs(report["dev_accuracy"] - answer) < 1e-9 for answer in answers):
+        return ""
+    return f"dev accuracy {report['dev_accuracy']:.4f} instead of {answers[0]:.4f}"
+
+
+def _read_split(path: Path) -> Split:
+    with pa.memory_map(str(path)) as file:
+        found: Split = pa.ipc.open_file(file).read_all().to_pydict()
+        return found

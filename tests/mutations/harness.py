@@ -1,0 +1,163 @@
+"""Run one case as a user would, in a process of its own, and judge what came of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.mutations.cases import Case, Expected
+from tests.mutations.figures import find_difference
+
+STAGES = ("fetch_sources", "prepare_data", "train_teacher")
+LIMIT_S = 60
+RECIPE = "given"
+GOOD = ("right", "refused")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a case ended: one of right, refused, or a failure of a named sort."""
+
+    result: str
+    at: str
+    said: str = ""
+
+    @property
+    def failed(self) -> bool:
+        return self.result not in GOOD
+
+
+@dataclass(frozen=True)
+class _Ended:
+    at: str
+    code: int | None  # None: an exception that nobody caught
+    said: str
+
+
+def run_case(case: Case, expected: Expected, model: Any) -> Outcome:
+    """Fork, run, judge. `model` is the good teacher, as its owner holds it."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(reader)
+        _answer(writer, case, expected, model)
+    os.close(writer)
+    text = _listen(reader, child)
+    _, status = os.waitpid(child, 0)
+    if text is None:
+        return Outcome("hang", "?", f"no answer within {LIMIT_S} s")
+    if not text:
+        return Outcome("crash", "?", f"the process ended with status {status}")
+    return Outcome(**json.loads(text))
+
+
+def _answer(writer: int, case: Case, expected: Expected, model: Any) -> None:
+    """In the child: never returns."""
+    try:
+        outcome = judge(run_product(case), case, expected, model)
+    except BaseException:  # noqa: BLE001 - whatever it is, the parent must hear of it
+        outcome = Outcome("harness", "judge", traceback.format_exc()[-1500:])
+    with os.fdopen(writer, "w") as pipe:
+        pipe.write(json.dumps(asdict(outcome)))
+    os._exit(0)
+
+
+def _listen(reader: int, child: int) -> str | None:
+    """All that the child writes, or None if it takes too long."""
+    parts: list[bytes] = []
+    with os.fdopen(reader, "rb", buffering=0) as pipe:
+        while True:
+            ready, _, _ = select.select([pipe], [], [], LIMIT_S)
+            if not ready:
+                os.kill(child, signal.SIGKILL)
+                return None
+            if not (part := pipe.read(65536)):
+                return b"".join(parts).decode()
+            parts.append(part)
+
+
+def run_product(case: Case) -> _Ended:
+    """`check`, then the stages up to the teacher, each as the program that dvc.yaml calls."""
+    log = case.root / "said.txt"
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(case.root)
+    steps: dict[str, Callable[[], None]] = {"check": _check}
+    steps |= {name: _stage(name) for name in STAGES}
+    for name, step in steps.items():
+        log.write_text("")
+        code = _code_of(step)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if code != 0:
+            return _Ended(name, code, log.read_text(errors="replace"))
+    return _Ended("done", 0, log.read_text(errors="replace"))
+
+
+def _check() -> None:
+    from flows.check import check_recipes
+    from tasks.kd.errors import KDError
+
+    try:
+        check_recipes(Path.cwd(), RECIPE)
+    except KDError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _stage(name: str) -> Callable[[], None]:
+    def run() -> None:
+        from importlib import import_module
+
+        from tasks.stages import run_stage
+
+        sys.argv = [name, f"params/{RECIPE}.yaml"]
+        run_stage(name, import_module(f"tasks.stages.{name}").main)
+
+    return run
+
+
+def _code_of(step: Callable[[], None]) -> int | None:
+    try:
+        step()
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else 1
+    except BaseException:  # noqa: BLE001 - a panic of tokenizers is no Exception
+        traceback.print_exc()
+        return None
+    return 0
+
+
+def judge(ended: _Ended, case: Case, expected: Expected, model: Any) -> Outcome:
+    """Whether that is what must come of it."""
+    said = ended.said[-1500:]
+    if ended.code is None or "Traceback (most recent call last)" in ended.said:
+        return Outcome("traceback", ended.at, said)
+    if ended.code not in (0, 2):
+        return Outcome(f"exit {ended.code}", ended.at, said)
+    if ended.code == 2:
+        if expected.verdict == "harmless":
+            return Outcome("refused, though harmless", ended.at, said)
+        import re
+
+        if expected.says and not any(re.search(x, said, re.IGNORECASE) for x in expected.says):
+            return Outcome("refused without its place", ended.at, said)
+        return Outcome("refused", ended.at, said)
+    if expected.verdict == "fatal":
+        return Outcome("accepted, though fatal", ended.at, said)
+    wrong = find_difference(case, expected, model)
+    return Outcome("wrong figures", ended.at, wrong) if wrong else Outcome("right", ended.at)
+
+
+def clean(case: Case) -> None:
+    shutil.rmtree(case.root, ignore_errors=True)
