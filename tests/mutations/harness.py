@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -92,6 +93,7 @@ def run_product(case: Case) -> _Ended:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.chdir(case.root)
+    _hurry()
     steps: dict[str, Callable[[], None]] = {"check": _check}
     steps |= {name: _stage(name) for name in STAGES}
     for name, step in steps.items():
@@ -102,6 +104,32 @@ def run_product(case: Case) -> _Ended:
         if code != 0:
             return _Ended(name, code, log.read_text(errors="replace"))
     return _Ended("done", 0, log.read_text(errors="replace"))
+
+
+_PARSED: dict[bytes, Any] = {}
+
+
+def remember_yaml(case: Case) -> None:
+    """Parse a case's YAML files here, once for all cases that have the same."""
+    from tasks.kd.recipes import read_yaml
+
+    for path in (case.root / "dvc.yaml", *(case.root / "params").glob("*.yaml")):
+        if (content := path.read_bytes()) not in _PARSED:
+            _PARSED[content] = read_yaml(path)
+
+
+def _hurry() -> None:
+    """In the child alone: what was parsed is not parsed again, and the disk is not waited for."""
+    from tasks.kd import recipes
+
+    read = recipes.read_yaml
+
+    def read_once(path: Path) -> Any:
+        content = path.read_bytes() if path.is_file() else b""
+        return _PARSED[content] if content in _PARSED else read(path)
+
+    recipes.read_yaml = read_once
+    os.fsync = lambda _: None
 
 
 def _check() -> None:
@@ -148,15 +176,19 @@ def judge(ended: _Ended, case: Case, expected: Expected, model: Any) -> Outcome:
     if ended.code == 2:
         if expected.verdict == "harmless":
             return Outcome("refused, though harmless", ended.at, said)
-        import re
-
-        if expected.says and not any(re.search(x, said, re.IGNORECASE) for x in expected.says):
+        message = message_of(ended)
+        if expected.says and not any(re.search(x, message, re.IGNORECASE) for x in expected.says):
             return Outcome("refused without its place", ended.at, said)
         return Outcome("refused", ended.at, said)
     if expected.verdict == "fatal":
         return Outcome("accepted, though fatal", ended.at, said)
     wrong = find_difference(case, expected, model)
     return Outcome("wrong figures", ended.at, wrong) if wrong else Outcome("right", ended.at)
+
+
+def message_of(ended: _Ended) -> str:
+    """The error alone: neither the stage's name before it nor what was logged earlier."""
+    return re.split(rf"^{ended.at}: |\r{ended.at}: ", ended.said, flags=re.MULTILINE)[-1]
 
 
 def clean(case: Case) -> None:

@@ -128,10 +128,8 @@ def _free(field: str, value: Any) -> Change:
     def apply(case: Case) -> Expected:
         section = "train_teacher" if field == "min_lead" else "prepare_data"
         case.recipe[section][field] = value
-        if field == "random_texts":
-            return fatal("random_texts")  # no phase of the recipe reads them
-        if field == "train_examples" and value < len(case.table.train):
-            return fatal("min_train_examples") if value < 30 else either("train_examples")
+        if field == "train_examples":
+            return harmless(sampled=True)
         if field == "min_train_examples" and value > len(case.table.train):
             return fatal(field)
         if field in ("min_lead", "max_unknown_fraction"):

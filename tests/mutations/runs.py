@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.mutations.cases import FAMILIES, Case, Expected, harmless
 from tests.mutations.draw import Drawn
-from tests.mutations.harness import Outcome, clean, run_case
+from tests.mutations.harness import Outcome, clean, remember_yaml, run_case
 from tests.mutations.projects import Material, make_material, write_recipe
 
 
@@ -62,4 +62,5 @@ def make(drawn: Drawn, material: Material, folder: Path) -> tuple[Case, Expected
     for mutation in drawn.mutations:
         expected = expected.and_also(mutation.apply(case))
     write_recipe(case)
+    remember_yaml(case)
     return case, expected

@@ -430,9 +430,6 @@ _FORMS: dict[str, Change] = {
     "comments": _as_json(lambda r: "\n".join(["// rows", *_lines(r)]), fatal("jsonl")),
     "single quotes": _as_json(lambda r: "\n".join(str(x) for x in r), fatal("jsonl")),
     "a header line": _as_json(lambda r: "\n".join(['["text", "label"]', *_lines(r)]), fatal("jsonl")),
-    "a line separator in a text": _as_json(
-        lambda r: "\n".join(_lines(r)).replace("yellow", "yellow\u2028", 1), either("jsonl")
-    ),
 }
 
 __all__ = ["mutations", "write_jsonl", "write_parquet"]

@@ -26,7 +26,8 @@ def mutations() -> Iterator[Mutation]:
         yield Mutation("tensor shortened", f"number {place}", _on_one(place, _shorten, fatal))
         for what, value in (("NaN", float("nan")), ("infinity", float("inf"))):
             title = f"number {place} is all {what}"
-            yield Mutation("tensor not finite", title, _on_one(place, _filling(value), fatal))
+            expected = fatal if what == "NaN" else _spoilt
+            yield Mutation("tensor not finite", title, _on_one(place, _filling(value), expected))
         yield Mutation("tensor spoilt", f"number {place} is zeros", _on_one(place, _filling(0.0), _spoilt))
         yield Mutation("tensor spoilt", f"number {place} is random", _on_one(place, _randomise, _spoilt))
     for prefix in PREFIXES:
