@@ -25,7 +25,9 @@ RESULTS = Path(__file__).with_name("results")
 @click.option("--case", "number", type=int, help="One case alone, by its number.")
 @click.option("--keep", type=Path, help="Leave that case's folder here.")
 @click.option("--write", is_flag=True, help="Write the table to results/.")
-def main(count: int, seed: int, *, only: str, number: int | None, keep: Path | None, write: bool) -> None:
+def main(
+    count: int, seed: int, *, only: str, number: int | None, keep: Path | None, write: bool
+) -> None:
     """Run cases, print a table by kind, and list the failures."""
     from tests.mutations.draw import draw
     from tests.mutations.report import describe, failures_of, quieten

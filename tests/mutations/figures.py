@@ -21,7 +21,7 @@ def find_difference(case: Case, expected: Expected, model: Any) -> str:
     """What is not as the owner sees it, in a line; empty if all is."""
     made = case.root / "artifacts" / "given"
     card = json.loads((made / "prepare_data" / "data_card.json").read_text())
-    splits = {name: _read_split(made / "prepare_data" / f"{name}.arrow") for name in _NAMES}
+    splits = {name: read_split(made / "prepare_data" / f"{name}.arrow") for name in _NAMES}
     for split in splits.values():
         split["name"] = [card["labels"][i] for i in split["label"]]
     table = usable(expected.table or case.table)
@@ -52,7 +52,10 @@ def _different_labels(found: list[str], expected: Expected) -> str:
 
 def _different_rows(splits: dict[str, Split], table: Table, *, sampled: bool) -> str:
     """Both training splits together, and the test split, have each row as often as the table."""
-    of = {name: Counter(zip(split["text"], split["name"], strict=True)) for name, split in splits.items()}
+    of = {
+        name: Counter(zip(split["text"], split["name"], strict=True))
+        for name, split in splits.items()
+    }
     for name, found, rows in (
         ("train", of["train"] + of["dev"], table.train),
         ("test", of["test"], table.test),
@@ -94,9 +97,7 @@ def owners_tokens(case: Case, expected: Expected, texts: list[str]) -> list[Ids]
     return tokens_of(folder, texts, case.recipe["prepare_data"]["max_length_tokens"])
 
 
-def _different_accuracy(
-    made: Path, dev: Split, case: Case, expected: Expected, model: Any
-) -> str:
+def _different_accuracy(made: Path, dev: Split, case: Case, expected: Expected, model: Any) -> str:
     report = json.loads((made / "train_teacher" / "report.json").read_text())
     if expected.weights == "folder":
         model = model_of(case.teacher)
@@ -110,7 +111,7 @@ def _different_accuracy(
     return f"dev accuracy {report['dev_accuracy']:.4f} instead of {answers[0]:.4f}"
 
 
-def _read_split(path: Path) -> Split:
+def read_split(path: Path) -> Split:
     with pa.memory_map(str(path)) as file:
         columns: Split = pa.ipc.open_file(file).read_all().to_pydict()
     labelled = [i for i, label in enumerate(columns["label"]) if label >= 0]

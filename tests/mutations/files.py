@@ -10,7 +10,9 @@ from collections.abc import Iterator
 
 from tests.mutations.cases import FAMILIES, Case, Expected, Mutation, either, fatal, harmless
 
-POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7a" * 16 + b"\nsize 438\n"
+POINTER = (
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7a" * 16 + b"\nsize 438\n"
+)
 HTML = b"<!DOCTYPE html>\n<html><head><title>Access denied</title></head></html>\n"
 REPLACED = {
     "a Git LFS pointer": POINTER,

@@ -38,7 +38,9 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class _Ended:
+class Ended:
+    """Where the product ended, with which code, and what it said there."""
+
     at: str
     code: int | None  # None: an exception that nobody caught
     said: str
@@ -46,29 +48,45 @@ class _Ended:
 
 def run_case(case: Case, expected: Expected, model: Any) -> Outcome:
     """Fork, run, judge. `model` is the good teacher, as its owner holds it."""
+
+    def work() -> str:
+        return json.dumps(asdict(judge(run_product(case), case, expected, model)))
+
+    text = _apart(work)
+    try:
+        return Outcome(**json.loads(text))
+    except ValueError:
+        return Outcome("no answer", "?", text)
+
+
+def run_apart(case: Case) -> Ended:
+    """Fork and run, for whoever judges otherwise."""
+    return Ended(**json.loads(_apart(lambda: json.dumps(asdict(run_product(case))))))
+
+
+def _apart(work: Callable[[], str]) -> str:
+    """What a child says; in words that are no JSON, why it said nothing."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
         os.close(reader)
-        _answer(writer, case, expected, model)
+        _answer(writer, work)
     os.close(writer)
     text = _listen(reader, child)
     _, status = os.waitpid(child, 0)
     if text is None:
-        return Outcome("hang", "?", f"no answer within {LIMIT_S} s")
-    if not text:
-        return Outcome("crash", "?", f"the process ended with status {status}")
-    return Outcome(**json.loads(text))
+        return f"a hang of {LIMIT_S} s"
+    return text or f"the process ended with status {status}"
 
 
-def _answer(writer: int, case: Case, expected: Expected, model: Any) -> None:
+def _answer(writer: int, work: Callable[[], str]) -> None:
     """In the child: never returns."""
     try:
-        outcome = judge(run_product(case), case, expected, model)
+        text = work()
     except BaseException:  # noqa: BLE001 - whatever it is, the parent must hear of it
-        outcome = Outcome("harness", "judge", traceback.format_exc()[-1500:])
+        text = f"a fault of the harness: {traceback.format_exc()[-1500:]}"
     with os.fdopen(writer, "w") as pipe:
-        pipe.write(json.dumps(asdict(outcome)))
+        pipe.write(text)
     os._exit(0)
 
 
@@ -86,7 +104,7 @@ def _listen(reader: int, child: int) -> str | None:
             parts.append(part)
 
 
-def run_product(case: Case) -> _Ended:
+def run_product(case: Case) -> Ended:
     """`check`, then the stages up to the teacher, each as the program that dvc.yaml calls."""
     log = case.root / "said.txt"
     with log.open("w") as file:
@@ -102,8 +120,8 @@ def run_product(case: Case) -> _Ended:
         sys.stdout.flush()
         sys.stderr.flush()
         if code != 0:
-            return _Ended(name, code, log.read_text(errors="replace"))
-    return _Ended("done", 0, log.read_text(errors="replace"))
+            return Ended(name, code, log.read_text(errors="replace"))
+    return Ended("done", 0, log.read_text(errors="replace"))
 
 
 _PARSED: dict[bytes, Any] = {}
@@ -166,7 +184,7 @@ def _code_of(step: Callable[[], None]) -> int | None:
     return 0
 
 
-def judge(ended: _Ended, case: Case, expected: Expected, model: Any) -> Outcome:
+def judge(ended: Ended, case: Case, expected: Expected, model: Any) -> Outcome:
     """Whether that is what must come of it."""
     said = ended.said[-1500:]
     if ended.code is None or "Traceback (most recent call last)" in ended.said:
@@ -186,7 +204,7 @@ def judge(ended: _Ended, case: Case, expected: Expected, model: Any) -> Outcome:
     return Outcome("wrong figures", ended.at, wrong) if wrong else Outcome("right", ended.at)
 
 
-def message_of(ended: _Ended) -> str:
+def message_of(ended: Ended) -> str:
     """The error alone: neither the stage's name before it nor what was logged earlier."""
     return re.split(rf"^{ended.at}: |\r{ended.at}: ", ended.said, flags=re.MULTILINE)[-1]
 

@@ -26,7 +26,10 @@ FORMS: Forms = {
     "null, label2id too": ({"id2label": None, "label2id": None}, fatal(*SAYS)),
     "empty": ({"id2label": {}}, either(*SAYS)),
     "label2id null": ({"label2id": None}, harmless()),
-    "label2id contradicts": ({"label2id": dict(zip(LABELS, (2, 0, 1), strict=True))}, either(*SAYS)),
+    "label2id contradicts": (
+        {"label2id": dict(zip(LABELS, (2, 0, 1), strict=True))},
+        either(*SAYS),
+    ),
     "label2id the wrong way round": ({"label2id": NUMBERED}, either(*SAYS)),
     "label2id with numbers as text": (
         {"label2id": {label: str(i) for i, label in enumerate(LABELS)}},
@@ -34,7 +37,10 @@ FORMS: Forms = {
     ),
     "label2id a list": ({"label2id": list(LABELS)}, either(*SAYS)),
     "keys from one": ({"id2label": {str(i + 1): x for i, x in enumerate(LABELS)}}, fatal(*SAYS)),
-    "keys with a gap": ({"id2label": {"0": LABELS[0], "1": LABELS[1], "5": LABELS[2]}}, fatal(*SAYS)),
+    "keys with a gap": (
+        {"id2label": {"0": LABELS[0], "1": LABELS[1], "5": LABELS[2]}},
+        fatal(*SAYS),
+    ),
     "keys named": ({"id2label": {f"LABEL_{i}": x for i, x in enumerate(LABELS)}}, either(*SAYS)),
     "keys with a point": ({"id2label": {f"{i}.0": x for i, x in enumerate(LABELS)}}, either(*SAYS)),
     "keys with zeros": ({"id2label": {f"00{i}": x for i, x in enumerate(LABELS)}}, either(*SAYS)),
@@ -50,8 +56,14 @@ FORMS: Forms = {
         {"id2label": {str(i): {"name": x} for i, x in enumerate(LABELS)}},
         either(*SAYS),
     ),
-    "names with blanks": ({"id2label": {str(i): f" {x} " for i, x in enumerate(LABELS)}}, either(*SAYS)),
-    "names in capitals": ({"id2label": {str(i): x.upper() for i, x in enumerate(LABELS)}}, either(*SAYS)),
+    "names with blanks": (
+        {"id2label": {str(i): f" {x} " for i, x in enumerate(LABELS)}},
+        either(*SAYS),
+    ),
+    "names in capitals": (
+        {"id2label": {str(i): x.upper() for i, x in enumerate(LABELS)}},
+        either(*SAYS),
+    ),
     "a name misspelt": ({"id2label": NUMBERED | {"1": "delivry"}}, fatal(*SAYS)),
     "other names": ({"id2label": {str(i): x for i, x in enumerate("abc")}}, fatal(*SAYS)),
     "LABEL_0 and so on": ({"id2label": GENERIC, "label2id": None}, fatal("id2label", "labels")),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tests.mutations.cases import FAMILIES, FORMATS, Case, write_yaml
+from tests.mutations.cases import FAMILIES, Case, write_yaml
 from tests.mutations.owner import model_of
 from tests.mutations.task import MAX_LENGTH, Table, make_table
 from tests.mutations.teachers import make_teacher
@@ -21,40 +22,42 @@ QUICKSTART = Path(__file__).parents[2] / "params" / "quickstart.yaml"
 
 @dataclass(frozen=True)
 class Material:
-    """Good teachers of all families, good tables of all formats, a good recipe."""
+    """A good table, and good teachers of all families, as files and in memory."""
 
     folder: Path
     table: Table
-    recipe: dict[str, Any]
     models: dict[str, Any]
 
-    def new_case(self, root: Path, family: str, table: str, random: np.random.Generator) -> Case:
+    def new_case(self, root: Path, family: str, kind: str, random: np.random.Generator) -> Case:
         """A project that is good so far."""
-        for name in ("params", "data", "models"):
-            (root / name).mkdir(parents=True)
-        shutil.copytree(self.folder / family, root / "models" / "given")
-        for split in ("train", "test"):
-            shutil.copyfile(self.folder / f"{split}.{table}", root / "data" / f"{split}.{table}")
-        (root / "dvc.yaml").write_text("stages: {}\n")
-        recipe = copy.deepcopy(self.recipe)
-        recipe["fetch_sources"]["data"] |= {
-            "train": f"data/train.{table}",
-            "test": f"data/test.{table}",
-            "format": self.recipe["fetch_sources"]["data"]["format"] | {"kind": table},
-        }
-        return Case(root, family, table, self.table, recipe, self.folder, random)
+        case = new_case(root, family, kind, self.table)
+        shutil.copytree(self.folder / family, case.teacher)
+        return replace(case, models=self.folder, random=random)
+
+
+def new_case(root: Path, family: str, kind: str, table: Table) -> Case:
+    """A project with data and a recipe, and no teacher yet."""
+    for name in ("params", "data", "models"):
+        (root / name).mkdir(parents=True)
+    write_table(root / "data", kind, table)
+    (root / "dvc.yaml").write_text("stages: {}\n")
+    recipe = good_recipe()
+    recipe["fetch_sources"]["data"] |= {
+        "train": f"data/train.{kind}",
+        "test": f"data/test.{kind}",
+        "format": {"kind": kind, "skip_lines": 0},
+    }
+    return Case(root, family, kind, table, recipe, root, np.random.default_rng(0))
 
 
 def make_material(folder: Path, families: tuple[str, ...] = FAMILIES) -> Material:
     """Tune the teachers and write the tables; some seconds."""
     folder.mkdir(parents=True, exist_ok=True)
     table = make_table()
-    for kind in FORMATS:
-        write_table(folder, kind, table)
     for family in families:
         make_teacher(family, folder / family)
     models = {family: model_of(folder / family) for family in families}
-    return Material(folder, table, _good_recipe(), models)
+    return Material(folder, table, models)
 
 
 def write_recipe(case: Case) -> None:
@@ -64,18 +67,17 @@ def write_recipe(case: Case) -> None:
     entry = {"student": "params/remote", "more_teachers": "params/remote"}
     for name in ("train", "test"):
         entry[name] = str((data if isinstance(data, dict) else {}).get(name, "params/remote"))
-    entry["teacher"] = str((teacher if isinstance(teacher, dict) else {}).get("folder", "params/remote"))
+    entry["teacher"] = str(
+        (teacher if isinstance(teacher, dict) else {}).get("folder", "params/remote")
+    )
     write_yaml(case.root / "params" / "recipes.yaml", {"recipes": {"given": entry}})
 
 
-def _good_recipe() -> dict[str, Any]:
+def good_recipe() -> dict[str, Any]:
     """The quickstart's, of this size; guards that could hide wrong tokens are open."""
-    from ruamel.yaml import YAML
-
-    recipe: dict[str, Any] = YAML(typ="safe").load(QUICKSTART.read_text(encoding="utf-8"))
-    layout = {"kind": "csv", "skip_lines": 0}
+    recipe = copy.deepcopy(_quickstart())
     recipe["fetch_sources"] = {
-        "data": {"kind": "path", "train": "", "test": "", "format": layout},
+        "data": {"kind": "path", "train": "", "test": "", "format": {}},
         "teacher": {"kind": "path", "folder": "models/given"},
         "student": None,
         "more_teachers": {},
@@ -94,4 +96,12 @@ def _good_recipe() -> dict[str, Any]:
     recipe["train_student"]["student"] |= {**shape, "layers": 1}
     recipe["cache_teacher"] |= {"streams": ["logits", "hidden.0", "hidden.2"], "audit_examples": 4}
     recipe["compute"]["threads"] = 1
+    return recipe
+
+
+@cache
+def _quickstart() -> dict[str, Any]:
+    from ruamel.yaml import YAML
+
+    recipe: dict[str, Any] = YAML(typ="safe").load(QUICKSTART.read_text(encoding="utf-8"))
     return recipe

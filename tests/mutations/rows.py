@@ -36,7 +36,9 @@ def mutations() -> Iterator[Mutation]:
                 yield Mutation("column of another type", title, _values(column, value)).of("jsonl")
         for name, (change, verdict) in _TYPES.items():
             title = f"{column} is {name}"
-            yield Mutation("type of a Parquet column", title, _typed(column, change, verdict)).of("parquet")
+            yield Mutation("type of a Parquet column", title, _typed(column, change, verdict)).of(
+                "parquet"
+            )
     for name, (change, verdict) in _NUMBERS.items():
         yield Mutation("label numbers", name, _numbers(change, verdict)).of("jsonl", "parquet")
     for mode in ("refuse", "replace", "drop"):
@@ -55,7 +57,10 @@ _LINES: dict[str, tuple[Callable[[str, str], str], Verdict]] = {
     "a lone quote before": (lambda line, sep: f'"{line}', "either"),
     "a lone quote within": (lambda line, sep: line.replace(" ", ' "', 1), "either"),
     "a quote behind the text": (lambda line, sep: line.replace(sep, f'"{sep}', 1), "either"),
-    "an escaped quote": (lambda line, sep: f'"{line.split(sep)[0]} \\"x\\""{sep}{line.split(sep)[1]}', "either"),
+    "an escaped quote": (
+        lambda line, sep: f'"{line.split(sep)[0]} \\"x\\""{sep}{line.split(sep)[1]}',
+        "either",
+    ),
     "the header again": (lambda line, sep: sep.join(HEADER), "fatal"),
     "separators alone": (lambda line, sep: sep, "fatal"),
     "another separator": (lambda line, sep: line.replace(sep, ";"), "fatal"),
@@ -89,7 +94,9 @@ def _read_again(case: Case, split: str) -> Table:
 
     with case.split(split).open(encoding="utf-8", newline="") as file:
         tsv = case.format == "tsv"
-        reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if tsv else csv.reader(file)
+        reader = (
+            csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if tsv else csv.reader(file)
+        )
         rows = [row for row in reader if row][1:]
     texts, labels = (tuple(row[i].strip() for row in rows if len(row) == 2) for i in (0, 1))
     changed = Rows(texts, labels)
@@ -115,7 +122,10 @@ _TEXTS: dict[str, tuple[str, Verdict]] = {
     "backslashes": ("refund \\n \\\\ please\\", "harmless"),
     "a comma": ("refund, please, my order", "harmless"),
     "a right-to-left mark": ("refund \u202eplease", "harmless"),
-    "combining letters": ("refund re\u0301initialiser".replace("re\u0301initialiser", "cafe\u0301"), "harmless"),
+    "combining letters": (
+        "refund re\u0301initialiser".replace("re\u0301initialiser", "cafe\u0301"),
+        "harmless",
+    ),
     "Chinese": ("refund 我的订单 please", "harmless"),
     "full-width letters": ("ｒｅｆｕｎｄ refund", "harmless"),
     "a byte-order mark": ("\ufeffrefund please", "harmless"),
@@ -184,7 +194,14 @@ _VALUES: dict[str, Any] = {
     "missing": ...,
 }
 _WHOLE = ("null", "an object", "a list", "a list of objects", "an empty text", "missing")
-_NUMBERS_AS_TEXT = ("a number", "a fraction", "true", "a whole fraction", "a huge number", "infinity")
+_NUMBERS_AS_TEXT = (
+    "a number",
+    "a fraction",
+    "true",
+    "a whole fraction",
+    "a huge number",
+    "infinity",
+)
 
 
 def _records(case: Case, split: str) -> list[dict[str, Any]]:
@@ -216,7 +233,9 @@ def _value(column: str, value: Any) -> Change:
         )
         table = Table(read, case.table.test) if split == "train" else Table(case.table.train, read)
         alike = {str(value), json.dumps(value)}
-        return either(*says, table=table) if len(alike) == 1 else either(*says, table=_any_of(table))
+        return (
+            either(*says, table=table) if len(alike) == 1 else either(*says, table=_any_of(table))
+        )
 
     return apply
 
@@ -269,13 +288,25 @@ _TYPES: dict[str, tuple[Callable[[list[str]], Any], Verdict]] = {
     "large text": (lambda cells: pa.array(cells, pa.large_string()), "harmless"),
     "a view of text": (lambda cells: pa.array(cells, pa.string_view()), "either"),
     "a dictionary": (lambda cells: pa.array(cells).dictionary_encode(), "harmless"),
-    "bytes of UTF-8": (lambda cells: pa.array([x.encode() for x in cells], pa.binary()), "harmless"),
-    "large bytes": (lambda cells: pa.array([x.encode() for x in cells], pa.large_binary()), "harmless"),
+    "bytes of UTF-8": (
+        lambda cells: pa.array([x.encode() for x in cells], pa.binary()),
+        "harmless",
+    ),
+    "large bytes": (
+        lambda cells: pa.array([x.encode() for x in cells], pa.large_binary()),
+        "harmless",
+    ),
     "bytes of no UTF-8": (lambda cells: pa.array([b"\xff" + x.encode() for x in cells]), "fatal"),
-    "bytes of a fixed size": (lambda cells: pa.array([b"refundpl"] * len(cells), pa.binary(8)), "either"),
+    "bytes of a fixed size": (
+        lambda cells: pa.array([b"refundpl"] * len(cells), pa.binary(8)),
+        "either",
+    ),
     "lists of text": (lambda cells: pa.array([[x] for x in cells]), "fatal"),
     "structs": (lambda cells: pa.array([{"body": x} for x in cells]), "fatal"),
-    "maps": (lambda cells: pa.array([[("a", x)] for x in cells], pa.map_(pa.string(), pa.string())), "fatal"),
+    "maps": (
+        lambda cells: pa.array([[("a", x)] for x in cells], pa.map_(pa.string(), pa.string())),
+        "fatal",
+    ),
     "nulls": (lambda cells: pa.nulls(len(cells)), "fatal"),
     "text with a null": (lambda cells: pa.array([None, *cells[1:]]), "fatal"),
     "dates": (lambda cells: pa.array([_DAY] * len(cells)), "fatal_or_text"),  # type: ignore[dict-item]
@@ -305,8 +336,14 @@ Numbers = Callable[[list[int], str], list[Any]]
 _NUMBERS: dict[str, tuple[Numbers, Verdict]] = {
     "whole numbers": (lambda found, split: found, "harmless"),
     "fractions in both": (lambda found, split: [float(i) for i in found], "either"),
-    "fractions in test": (lambda found, split: [float(i) if split == "test" else i for i in found], "either"),
-    "text in test": (lambda found, split: [str(i) if split == "test" else i for i in found], "harmless"),
+    "fractions in test": (
+        lambda found, split: [float(i) if split == "test" else i for i in found],
+        "either",
+    ),
+    "text in test": (
+        lambda found, split: [str(i) if split == "test" else i for i in found],
+        "harmless",
+    ),
     "text with a point in test": (
         lambda found, split: [f"{i}.0" if split == "test" else str(i) for i in found],
         "either",
@@ -319,7 +356,9 @@ def _numbers(change: Numbers, verdict: Verdict) -> Change:
 
     def apply(case: Case) -> Expected:
         names = ("0", "1", "2")
-        case.change_json("config.json", id2label=dict(zip(names, names, strict=True)), label2id=None)
+        case.change_json(
+            "config.json", id2label=dict(zip(names, names, strict=True)), label2id=None
+        )
         renamed = []
         for split in SPLITS:
             rows: Rows = getattr(case.table, split)

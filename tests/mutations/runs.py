@@ -59,7 +59,7 @@ def make(drawn: Drawn, material: Material, folder: Path) -> tuple[Case, Expected
     root = folder / f"case{drawn.number}"
     case = material.new_case(root, drawn.family, drawn.format, drawn.generator())
     expected = harmless()
-    for mutation in drawn.mutations:
+    for mutation in reversed(drawn.mutations):  # what may break a file last
         expected = expected.and_also(mutation.apply(case))
     write_recipe(case)
     remember_yaml(case)

@@ -155,7 +155,10 @@ def _write_columns(path: Path, names: list[str], columns: list[list[str]]) -> No
     elif kind == "jsonl":
         quoted = [[json.dumps(name) for name in names], *rows]
         lines = [
-            ", ".join(f"{n}: {json.dumps(v, ensure_ascii=False)}" for n, v in zip(quoted[0], row, strict=True))
+            ", ".join(
+                f"{n}: {json.dumps(v, ensure_ascii=False)}"
+                for n, v in zip(quoted[0], row, strict=True)
+            )
             for row in rows
         ]
         path.write_text("".join(f"{{{line}}}\n" for line in lines), encoding="utf-8")
@@ -172,10 +175,22 @@ _DIALECTS: dict[str, tuple[dict[str, Any], tuple[str, ...], Expected]] = {
     "commas in tsv": ({"separator": ","}, ("tsv",), either("column", "separator")),
     "all quoted": ({"quoting": csv.QUOTE_ALL}, ("csv",), harmless()),
     "all quoted in tsv": ({"quoting": csv.QUOTE_ALL}, ("tsv",), either("column", "quot")),
-    "single quotes": ({"quoting": csv.QUOTE_ALL, "quotechar": "'"}, ("csv",), either("column", "quot")),
+    "single quotes": (
+        {"quoting": csv.QUOTE_ALL, "quotechar": "'"},
+        ("csv",),
+        either("column", "quot"),
+    ),
     "CRLF": ({"lineterminator": "\r\n", "quoting": csv.QUOTE_MINIMAL}, LINED, harmless()),
-    "CR": ({"lineterminator": "\r", "quoting": csv.QUOTE_MINIMAL}, LINED, either("csv|tsv|column|row")),
-    "a blank behind separators": ({"separator": ",", "blank": True}, ("csv",), either("column", "row")),
+    "CR": (
+        {"lineterminator": "\r", "quoting": csv.QUOTE_MINIMAL},
+        LINED,
+        either("csv|tsv|column|row"),
+    ),
+    "a blank behind separators": (
+        {"separator": ",", "blank": True},
+        ("csv",),
+        either("column", "row"),
+    ),
 }
 
 
@@ -211,7 +226,10 @@ _ENCODINGS: dict[str, tuple[Callable[[str], bytes], str]] = {
     "Latin-1": (lambda text: text.encode("latin-1"), "fatal"),
     "Windows-1252": (lambda text: text.replace("'", "’").encode("cp1252"), "fatal"),
     "gzip": (lambda text: gzip.compress(text.encode(), mtime=0), "fatal"),
-    "one byte that is none": (lambda text: text.encode().replace(b"window", b"win\xffow", 1), "fatal"),
+    "one byte that is none": (
+        lambda text: text.encode().replace(b"window", b"win\xffow", 1),
+        "fatal",
+    ),
     "CESU surrogates": (lambda text: text.encode().replace(b"window", b"\xed\xa0\xbd", 1), "fatal"),
     "no last newline": (lambda text: text.rstrip("\n").encode(), "harmless"),
     "blank lines at the end": (lambda text: f"{text}\n\n".encode(), "harmless"),
@@ -249,7 +267,9 @@ _SPELLINGS: dict[str, Callable[[str], str]] = {
     "as numbers": lambda label: str(LABELS.index(label)),
     "as numbers with a point": lambda label: f"{LABELS.index(label)}.0",
     "as LABEL_": lambda label: f"LABEL_{LABELS.index(label)}",
-    "another language": lambda label: {"billing": "Rechnung", "delivery": "Lieferung"}.get(label, "Zugang"),
+    "another language": lambda label: {"billing": "Rechnung", "delivery": "Lieferung"}.get(
+        label, "Zugang"
+    ),
 }
 
 
@@ -339,18 +359,25 @@ def _without(split: str) -> Change:
 def _without_in_both(case: Case) -> Expected:
     """The teacher knows the class: kept, with a warning."""
     label = case.one_of(LABELS)
-    rows = [_keep(x, lambda i, text, found: found != label) for x in (case.table.train, case.table.test)]
+    rows = [
+        _keep(x, lambda i, text, found: found != label) for x in (case.table.train, case.table.test)
+    ]
     return _rewritten(case, Table(*rows), either, "label")
 
 
 def _one_label(case: Case) -> Expected:
-    rows = [_keep(x, lambda i, text, found: found == "login") for x in (case.table.train, case.table.test)]
+    rows = [
+        _keep(x, lambda i, text, found: found == "login")
+        for x in (case.table.train, case.table.test)
+    ]
     return _rewritten(case, Table(*rows), either, "label")
 
 
 def _more_label(split: str) -> Change:
     def apply(case: Case) -> Expected:
-        rows = _plus(getattr(case.table, split), [(f"sudden desk {i}", "returns") for i in range(4)])
+        rows = _plus(
+            getattr(case.table, split), [(f"sudden desk {i}", "returns") for i in range(4)]
+        )
         table = Table(rows, case.table.test) if split == "train" else Table(case.table.train, rows)
         return _rewritten(case, table, fatal, "label")
 
@@ -363,7 +390,10 @@ def _repeated(case: Case) -> Expected:
 
 
 def _contradicting(case: Case) -> Expected:
-    more = [(text, "login" if label != "login" else "billing") for text, label in case.table.train.pairs()[:9]]
+    more = [
+        (text, "login" if label != "login" else "billing")
+        for text, label in case.table.train.pairs()[:9]
+    ]
     return _rewritten(case, Table(_plus(case.table.train, more), case.table.test), harmless)
 
 
@@ -424,12 +454,16 @@ _FORMS: dict[str, Change] = {
         lambda r: "\n".join(_lines([dict(reversed(x.items())) for x in r])), harmless()
     ),
     "sparse keys": _as_json(
-        lambda r: "\n".join(_lines([x | ({"note": "a"} if i % 7 == 0 else {}) for i, x in enumerate(r)])),
+        lambda r: "\n".join(
+            _lines([x | ({"note": "a"} if i % 7 == 0 else {}) for i, x in enumerate(r)])
+        ),
         harmless(),
     ),
     "comments": _as_json(lambda r: "\n".join(["// rows", *_lines(r)]), fatal("jsonl")),
     "single quotes": _as_json(lambda r: "\n".join(str(x) for x in r), fatal("jsonl")),
-    "a header line": _as_json(lambda r: "\n".join(['["text", "label"]', *_lines(r)]), fatal("jsonl")),
+    "a header line": _as_json(
+        lambda r: "\n".join(['["text", "label"]', *_lines(r)]), fatal("jsonl")
+    ),
 }
 
 __all__ = ["mutations", "write_jsonl", "write_parquet"]

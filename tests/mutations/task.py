@@ -13,9 +13,44 @@ KEYS = {
     "login": ("password", "account", "locked", "réinitialiser"),
 }
 FILLERS = (
-    *("the my your this please still was with again number order about when from Paris".split()),
-    *("Hello café naïve can't won't e-mail 24 1999 desk window yellow river signal sudden".split()),
-    *("Thanks today yesterday morning quick letter".split()),
+    *(
+        [
+            "the",
+            "my",
+            "your",
+            "this",
+            "please",
+            "still",
+            "was",
+            "with",
+            "again",
+            "number",
+            "order",
+            "about",
+            "when",
+            "from",
+            "Paris",
+        ]
+    ),
+    *(
+        [
+            "Hello",
+            "café",
+            "naïve",
+            "can't",
+            "won't",
+            "e-mail",
+            "24",
+            "1999",
+            "desk",
+            "window",
+            "yellow",
+            "river",
+            "signal",
+            "sudden",
+        ]
+    ),
+    *(["Thanks", "today", "yesterday", "morning", "quick", "letter"]),
 )
 MAX_LENGTH = 20
 _LONG = 30

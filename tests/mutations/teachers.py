@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,10 +51,17 @@ class Form:
     tokenizer_class: str
 
 
+@dataclass(frozen=True)
+class Words:
+    """What training needs of a tokenizer: ids of texts, how many there are, that of padding."""
+
+    encode: Callable[[Sequence[str]], list[list[int]]]
+    size: int
+    pad: int
+
+
 FORMS: dict[str, Form] = {
-    "bert": Form(
-        lambda: made.wordpiece(made.BERT_SPECIAL, lower=True), {**_SIZE}, "BertTokenizer"
-    ),
+    "bert": Form(lambda: made.wordpiece(made.BERT_SPECIAL, lower=True), {**_SIZE}, "BertTokenizer"),
     "distilbert": Form(
         lambda: made.wordpiece(made.BERT_SPECIAL, lower=False), _SHORT, "DistilBertTokenizer"
     ),
@@ -94,10 +101,23 @@ def make_teacher(
     """
     form = FORMS[family]
     tokenizer = tokenizer or form.tokenizer()
-    model = _tune(family, tokenizer, left=left)
+    model = tune(family, words_of(tokenizer, left=left), left=left)
     model.save_pretrained(folder)
     save_tokenizer(folder, tokenizer, form.tokenizer_class, side="left" if left else None)
     return model
+
+
+def words_of(tokenizer: Tokenizer, *, left: bool = False) -> Words:
+    """A tokenizer's way with texts, cut as the task is."""
+    cutter = Tokenizer.from_str(tokenizer.to_str())
+    cutter.enable_truncation(MAX_LENGTH, direction="left" if left else "right")
+    ids = (tokenizer.token_to_id(name) for name in ("[PAD]", "<pad>"))
+    pad = next(number for number in ids if number is not None)
+
+    def encode(texts: Sequence[str]) -> list[list[int]]:
+        return [one.ids for one in cutter.encode_batch(list(texts))]
+
+    return Words(encode, tokenizer.get_vocab_size(), pad)
 
 
 def save_tokenizer(folder: Path, tokenizer: Tokenizer, kind: str, *, side: str | None) -> None:
@@ -141,17 +161,16 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-def new_model(family: str, tokenizer: Tokenizer, *, seed: int = 0) -> Any:
+def new_model(family: str, words: Words, *, seed: int = 0) -> Any:
     """A classifier that was not tuned yet."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     form = FORMS[family]
-    pad = next(tokenizer.token_to_id(x) for x in ("[PAD]", "<pad>") if tokenizer.token_to_id(x) is not None)
     config = AutoConfig.for_model(
         family,
-        vocab_size=tokenizer.get_vocab_size(),
+        vocab_size=words.size,
         max_position_embeddings=_POSITIONS,
-        pad_token_id=pad,
+        pad_token_id=words.pad,
         initializer_range=0.15,
         id2label=dict(enumerate(LABELS)),
         label2id={label: i for i, label in enumerate(LABELS)},
@@ -163,13 +182,11 @@ def new_model(family: str, tokenizer: Tokenizer, *, seed: int = 0) -> Any:
     return AutoModelForSequenceClassification.from_config(config, attn_implementation=kernel)
 
 
-def _tune(family: str, tokenizer: Tokenizer, *, left: bool, seed: int = 0) -> Any:
+def tune(family: str, words: Words, *, left: bool = False, seed: int = 0) -> Any:
     """Some hundred steps on texts that no table of the task has."""
-    cutter = Tokenizer.from_str(tokenizer.to_str())
-    cutter.enable_truncation(MAX_LENGTH, direction="left" if left else "right")
     rows = make_rows(360, seed=100 + seed, left=left)
-    ids = [one.ids for one in cutter.encode_batch(list(rows.texts))]
-    model = new_model(family, tokenizer, seed=seed).eval()  # no dropout: few steps must do
+    ids = words.encode(rows.texts)
+    model = new_model(family, words, seed=seed).eval()  # no dropout: few steps must do
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.01)
     random = torch.Generator().manual_seed(seed)
     for _ in range(16):

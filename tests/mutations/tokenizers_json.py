@@ -84,7 +84,10 @@ def _exchanging(part: str, family: str) -> Change:
 _SET: dict[str, dict[str, Any]] = {
     "normalizer lower-cases": {"normalizer": {"type": "Lowercase"}},
     "normalizer strips accents": {
-        "normalizer": {"type": "Sequence", "normalizers": [{"type": "NFD"}, {"type": "StripAccents"}]}
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [{"type": "NFD"}, {"type": "StripAccents"}],
+        }
     },
     "normalizer NFKC": {"normalizer": {"type": "NFKC"}},
     "normalizer of an unknown type": {"normalizer": {"type": "Mine"}},
@@ -113,7 +116,10 @@ _SET: dict[str, dict[str, Any]] = {
     "pre-tokenizer at digits": {
         "pre_tokenizer": {
             "type": "Sequence",
-            "pretokenizers": [{"type": "BertPreTokenizer"}, {"type": "Digits", "individual_digits": True}],
+            "pretokenizers": [
+                {"type": "BertPreTokenizer"},
+                {"type": "Digits", "individual_digits": True},
+            ],
         }
     },
     "pre-tokenizer of an unknown type": {"pre_tokenizer": {"type": "Mine"}},
@@ -173,11 +179,14 @@ _MODELS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "short words": lambda m: m | {"max_input_chars_per_word": 4},
     "dropout": lambda m: m | {"dropout": 0.5},
     "byte fallback": lambda m: m | {"byte_fallback": True},
-    "merges as text": lambda m: m | ({"merges": [" ".join(x) for x in m["merges"]]} if "merges" in m else {}),
+    "merges as text": lambda m: (
+        m | ({"merges": [" ".join(x) for x in m["merges"]]} if "merges" in m else {})
+    ),
     "merges empty": lambda m: m | ({"merges": []} if "merges" in m else {}),
     "merges turned": lambda m: m | ({"merges": m["merges"][::-1]} if "merges" in m else {}),
-    "merges of pieces that are not there": lambda m: m
-    | ({"merges": [*m["merges"], ["zzz", "yyy"]]} if "merges" in m else {}),
+    "merges of pieces that are not there": lambda m: (
+        m | ({"merges": [*m["merges"], ["zzz", "yyy"]]} if "merges" in m else {})
+    ),
     "vocabulary empty": lambda m: m | {"vocab": type(m["vocab"])()},
     "vocabulary null": lambda m: m | {"vocab": None},
     "vocabulary of the other form": lambda m: m | {"vocab": _other_form(m["vocab"])},
@@ -322,7 +331,9 @@ _ADDED: dict[str, Callable[[list[dict[str, Any]], int], Any]] = {
     "one far beyond": lambda tokens, n: [*tokens, _token("<url>", n + 5000)],
     "one empty": lambda tokens, n: [*tokens, _token("", n)],
     "one twice": lambda tokens, n: [*tokens, tokens[0]],
-    "one without its id": lambda tokens, n: [{k: v for k, v in x.items() if k != "id"} for x in tokens],
+    "one without its id": lambda tokens, n: [
+        {k: v for k, v in x.items() if k != "id"} for x in tokens
+    ],
     "ids as text": lambda tokens, n: [x | {"id": str(x["id"])} for x in tokens],
     "ids moved by one": lambda tokens, n: [x | {"id": x["id"] + 1} for x in tokens],
     "the first left out": lambda tokens, n: tokens[1:],

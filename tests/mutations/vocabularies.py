@@ -67,7 +67,9 @@ def unigram(special: Sequence[str], begin: str, end: str) -> Tokenizer:
     words = sorted({*WORDS})
     pieces = {f"▁{word}": -6.0 - 0.01 * i for i, word in enumerate(words)}
     pieces |= {word: -9.0 - 0.01 * i for i, word in enumerate(words) if len(word) > 3}
-    letters = sorted({letter for word in (*words, _MARKS, "abcdefghijklmnopqrstuvwxyz") for letter in word})
+    letters = sorted(
+        {letter for word in (*words, _MARKS, "abcdefghijklmnopqrstuvwxyz") for letter in word}
+    )
     pieces |= {letter: -12.0 - 0.01 * i for i, letter in enumerate(["▁", *letters])}
     vocabulary = [*((name, 0.0) for name in special), *pieces.items()]
     unknown = [name for name, _ in vocabulary].index("<unk>" if "<unk>" in special else "[UNK]")

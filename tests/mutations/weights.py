@@ -28,8 +28,12 @@ def mutations() -> Iterator[Mutation]:
             title = f"number {place} is all {what}"
             expected = fatal if what == "NaN" else _spoilt
             yield Mutation("tensor not finite", title, _on_one(place, _filling(value), expected))
-        yield Mutation("tensor spoilt", f"number {place} is zeros", _on_one(place, _filling(0.0), _spoilt))
-        yield Mutation("tensor spoilt", f"number {place} is random", _on_one(place, _randomise, _spoilt))
+        yield Mutation(
+            "tensor spoilt", f"number {place} is zeros", _on_one(place, _filling(0.0), _spoilt)
+        )
+        yield Mutation(
+            "tensor spoilt", f"number {place} is random", _on_one(place, _randomise, _spoilt)
+        )
     for prefix in PREFIXES:
         yield Mutation("prefix", f"{prefix} before all", _prefixing(prefix))
     yield Mutation("prefix", "base_layer within", _base_layer)
@@ -134,8 +138,12 @@ def _base_layer(case: Case) -> Expected:
 
 def _bare_encoder(case: Case) -> Expected:
     tensors = _load(case)
-    heads = tuple(name for name in tensors if name.startswith(("classifier", "pre_", "head", "pooler")))
-    bare = {name if name in heads else name.partition(".")[2]: value for name, value in tensors.items()}
+    heads = tuple(
+        name for name in tensors if name.startswith(("classifier", "pre_", "head", "pooler"))
+    )
+    bare = {
+        name if name in heads else name.partition(".")[2]: value for name, value in tensors.items()
+    }
     _save(case, bare)
     return either(*SAYS)
 
@@ -193,7 +201,7 @@ def _shard(case: Case, count: int) -> list[Path]:
     for i in range(count):
         path = case.teacher / f"model-{i + 1:05}-of-{count:05}.safetensors"
         save_file({name: tensors[name] for name in names[i::count]}, path, {"format": "pt"})
-        places |= {name: path.name for name in names[i::count]}
+        places |= dict.fromkeys(names[i::count], path.name)
         paths.append(path)
     size = sum(value.nbytes for value in tensors.values())
     index = {"metadata": {"total_size": size}, "weight_map": places}
@@ -222,7 +230,7 @@ def _broken_shards(count: int, what: str) -> Change:
             (case.teacher / index).unlink()
         else:
             places = case.read_json(index)["weight_map"]
-            case.change_json(index, weight_map={name: "model-9.safetensors" for name in places})
+            case.change_json(index, weight_map=dict.fromkeys(places, "model-9.safetensors"))
         return fatal(*SAYS)
 
     return apply

@@ -42,7 +42,9 @@ def write_lines(path: Path, rows: Any, separator: str, **dialect: Any) -> None:
 
 def write_jsonl(path: Path, records: list[Any]) -> None:
     lines = [json.dumps(record, ensure_ascii=False) for record in records]
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="surrogatepass")
+    path.write_text(
+        "".join(f"{line}\n" for line in lines), encoding="utf-8", errors="surrogatepass"
+    )
 
 
 def write_parquet(path: Path, columns: dict[str, Any]) -> None:
