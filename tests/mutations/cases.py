@@ -38,6 +38,7 @@ class Expected:
     weights: View = "good"
     names: tuple[str, ...] = LABELS  # what the teacher's numbers are called in the data
     table: Table | None = None  # the rows, where they are not those of the good table
+    or_else: Table | None = None  # the rows in another spelling that is as good
     sampled: bool = False  # some of the training rows will do
 
     def and_also(self, other: Expected) -> Expected:
@@ -49,6 +50,7 @@ class Expected:
             "folder" if "folder" in (self.weights, other.weights) else "good",
             self.names if self.names != LABELS else other.names,
             self.table or other.table,
+            self.or_else or other.or_else,
             self.sampled or other.sampled,
         )
 

@@ -24,10 +24,14 @@ def find_difference(case: Case, expected: Expected, model: Any) -> str:
     splits = {name: read_split(made / "prepare_data" / f"{name}.arrow") for name in _NAMES}
     for split in splits.values():
         split["name"] = [card["labels"][i] for i in split["label"]]
-    table = usable(expected.table or case.table)
+    tables = [usable(expected.table or case.table)]
+    if expected.or_else is not None:
+        tables.append(usable(expected.or_else))
     return (
         _different_labels(card["labels"], expected)
-        or _different_rows(splits, table, sampled=expected.sampled)
+        or min(
+            (_different_rows(splits, table, sampled=expected.sampled) for table in tables), key=len
+        )
         or _different_tokens(splits, case, expected)
         or _different_accuracy(made, splits["dev"], case, expected, model)
     )

@@ -124,7 +124,7 @@ def _permuting(order: tuple[int, ...]) -> Callable[[Case], Expected]:
             label2id={name: i for i, name in enumerate(names)},
         )
         case.recipe["train_teacher"]["min_lead"] = 0.5
-        return fatal("label", "min_lead", "baseline", "constant")
+        return fatal("label", "min_lead", "hardly better", "worse")
 
     return apply
 
@@ -139,7 +139,7 @@ def _mapping(order: tuple[int, ...]) -> Callable[[Case], Expected]:
             "labels": {f"LABEL_{i}": name for i, name in enumerate(names)},
             "min_lead": 0.5,
         }
-        return fatal("label", "min_lead", "baseline", "constant")
+        return fatal("label", "min_lead", "hardly better", "worse")
 
     return apply
 

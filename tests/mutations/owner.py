@@ -10,7 +10,7 @@ texts are cut is tokenizer_config.json's, else the one in tokenizer.json, else t
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,26 @@ def _encode(tokenizer: Tokenizer, texts: Sequence[str], length: int, side: str) 
 
 
 def _views(file: Path, config: dict[str, Any]) -> list[Tokenizer]:
-    """As the file says; and with what the configuration says of BERT's normalizer instead."""
+    """As the file says; and with what the configuration says of the same instead."""
     document = json.loads(file.read_bytes().decode("utf-8-sig"))
-    found = [Tokenizer.from_str(json.dumps(document))]
-    normalizer = document.get("normalizer") or {}
     kind = str(config.get("tokenizer_class", "")).removesuffix("Fast")
+    found = [Tokenizer.from_str(json.dumps(document))]
+    found += [
+        Tokenizer.from_str(json.dumps(document | x))
+        for x in _said_otherwise(document, config, kind)
+    ]
+    more = config.get("additional_special_tokens", config.get("extra_special_tokens"))
+    if isinstance(more, list) and all(isinstance(token, str) for token in more):
+        found.append(Tokenizer.from_str(json.dumps(document)))
+        found[-1].add_special_tokens(more)
+    return found
+
+
+def _said_otherwise(
+    document: dict[str, Any], config: dict[str, Any], kind: str
+) -> Iterator[dict[str, Any]]:
+    """Parts of tokenizer.json, changed as the classes of version 4 do by the configuration."""
+    normalizer = document.get("normalizer") or {}
     if normalizer.get("type") == "BertNormalizer" and kind in _BERT_LIKE:
         fields = {
             "lowercase": config.get("do_lower_case", normalizer.get("lowercase")),
@@ -52,9 +67,11 @@ def _views(file: Path, config: dict[str, Any]) -> list[Tokenizer]:
             "handle_chinese_chars": config.get("tokenize_chinese_chars", True),
         }
         if fields != {name: normalizer.get(name) for name in fields}:
-            document["normalizer"] = normalizer | fields
-            found.append(Tokenizer.from_str(json.dumps(document)))
-    return found
+            yield {"normalizer": normalizer | fields}
+    cutter = document.get("pre_tokenizer") or {}
+    space = config.get("add_prefix_space", cutter.get("add_prefix_space"))
+    if cutter.get("type") == "ByteLevel" and space != cutter.get("add_prefix_space"):
+        yield {"pre_tokenizer": cutter | {"add_prefix_space": space}}
 
 
 def _side(folder: Path, config: dict[str, Any]) -> str:

@@ -45,7 +45,7 @@ def new_case(root: Path, family: str, kind: str, table: Table) -> Case:
     recipe["fetch_sources"]["data"] |= {
         "train": f"data/train.{kind}",
         "test": f"data/test.{kind}",
-        "format": {"kind": kind, "skip_lines": 0},
+        "format": _layout(kind),
     }
     return Case(root, family, kind, table, recipe, root, np.random.default_rng(0))
 
@@ -105,3 +105,13 @@ def _quickstart() -> dict[str, Any]:
 
     recipe: dict[str, Any] = YAML(typ="safe").load(QUICKSTART.read_text(encoding="utf-8"))
     return recipe
+
+
+def _layout(kind: str) -> dict[str, Any]:
+    """How the good table of that format is written."""
+    if "missing" not in _quickstart()["fetch_sources"]["data"]["format"]:
+        return {"kind": kind, "skip_lines": 0}
+    if kind not in ("csv", "tsv"):
+        return {"kind": kind}
+    signs = {"separator": ",", "quote": '"'} if kind == "csv" else {"quote": None}
+    return {"kind": kind, **signs, "escape": None, "missing": [], "skip_lines": 0}

@@ -227,22 +227,19 @@ def _value(column: str, value: Any) -> Change:
         plain = isinstance(value, int | float) and value == value  # noqa: PLR0124 - not NaN
         if column == "label" or not plain:
             return fatal(*says)
-        rows = getattr(case.table, split)
-        read = Rows(
-            tuple(str(value) if i == PLACE else x for i, x in enumerate(rows.texts)), rows.labels
-        )
-        table = Table(read, case.table.test) if split == "train" else Table(case.table.train, read)
-        alike = {str(value), json.dumps(value)}
-        return (
-            either(*says, table=table) if len(alike) == 1 else either(*says, table=_any_of(table))
-        )
+        spellings = (str(value), json.dumps(value).removesuffix(".0"))
+        first, second = (_spelt(case, split, spelling) for spelling in spellings)
+        return either(*says, table=first, or_else=second)
 
     return apply
 
 
-def _any_of(table: Table) -> Table:
-    """True may be read as `True` or as `true`; the harness holds on to the first."""
-    return table
+def _spelt(case: Case, split: str, text: str) -> Table:
+    """The table with that text in the row that was changed."""
+    rows: Rows = getattr(case.table, split)
+    texts = tuple(text if i == PLACE else old for i, old in enumerate(rows.texts))
+    read = Rows(texts, rows.labels)
+    return Table(read, case.table.test) if split == "train" else Table(case.table.train, read)
 
 
 def _values(column: str, value: Any) -> Change:

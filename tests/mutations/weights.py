@@ -65,7 +65,7 @@ def _save(case: Case, tensors: Tensors) -> None:
 
 
 def _spoilt(*_: str) -> Expected:
-    return either(*SAYS, weights="folder")
+    return either(*SAYS, "hardly better", weights="folder")
 
 
 SAYS = ("weight", "safetensors")
@@ -305,7 +305,7 @@ def _all_random(case: Case) -> Expected:
     torch.manual_seed(5)
     _save(case, {name: torch.randn_like(value) for name, value in _load(case).items()})
     case.recipe["train_teacher"]["min_lead"] = 0.5
-    return fatal("min_lead", "baseline", "constant", "teacher")
+    return fatal("min_lead", "hardly better", "worse")
 
 
 def _all_nan(case: Case) -> Expected:
