@@ -102,13 +102,16 @@ class Case:
         self.write_json(name, self.read_json(name) | fields)
 
 
+Change = Callable[[Case], Expected]
+
+
 @dataclass(frozen=True)
 class Mutation:
     """A way to change a case. `needs`: of what it can be made, by family or format."""
 
     kind: str
     name: str
-    apply: Callable[[Case], Expected]
+    apply: Change
     needs: tuple[str, ...] = ()
 
     def fits(self, family: str, table: str) -> bool:

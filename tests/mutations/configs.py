@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tests.mutations.cases import Case, Expected, Mutation, either, fatal, harmless
+from tests.mutations.cases import Case, Change, Expected, Mutation, either, fatal, harmless
 from tests.mutations.task import LABELS
 
-Change = Callable[[Case], Expected]
 ODD: dict[str, Any] = {
     "null": None,
     "a text": "twelve",

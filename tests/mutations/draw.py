@@ -9,20 +9,27 @@ from dataclasses import dataclass
 import numpy as np
 
 from tests.mutations import (
+    cells,
     configs,
     files,
     labels,
     recipes,
     rows,
+    splits,
     tables,
     tokenizer_settings,
     tokenizers_json,
+    vocabulary_entries,
+    weight_files,
     weights,
 )
 from tests.mutations.cases import FAMILIES, FORMATS, Mutation
 
-ON_TEACHERS = (files, configs, labels, weights, tokenizers_json, tokenizer_settings)
-ON_DATA = (tables, rows, recipes)
+ON_TEACHERS = (
+    *(files, configs, labels, weights, weight_files),
+    *(tokenizers_json, vocabulary_entries, tokenizer_settings),
+)
+ON_DATA = (tables, splits, rows, cells, recipes)
 TWO = 0.1  # share of the cases with two mutations
 # What says how labels are called, for teacher and data together.
 _ALONE = ("id2label", "train_teacher.labels", "label numbers", "label spelling")
@@ -61,7 +68,7 @@ def draw(count: int, seed: int, *, families: Sequence[str] = FAMILIES) -> list[D
     drawn: dict[str, Drawn] = {}
     while len(drawn) < count:
         for queue in queues.values():
-            chosen = (queue[0],)
+            chosen: tuple[Mutation, ...] = (queue[0],)
             queue.append(queue.pop(0))
             if random.random() < TWO:
                 chosen = _two(random)

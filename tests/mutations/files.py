@@ -6,9 +6,18 @@ import gzip
 import json
 import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from tests.mutations.cases import FAMILIES, Case, Expected, Mutation, either, fatal, harmless
+from tests.mutations.cases import (
+    FAMILIES,
+    Case,
+    Change,
+    Expected,
+    Mutation,
+    either,
+    fatal,
+    harmless,
+)
 
 POINTER = (
     b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7a" * 16 + b"\nsize 438\n"
@@ -72,7 +81,7 @@ def _expected(case: Case, name: str) -> Expected:
     return either(*said, tokens="good")  # tokenizer.json says it all
 
 
-def _removing(name: str):  # type: ignore[no-untyped-def]
+def _removing(name: str) -> Change:
     def apply(case: Case) -> Expected:
         (case.teacher / name).unlink()
         if name in ("special_tokens_map.json", *VOCABULARIES):
@@ -94,7 +103,7 @@ def _vocabulary_is_left(case: Case) -> bool:
     return any((case.teacher / name).is_file() for name in ("vocab.txt", "vocab.json"))
 
 
-def _writing(name: str, content: bytes):  # type: ignore[no-untyped-def]
+def _writing(name: str, content: bytes) -> Change:
     def apply(case: Case) -> Expected:
         (case.teacher / name).write_bytes(content)
         return _expected(case, name)
@@ -102,7 +111,7 @@ def _writing(name: str, content: bytes):  # type: ignore[no-untyped-def]
     return apply
 
 
-def _cutting(name: str, share: float):  # type: ignore[no-untyped-def]
+def _cutting(name: str, share: float) -> Change:
     def apply(case: Case) -> Expected:
         path = case.teacher / name
         content = path.read_bytes()
@@ -112,7 +121,7 @@ def _cutting(name: str, share: float):  # type: ignore[no-untyped-def]
     return apply
 
 
-def _exchanging(name: str, family: str):  # type: ignore[no-untyped-def]
+def _exchanging(name: str, family: str) -> Change:
     def apply(case: Case) -> Expected:
         if family == case.family:
             return harmless()
@@ -128,7 +137,7 @@ def _exchanging(name: str, family: str):  # type: ignore[no-untyped-def]
     return apply
 
 
-_ENCODINGS = {
+_ENCODINGS: dict[str, Callable[[str], bytes]] = {
     "with a byte-order mark": lambda text: b"\xef\xbb\xbf" + text.encode(),
     "in UTF-16": lambda text: text.encode("utf-16"),
     "with CRLF": lambda text: text.replace("\n", "\r\n").encode(),
@@ -136,7 +145,7 @@ _ENCODINGS = {
     "in Latin-1": lambda text: text.encode("latin-1", errors="replace"),
     "with blanks at the end": lambda text: text.encode() + b"\n\n  \n",
     "twice in one file": lambda text: text.encode() * 2,
-    "with escapes": lambda text: _escaped(text),
+    "with escapes": lambda text: _escaped(text),  # noqa: PLW0108 - defined below
 }
 
 
@@ -147,7 +156,7 @@ def _escaped(text: str) -> bytes:
         return text.encode()
 
 
-def _encoding(name: str, way: str):  # type: ignore[no-untyped-def]
+def _encoding(name: str, way: str) -> Change:
     def apply(case: Case) -> Expected:
         path = case.teacher / name
         path.write_bytes(_ENCODINGS[way](path.read_text(encoding="utf-8")))
@@ -181,7 +190,7 @@ _BESIDE = {
 }
 
 
-def _beside(name: str):  # type: ignore[no-untyped-def]
+def _beside(name: str) -> Change:
     def apply(case: Case) -> Expected:
         path = case.teacher / name
         path.parent.mkdir(exist_ok=True)

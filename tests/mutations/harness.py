@@ -147,7 +147,11 @@ def _hurry() -> None:
         return _PARSED[content] if content in _PARSED else read(path)
 
     recipes.read_yaml = read_once
-    os.fsync = lambda _: None
+    os.fsync = _pass_over
+
+
+def _pass_over(fd: Any) -> None:
+    del fd
 
 
 def _check() -> None:
@@ -186,22 +190,25 @@ def _code_of(step: Callable[[], None]) -> int | None:
 
 def judge(ended: Ended, case: Case, expected: Expected, model: Any) -> Outcome:
     """Whether that is what must come of it."""
-    said = ended.said[-1500:]
     if ended.code is None or "Traceback (most recent call last)" in ended.said:
-        return Outcome("traceback", ended.at, said)
-    if ended.code not in (0, 2):
-        return Outcome(f"exit {ended.code}", ended.at, said)
-    if ended.code == 2:
-        if expected.verdict == "harmless":
-            return Outcome("refused, though harmless", ended.at, said)
-        message = message_of(ended)
-        if expected.says and not any(re.search(x, message, re.IGNORECASE) for x in expected.says):
-            return Outcome("refused without its place", ended.at, said)
-        return Outcome("refused", ended.at, said)
-    if expected.verdict == "fatal":
-        return Outcome("accepted, though fatal", ended.at, said)
-    wrong = find_difference(case, expected, model)
-    return Outcome("wrong figures", ended.at, wrong) if wrong else Outcome("right", ended.at)
+        result = "traceback"
+    elif ended.code == 2:
+        result = _judge_refusal(message_of(ended), expected)
+    elif ended.code:
+        result = f"exit {ended.code}"
+    elif expected.verdict == "fatal":
+        result = "accepted, though fatal"
+    else:
+        wrong = find_difference(case, expected, model)
+        return Outcome("wrong figures", ended.at, wrong) if wrong else Outcome("right", ended.at)
+    return Outcome(result, ended.at, ended.said[-1500:])
+
+
+def _judge_refusal(message: str, expected: Expected) -> str:
+    if expected.verdict == "harmless":
+        return "refused, though harmless"
+    named = any(re.search(place, message, re.IGNORECASE) for place in expected.says)
+    return "refused" if named or not expected.says else "refused without its place"
 
 
 def message_of(ended: Ended) -> str:

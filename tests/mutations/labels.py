@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from tests.mutations.cases import Case, Expected, Mutation, either, fatal, harmless
+from tests.mutations.cases import Case, Change, Expected, Mutation, either, fatal, harmless
 from tests.mutations.task import LABELS
 from tests.mutations.written import write_table
 
@@ -86,7 +86,7 @@ def mutations() -> Iterator[Mutation]:
     yield Mutation("train_teacher.labels", "a map that changes nothing", _same_map)
 
 
-def _setting(fields: dict[str, Any], expected: Expected) -> Callable[[Case], Expected]:
+def _setting(fields: dict[str, Any], expected: Expected) -> Change:
     def apply(case: Case) -> Expected:
         case.change_json("config.json", **fields)
         return expected
@@ -113,7 +113,7 @@ def rename(case: Case, names: dict[str, str]) -> Any:
     return case.table
 
 
-def _permuting(order: tuple[int, ...]) -> Callable[[Case], Expected]:
+def _permuting(order: tuple[int, ...]) -> Change:
     """The teacher's answers under each other's names: worse than a constant answer."""
 
     def apply(case: Case) -> Expected:
@@ -129,7 +129,7 @@ def _permuting(order: tuple[int, ...]) -> Callable[[Case], Expected]:
     return apply
 
 
-def _mapping(order: tuple[int, ...]) -> Callable[[Case], Expected]:
+def _mapping(order: tuple[int, ...]) -> Change:
     """LABEL_0 and so on, with the recipe's map: right in one order, worthless in the others."""
 
     def apply(case: Case) -> Expected:
@@ -160,7 +160,7 @@ _MAPS: dict[str, tuple[Any, Expected]] = {
 }
 
 
-def _with_map(labels: Any, expected: Expected) -> Callable[[Case], Expected]:
+def _with_map(labels: Any, expected: Expected) -> Change:
     def apply(case: Case) -> Expected:
         case.change_json("config.json", id2label=GENERIC, label2id=None)
         case.recipe["train_teacher"]["labels"] = labels

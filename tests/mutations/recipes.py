@@ -1,14 +1,13 @@
-"""Mutations of the recipe: fields removed, typed otherwise, out of range, at odds with the files."""
+"""Mutations of the recipe: fields removed, typed otherwise, out of range, at odds with files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from tests.mutations.cases import Case, Expected, Mutation, either, fatal, harmless
+from tests.mutations.cases import Case, Change, Expected, Mutation, either, fatal, harmless
 from tests.mutations.configs import ODD
 
-Change = Callable[[Case], Expected]
 FIELDS: dict[str, tuple[str, ...]] = {
     "fetch_sources": ("data", "teacher", "student", "more_teachers"),
     "fetch_sources.data": ("kind", "train", "test", "format"),

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tests.mutations.cases import Case, Expected, Mutation, either, harmless
+from tests.mutations.cases import Case, Change, Expected, Mutation, either, harmless
 from tests.mutations.configs import ODD
 
 FILE, MAP = "tokenizer_config.json", "special_tokens_map.json"
-Change = Callable[[Case], Expected]
 SAYS = ("tokenizer", "pad", "trunc")
 FIELDS = (
     *("tokenizer_class", "do_lower_case", "model_max_length", "strip_accents", "pad_token"),

@@ -55,7 +55,7 @@ def byte_level(special: Sequence[str], *, modern: bool = False) -> Tokenizer:
         tokenizer.normalizer = normalizers.NFC()
         tokenizer.post_processor = _around(tokenizer, "[CLS]", "[SEP]")
     else:
-        ids = {name: tokenizer.token_to_id(name) for name in ("</s>", "<s>")}
+        ids = tokenizer.get_vocab()
         tokenizer.post_processor = RobertaProcessing(
             ("</s>", ids["</s>"]), ("<s>", ids["<s>"]), add_prefix_space=False
         )
