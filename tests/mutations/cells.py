@@ -162,7 +162,7 @@ _TYPES: dict[str, tuple[Callable[[list[str]], Any], Verdict]] = {
     "bytes of no UTF-8": (lambda cells: pa.array([b"\xff" + x.encode() for x in cells]), "fatal"),
     "bytes of a fixed size": (
         lambda cells: pa.array([b"refundpl"] * len(cells), pa.binary(8)),
-        "either",
+        "fatal",
     ),
     "lists of text": (lambda cells: pa.array([[x] for x in cells]), "fatal"),
     "structs": (lambda cells: pa.array([{"body": x} for x in cells]), "fatal"),
@@ -188,7 +188,7 @@ def _typed(column: str, change: Callable[[list[str]], Any], verdict: Any) -> Cha
         says = (rf"{split}\.parquet", "label", column)
         if verdict == "harmless":
             return harmless()
-        if verdict == "either" and column == "text" and len(set(columns[column].to_pylist())) > 1:
+        if verdict == "either":
             return either(*says)
         return fatal(*says)
 

@@ -15,6 +15,7 @@ from tests.mutations import (
     labels,
     recipes,
     rows,
+    sources,
     splits,
     tables,
     tokenizer_settings,
@@ -29,7 +30,7 @@ ON_TEACHERS = (
     *(files, configs, labels, weights, weight_files),
     *(tokenizers_json, vocabulary_entries, tokenizer_settings),
 )
-ON_DATA = (tables, splits, rows, cells, recipes)
+ON_DATA = (tables, sources, splits, rows, cells, recipes)
 TWO = 0.1  # share of the cases with two mutations
 # What says how labels are called, for teacher and data together.
 _ALONE = ("id2label", "train_teacher.labels", "label numbers", "label spelling")

@@ -107,9 +107,10 @@ def _listen(reader: int, child: int) -> str | None:
 def run_product(case: Case) -> Ended:
     """`check`, then the stages up to the teacher, each as the program that dvc.yaml calls."""
     log = case.root / "said.txt"
-    with log.open("w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    stream = log.open("a", buffering=1)
+    for number in (1, 2):
+        os.dup2(stream.fileno(), number)
+    sys.stdout = sys.stderr = stream  # a test's own are elsewhere
     os.chdir(case.root)
     _hurry()
     steps: dict[str, Callable[[], None]] = {"check": _check}
@@ -117,8 +118,7 @@ def run_product(case: Case) -> Ended:
     for name, step in steps.items():
         log.write_text("")
         code = _code_of(step)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        stream.flush()
         if code != 0:
             return Ended(name, code, log.read_text(errors="replace"))
     return Ended("done", 0, log.read_text(errors="replace"))
