@@ -40,9 +40,13 @@ def main(
         drawn = [case for case in drawn if case.number == number]
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="stillhouse-mutations-") as folder:
-        runs: list[Run] = run_all(drawn, Path(folder), keep=keep)
+        runs: list[Run] = []
+        for run in run_all(drawn, Path(folder), keep=keep):
+            runs.append(run)
+            if run.outcome.failed:
+                print(failures_of([run]), flush=True)
     page = describe(runs, seed)
-    print(failures_of(runs), page, f"{time.monotonic() - started:.0f} s", sep="\n")
+    print(page, f"{time.monotonic() - started:.0f} s", sep="\n")
     if write:
         (RESULTS / "mutations.md").write_text(page, encoding="utf-8")
     raise SystemExit(any(run.outcome.failed for run in runs))

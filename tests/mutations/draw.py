@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -79,7 +80,8 @@ def draw(count: int, seed: int, *, families: Sequence[str] = FAMILIES) -> list[D
     return list(drawn.values())
 
 
-def _by_kind(*rooms: Sequence[object]) -> dict[str, list[Mutation]]:
+@cache
+def _by_kind(*rooms: tuple[object, ...]) -> dict[str, list[Mutation]]:
     kinds: dict[str, list[Mutation]] = defaultdict(list)
     for room in (module for modules in rooms for module in modules):
         for mutation in room.mutations():  # type: ignore[attr-defined]

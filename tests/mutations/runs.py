@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +22,12 @@ class Run:
     outcome: Outcome
 
 
-def run_all(drawn: Sequence[Drawn], folder: Path, *, keep: Path | None = None) -> list[Run]:
+def run_all(drawn: Sequence[Drawn], folder: Path, *, keep: Path | None = None) -> Iterator[Run]:
     """Make the material, then each case; `keep` is where the last one's folder is left."""
     import_all()
     material = make_material(folder / "good", FAMILIES)
-    return [run(each, material, folder, keep=keep) for each in drawn]
+    for each in drawn:
+        yield run(each, material, folder, keep=keep)
 
 
 def import_all() -> None:
