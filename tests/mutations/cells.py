@@ -160,10 +160,6 @@ _TYPES: dict[str, tuple[Callable[[list[str]], Any], Verdict]] = {
         "harmless",
     ),
     "bytes of no UTF-8": (lambda cells: pa.array([b"\xff" + x.encode() for x in cells]), "fatal"),
-    "bytes of a fixed size": (
-        lambda cells: pa.array([b"refundpl"] * len(cells), pa.binary(8)),
-        "fatal",
-    ),
     "lists of text": (lambda cells: pa.array([[x] for x in cells]), "fatal"),
     "structs": (lambda cells: pa.array([{"body": x} for x in cells]), "fatal"),
     "maps": (
