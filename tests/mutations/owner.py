@@ -48,11 +48,18 @@ def _views(file: Path, config: dict[str, Any]) -> list[Tokenizer]:
         Tokenizer.from_str(json.dumps(document | x))
         for x in _said_otherwise(document, config, kind)
     ]
-    more = config.get("additional_special_tokens", config.get("extra_special_tokens"))
-    if isinstance(more, list) and all(isinstance(token, str) for token in more):
+    if more := _named_special(config):
         found.append(Tokenizer.from_str(json.dumps(document)))
         found[-1].add_special_tokens(more)
     return found
+
+
+def _named_special(config: dict[str, Any]) -> list[str]:
+    """What the configuration calls special: version 4 adds each that the file does not have."""
+    listed = config.get("additional_special_tokens", config.get("extra_special_tokens"))
+    roles = [config.get(f"{role}_token") for role in ("pad", "unk", "cls", "sep", "mask")]
+    named = [*(listed if isinstance(listed, list) else ()), *roles]
+    return [token for token in named if isinstance(token, str) and token]
 
 
 def _said_otherwise(

@@ -31,7 +31,7 @@ FREE = {
     "min_train_examples": (1, 119, 121),
     "max_unknown_fraction": (0.0, 0.5),
     "random_texts": (1,),
-    "seed": (0, 2**31),
+    "seed": (0, 2**31 - 1),
     "min_lead": (0.9, 1.0),
     "on_overlap": ("refuse",),
     "on_unreadable": ("drop", "replace"),
