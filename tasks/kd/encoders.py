@@ -41,7 +41,12 @@ __all__ = [
 _INVALID = (AttributeError, KeyError, OSError, StrictDataclassError, TypeError, ValueError)
 _NAMES = ("architectures", "dtype", "id2label", "label2id", "transformers_version")
 # How a model answers, which is not the file's to say.
-_ANSWERS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
+_ANSWERS = {
+    "return_dict": True,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "chunk_size_feed_forward": 0,  # saves memory, and fails for lengths that it does not divide
+}
 _LABEL_FIELDS = ("id2label", "label2id", "num_labels", "_num_labels", "problem_type")
 # Weights of a file that no classifier uses and that change nothing: buffers of old versions.
 _BUFFERS = r"(?:.*\.)?(?:position_ids|embeddings\.token_type_ids)"
