@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tasks.kd.bounds import best_constant, bound_lead, count_pairs, lead_of
+from tasks.kd.label_names import paste
 
 Counts = npt.NDArray[np.int64]
 
@@ -78,36 +79,11 @@ def take_standing(labels: Sequence[str], answers: Sequence[str], classes: int) -
 def best_names(confusion_KK: Counts) -> list[int]:
     """For each answer, the label that it is named after so that most answers are right.
 
-    One label per answer: the assignment problem, solved exactly (Kuhn 1955; Munkres 1957) with
-    potentials, in K³ steps. Rows of the confusion are labels, columns answers.
+    One label per answer: the assignment problem. Rows of the confusion are labels, columns answers.
     """
-    cost = -confusion_KK.T.astype(np.int64)
-    count = len(cost)
-    row_potential, column_potential = np.zeros(count + 1, int), np.zeros(count + 1, int)
-    row_of = np.full(count + 1, count)  # of each column; the last column begins a search
-    for row in range(count):
-        row_of[count], column = row, count
-        least, before = np.full(count, np.iinfo(np.int64).max), np.full(count, count)
-        done = np.zeros(count + 1, bool)
-        while row_of[column] != count:
-            done[column] = True
-            at = row_of[column]
-            open_columns = np.flatnonzero(~done[:count])
-            reduced = cost[at, open_columns] - row_potential[at] - column_potential[open_columns]
-            nearer = open_columns[reduced < least[open_columns]]
-            least[open_columns] = np.minimum(least[open_columns], reduced)
-            before[nearer] = column
-            following = open_columns[least[open_columns].argmin()]
-            step = least[following]
-            row_potential[row_of[done]] += step
-            column_potential[done] -= step
-            least[open_columns] -= step
-            column = following
-        while column != count:
-            row_of[column] = row_of[before[column]]
-            column = before[column]
-    named = np.empty(count, int)
-    named[row_of[:count]] = np.arange(count)
+    from scipy.optimize import linear_sum_assignment
+
+    _, named = linear_sum_assignment(confusion_KK.T, maximize=True)
     return [int(label) for label in named]
 
 
@@ -119,8 +95,6 @@ def find_causes(
     `confidence` is the mean of its highest probabilities, `own_names` what its configuration calls
     the labels.
     """
-    from tasks.kd.label_names import paste
-
     named, examples = best_names(confusion_KK), int(confusion_KK.sum())
     right = int(np.trace(confusion_KK))
     best = int(sum(confusion_KK[label, answer] for answer, label in enumerate(named)))
