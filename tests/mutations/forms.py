@@ -97,7 +97,7 @@ def measure(way: Way, folder: Path) -> Found:
     ended = run_apart(case)
     if ended.code != 0:
         said = " ".join(message_of(ended).split()).replace("|", "/").replace(str(folder), "…")
-        return Found(way, said=said[-300:], code=ended.code)
+        return Found(way, said=said[:300], code=ended.code)
     made = case.root / "artifacts" / "given"
     splits = {x: read_split(made / "prepare_data" / f"{x}.arrow") for x in ("train", "dev", "test")}
     texts = [text for split in splits.values() for text in split["text"]]

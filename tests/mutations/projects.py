@@ -109,8 +109,6 @@ def _quickstart() -> dict[str, Any]:
 
 def _layout(kind: str) -> dict[str, Any]:
     """How the good table of that format is written."""
-    if "missing" not in _quickstart()["fetch_sources"]["data"]["format"]:
-        return {"kind": kind, "skip_lines": 0}
     if kind not in ("csv", "tsv"):
         return {"kind": kind}
     signs = {"separator": ",", "quote": '"'} if kind == "csv" else {"quote": None}

@@ -38,7 +38,7 @@ _LINES: dict[str, tuple[Callable[[str, str], str], Verdict]] = {
         "either",
     ),
     "the header again": (lambda line, sep: sep.join(HEADER), "fatal"),
-    "separators alone": (lambda line, sep: sep, "fatal"),
+    "separators alone": (lambda line, sep: sep, "either"),
     "another separator": (lambda line, sep: line.replace(sep, ";"), "fatal"),
     "a comment": (lambda line, sep: f"# {line.split(sep)[0]}", "fatal"),
     "an unknown label": (lambda line, sep: f"{line.split(sep)[0]}{sep}misc", "fatal"),
@@ -73,7 +73,7 @@ def _read_again(case: Case, split: str) -> Table:
         reader = (
             csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if tsv else csv.reader(file)
         )
-        rows = [row for row in reader if row][1:]
+        rows = [row for row in reader if any(cell.strip() for cell in row)][1:]
     texts, labels = (tuple(row[i].strip() for row in rows if len(row) == 2) for i in (0, 1))
     changed = Rows(texts, labels)
     return Table(changed, case.table.test) if split == "train" else Table(case.table.train, changed)

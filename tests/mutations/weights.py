@@ -73,7 +73,7 @@ def _on_one(
         change(tensors, name)
         _save(case, tensors)
         if expected is fatal:
-            return fatal(*SAYS, name.replace(".", r"\."))
+            return fatal(*SAYS, "classifier", name.replace(".", r"\."))
         return expected()
 
     return apply
