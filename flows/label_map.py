@@ -42,7 +42,8 @@ def note_label_map(document: Any, root: Path, rows: Rows | None) -> list[str]:
 def _generic_names(folder: Path) -> list[str] | None:
     """The names of a tuned classifier's labels where they are numbers; None where not."""
     from tasks.kd.label_names import are_generic, read_label_names
-    from tasks.kd.model_folder import check_model_folder, classifier_rows, read_headers
+    from tasks.kd.model_folder import check_model_folder
+    from tasks.kd.weight_files import classifier_rows, read_headers
 
     try:
         fields = check_model_folder(folder)
@@ -80,16 +81,13 @@ def _propose(document: Any, folder: Path, names: list[str], rows: Rows) -> list[
 
 def _ask(folder: Path, rows: Rows, length: int) -> list[int]:
     """The teacher's answers, each the number of a label."""
-    from tasks.kd.digests import read_json
     from tasks.kd.encoders import load_classifier
     from tasks.kd.inference import predict_torch
-    from tasks.kd.token_counts import read_texts
-    from tasks.kd.tokenization import load_tokenizer, positions_of
+    from tasks.kd.model_tokenizers import load_tokenizer
+    from tasks.kd.tokenization import encode
 
     teacher = load_tokenizer(folder)
-    positions = positions_of(read_json(folder / "config.json"), teacher.pad_token_id)
-    tokenizer = teacher.cut_at(min(length, positions or length))
-    ids = read_texts(tokenizer, rows.texts, unknown_id=None).input_ids
+    ids = encode(teacher.cut_at(min(length, teacher.positions or length)), rows.texts)
     logits = predict_torch(load_classifier(folder), ids, pad_token_id=teacher.pad_token_id)
     answers: list[int] = logits.argmax(-1).tolist()
     return answers

@@ -37,7 +37,7 @@ def _find_label_faults(
     folder: Path, fields: Mapping[str, Any], recipe: Recipe, name: str
 ) -> Iterator[tuple[str, str]]:
     from tasks.kd.label_names import read_label_names, rename_labels
-    from tasks.kd.model_folder import classifier_rows, read_headers
+    from tasks.kd.weight_files import classifier_rows, read_headers
 
     config, field = folder / "config.json", f"fetch_sources.{name}.folder"
     try:

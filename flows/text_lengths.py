@@ -37,13 +37,11 @@ def propose_length(document: Any, root: Path, rows: Rows | None) -> list[str]:
 
 def _measure_length(folder: Path, texts: list[str]) -> tuple[int, int]:
     """The length that is wanted, and the longest that the teacher and the recipe allow."""
-    from tasks.kd.digests import read_json
+    from tasks.kd.model_tokenizers import load_tokenizer
     from tasks.kd.params import LONGEST_TEXT
     from tasks.kd.token_counts import read_texts
-    from tasks.kd.tokenization import load_tokenizer, positions_of
 
     model = load_tokenizer(folder)
     reading = read_texts(model.tokenizer, texts, unknown_id=None)
     wanted = max(_STEP, -(-reading.tokens_for_99_percent // _STEP) * _STEP)
-    positions = positions_of(read_json(folder / "config.json"), model.pad_token_id)
-    return wanted, min(positions or LONGEST_TEXT, LONGEST_TEXT)
+    return wanted, min(model.positions or LONGEST_TEXT, LONGEST_TEXT)

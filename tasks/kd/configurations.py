@@ -126,24 +126,20 @@ _ACTIVATION_FIELDS = (
 )
 
 
-def parse_config(text: str, where: Path) -> dict[str, Any]:
-    """The fields of a configuration's text. Raises DataError for what is no configuration."""
-    try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _invalid(where, f"not a valid JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise _invalid(where, f"not a mapping of fields: {text[:60]}")
+def require_plain_config(fields: Mapping[str, Any], where: Path) -> None:
+    """Raise DataError, by name, for fields that the model would not use, or not as they are.
+
+    And for a configuration of no family that is known.
+    """
     family = fields.get("model_type")
     if not isinstance(family, str):
-        raise _invalid(where, f"model_type {json.dumps(family)}")
+        raise DataError(
+            "not the configuration of a model",
+            where=where,
+            expected="a name as model_type",
+            found=f"model_type {json.dumps(family)[:80]}",
+        )
     require_family(family, where=where)
-    return fields
-
-
-def require_plain_config(fields: Mapping[str, Any], where: Path) -> None:
-    """Raise DataError, by name, for fields that the model would not use, or not as they are."""
-    family = fields["model_type"]
     for name, allowed in _FIXED.items():
         if name in fields and fields[name] not in allowed:
             raise _not_used(name, fields[name], where)
@@ -192,10 +188,4 @@ def _not_used(name: str, value: Any, where: Path) -> DataError:
         found=json.dumps(value)[:80],
         advice="A model that was trained with it would answer otherwise here. If it changes "
         f"nothing in what yours computes, take {name} out of config.json.",
-    )
-
-
-def _invalid(where: Path, found: str) -> DataError:
-    return DataError(
-        "not the configuration of a model", where=where, found=" ".join(found.split())[:300]
     )

@@ -16,14 +16,8 @@ from tasks.kd.digests import read_json, sha256_file, sha256_json
 from tasks.kd.errors import DataError
 from tasks.kd.families import capture, kernel, layers_of
 from tasks.kd.label_names import read_label_names
-from tasks.kd.model_folder import (
-    WEIGHTS,
-    check_weights,
-    classifier_rows,
-    read_config,
-    read_headers,
-    require_weights,
-)
+from tasks.kd.model_folder import check_weights, read_config
+from tasks.kd.weight_files import WEIGHTS, classifier_rows, read_headers
 
 __all__ = [
     "WEIGHTS",
@@ -34,7 +28,6 @@ __all__ = [
     "load_config",
     "model_sha256",
     "new_classifier",
-    "require_weights",
 ]
 
 # What transformers raises for a configuration of one field or another that can't be.

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.kd.digests import read_json
 from tasks.kd.errors import DataError
 from tasks.kd.formats import Columns, Part
 from tasks.kd.formats.cells import list_names, spell_label
+from tasks.kd.label_names import read_label_names
+from tasks.kd.model_folder import read_config
 from tasks.kd.params import PrepareData
 from tasks.kd.source_sections import FileFormat
 from tasks.kd.tables import Rows, Table, drop_repeats, find_similar_labels, read_table
@@ -94,7 +95,7 @@ def read_splits(
         split: read_table(parts[split], layout, columns, on_unreadable=params.on_unreadable)
         for split in ("train", "test")
     }
-    spelled = _teacher_spellings(teacher / "config.json")
+    spelled = _teacher_spellings(teacher)
     train, test = (tables[split].rows.rename(spelled) for split in ("train", "test"))
     kept, dropped = drop_repeats(train, test, on_overlap=params.on_overlap)
     return RawSplits(kept, test, tables, {**dropped, **tables["train"].dropped})
@@ -117,14 +118,11 @@ def _describe(reasons: Mapping[str, int]) -> str:
     return ", ".join(f"{n} {_REASONS.get(reason, reason)}" for reason, n in reasons.items() if n)
 
 
-def _teacher_spellings(config: Path) -> dict[str, str]:
+def _teacher_spellings(teacher: Path) -> dict[str, str]:
     """From a label's one spelling to the teacher's own, where that is `True` or `1.0`."""
     try:
-        fields = read_json(config) if config.is_file() else None
-    except ValueError:  # whoever reads more of it says what is wrong with it
+        names = read_label_names(read_config(teacher), teacher / "config.json")
+    except DataError:  # whoever needs the names says what is wrong with them
         return {}
-    known = fields.get("id2label") if isinstance(fields, dict) else None
-    values = list(known.values()) if isinstance(known, dict) else known
-    names = [name for name in values if isinstance(name, str)] if isinstance(values, list) else []
     own = {spell_label(name): name for name in names}
     return own if len(own) == len(names) else {}

@@ -6,22 +6,21 @@ N texts, T tokens.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
 from tasks.kd.errors import DataError
-from tasks.kd.vocabularies import refusing
+from tasks.kd.tokenization import encode_each, ids_of
 
 if TYPE_CHECKING:
     from tasks.kd.data import Ids
 
 KEPT = 0.99  # the share of texts that a proposed length keeps whole
-_BATCH = 1000
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,8 @@ def read_texts(tokenizer: Tokenizer, texts: Sequence[str], *, unknown_id: int | 
     ids: list[Ids] = []
     whole: list[int] = []
     tokens, unknown, words = 0, 0, Counter[str]()
-    for text, encoding in _encode(tokenizer, texts):
-        ids.append(np.asarray(encoding.ids, dtype=np.int32))
+    for text, encoding in zip(texts, encode_each(tokenizer, texts), strict=True):
+        ids.append(ids_of(encoding))
         own = len(encoding) - around
         tokens += max(1, own)
         unknown += own <= 0
@@ -82,16 +81,6 @@ def read_texts(tokenizer: Tokenizer, texts: Sequence[str], *, unknown_id: int | 
             unknown += len(missed)
             words.update(missed)
     return Reading(ids, np.asarray(whole, dtype=np.int64), tokens, unknown, words)
-
-
-def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[tuple[str, Encoding]]:
-    for start in range(0, len(texts), _BATCH):
-        batch = list(texts[start : start + _BATCH])
-        with refusing(
-            "the tokenizer can't read a text", f"texts {start + 1} to {start + len(batch)}"
-        ):
-            encoded = tokenizer.encode_batch(batch)
-        yield from zip(batch, encoded, strict=True)
 
 
 def require_known(reading: Reading, limit: float, *, where: object) -> None:

@@ -6,7 +6,6 @@ class reads (`vocabularies.py`). What can't be either is refused here, with what
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -14,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from tasks.kd.errors import DataError
+from tasks.kd.file_contents import read_object, require_content
 
 TOKENIZER, SETTINGS, CONFIG = "tokenizer.json", "tokenizer_config.json", "config.json"
 SIDES = ("left", "right")
 # As transformers names them in tokenizer_config.json and special_tokens_map.json.
 PIECES = ("cls_token", "sep_token", "pad_token", "unk_token", "mask_token")
-_POINTER = b"version https://git-lfs"
 _PLAIN = "PreTrainedTokenizerFast"
 
 # The tokenizers of transformers 5 that are Python alone, so that nothing else gives their tokens.
@@ -120,7 +119,7 @@ def find_tokenizer(folder: Path) -> TokenizerFiles:
     it is of a class whose tokens nothing but that class gives.
     """
     settings = {**_read(folder, "special_tokens_map.json"), **_read(folder, SETTINGS)}
-    config = _read(folder, CONFIG, lenient=True)
+    config = _read(folder, CONFIG)
     files = TokenizerFiles(folder, config, settings, _name_class(folder, config, settings))
     _require_no_code(files)
     if files.has_json:
@@ -153,23 +152,10 @@ def name_piece(files: TokenizerFiles, role: str) -> str | None:
     return value
 
 
-def _read(folder: Path, name: str, *, lenient: bool = False) -> dict[str, Any]:
-    """An object of small JSON; empty where there is no such file, or if `lenient` a broken one."""
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    """An object of small JSON; empty where there is no such file."""
     path = folder / name
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        if lenient:
-            return {}
-        _require_no_pointer(path)
-        raise DataError("not JSON", where=path, found=str(error)[:200]) from error
-    if not isinstance(value, dict):
-        if lenient:
-            return {}
-        raise DataError("not a JSON object", where=path, found=type(value).__name__)
-    return value
+    return read_object(path) if path.is_file() else {}
 
 
 def _name_class(folder: Path, config: dict[str, Any], settings: dict[str, Any]) -> str:
@@ -246,7 +232,7 @@ def _require_vocabulary(files: TokenizerFiles) -> None:
             "AutoTokenizer.from_pretrained(<what it was trained from>).save_pretrained(<folder>).",
         )
     for name in wanted:
-        _require_no_pointer(folder / name)
+        require_content(folder / name)
         if name.endswith(".model") and find_spec("sentencepiece") is None:
             raise DataError(
                 f"the tokenizer needs sentencepiece, since there is no {TOKENIZER}",
@@ -257,7 +243,7 @@ def _require_vocabulary(files: TokenizerFiles) -> None:
 
 def _require_whole(path: Path) -> None:
     """Raise DataError for a file that can't be a JSON object, by its first and last bytes."""
-    _require_no_pointer(path)
+    require_content(path)
     with path.open("rb") as file:
         first = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
         file.seek(max(0, path.stat().st_size - 64))
@@ -268,13 +254,4 @@ def _require_whole(path: Path) -> None:
             where=path,
             expected="{ first and } last",
             found=f"{path.stat().st_size} bytes from {first!r} to {last!r}",
-        )
-
-
-def _require_no_pointer(path: Path) -> None:
-    with path.open("rb") as file:
-        is_pointer = file.read(len(_POINTER)) == _POINTER
-    if is_pointer:
-        raise DataError(
-            "a Git LFS pointer stands where the file should be", where=path, mend="git lfs pull"
         )

@@ -9,15 +9,14 @@ unless the configuration asks for it.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from tasks.kd.errors import DataError, KDError
+from tasks.kd.errors import DataError
+from tasks.kd.file_contents import read_object
+from tasks.kd.tokenization import refusing
 from tasks.kd.tokenizer_files import (
     BYTE_BPE,
     MPNET,
@@ -29,23 +28,6 @@ from tasks.kd.tokenizer_files import (
 
 # A vocabulary of lower-cased texts has no word with capitals (bert-base-uncased: 0 of 29 523).
 _CASED = 0.01
-
-
-@contextmanager
-def refusing(what: str, where: object) -> Iterator[None]:
-    """DataError for whatever the tokenizers library makes of a file or text that it can't use.
-
-    It raises plain Exception, and its panics are no Exceptions at all.
-    """
-    try:
-        yield
-    except KDError:
-        raise
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        found = " ".join(str(error).split())[:200]
-        raise DataError(what, where=where, found=found or type(error).__name__) from error
 
 
 def build_tokenizer(files: TokenizerFiles) -> Tokenizer:
@@ -62,14 +44,13 @@ def read_vocabulary(path: Path) -> dict[str, int]:
     """Pieces and their ids, of a vocab.txt or vocab.json. Raises DataError."""
     with refusing("not a vocabulary", path):
         if path.suffix == ".json":
-            words = json.loads(path.read_bytes())
+            words = read_object(path)
         else:
             with path.open(encoding="utf-8") as file:
                 words = {line.rstrip("\n"): number for number, line in enumerate(file)}
-    sound = isinstance(words, dict) and all(type(number) is int for number in words.values())
-    if not sound or not words:
+    if not words or not all(type(number) is int for number in words.values()):
         raise DataError("not a vocabulary", where=path, expected="pieces with their ids")
-    return dict(words)
+    return words
 
 
 def read_flag(files: TokenizerFiles, name: str) -> bool | None:

@@ -9,10 +9,10 @@ from tasks.kd.digests import sha256_file, write_json
 from tasks.kd.errors import DataError
 from tasks.kd.label_names import known_label_names, read_label_names
 from tasks.kd.model_folder import check_model_folder
+from tasks.kd.model_tokenizers import compare_tokenizers, load_tokenizer
 from tasks.kd.params import FetchSources
 from tasks.kd.source_sections import ModelSource, PathModel
 from tasks.kd.sources import fetch_data, fetch_model
-from tasks.kd.tokenization import compare_tokenizers, load_tokenizer
 from tasks.stages import Stage, run_stage
 
 

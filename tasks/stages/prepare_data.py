@@ -16,23 +16,22 @@ from tasks.kd.data import Split, write_split
 from tasks.kd.digests import read_json, sha256_folder, sha256_json, write_json
 from tasks.kd.errors import DataError
 from tasks.kd.label_names import known_label_names, order_labels, read_label_names
-from tasks.kd.model_folder import classifier_rows, read_config, read_headers
+from tasks.kd.model_folder import read_config
+from tasks.kd.model_tokenizers import (
+    ModelTokenizer,
+    load_tokenizer,
+    read_own,
+    write_tokenizer_folder,
+)
 from tasks.kd.params import PrepareData
 from tasks.kd.random_texts import random_texts
 from tasks.kd.raw_splits import RawSplits, read_splits, warn_of_classes
 from tasks.kd.source_sections import FileFormat
 from tasks.kd.tables import Rows, list_parts, stratified
 from tasks.kd.token_counts import Reading, read_texts, require_known
-from tasks.kd.tokenization import (
-    ModelTokenizer,
-    load_tokenizer,
-    positions_of,
-    read_own,
-    read_tokenizer,
-    require_same_tokens,
-    write_tokenizer_folder,
-)
+from tasks.kd.tokenization import read_tokenizer, require_same_tokens
 from tasks.kd.vocabularies import require_same_pieces
+from tasks.kd.weight_files import classifier_rows, read_headers
 from tasks.stages import Stage, run_stage
 
 _SAMPLE = 500  # texts that are compared with slower programs
@@ -46,55 +45,40 @@ def main(stage: Stage) -> None:
     Random texts stand behind the others of the training split.
     """
     params: PrepareData = stage.params
-    sources = stage.input("fetch_sources")
-    raw = _read(sources, params)
+    teacher_folder = stage.input("fetch_sources") / "teacher"
+    raw = _read(stage.input("fetch_sources"), params)
     raw.require_enough(params.min_train_examples)
-    test = raw.test
     train, dev = _divide(stage, raw.train)
-    labels, warnings = _labels(stage, sources / "teacher", train)
-    _check_labels(labels, {"dev": dev, "test": test})
-    teacher = load_tokenizer(sources / "teacher")
-    _check_teacher_reads(sources / "teacher" / "config.json", teacher.pad_token_id, params)
+    rows = {"train": train, "dev": dev, "test": raw.test}
+    labels = _order_labels(stage, teacher_folder, train)
+    _require_known_labels(labels, rows)
+    teacher = load_tokenizer(teacher_folder)
+    _require_positions(teacher, params)
     tokenizer = _save_tokenizer(teacher, stage.draft / "tokenizer", params)
-    readings, splits = {}, {}
-    for name, rows in (("train", train), ("dev", dev), ("test", test)):
-        readings[name] = read_texts(tokenizer, rows.texts, unknown_id=teacher.unknown_id)
-        splits[name] = _as_split(rows, labels, readings[name])
-    require_known(readings["train"], params.max_unknown_fraction, where=sources / "teacher")
+    readings = {
+        name: read_texts(tokenizer, split.texts, unknown_id=teacher.unknown_id)
+        for name, split in rows.items()
+    }
+    require_known(readings["train"], params.max_unknown_fraction, where=teacher_folder)
+    splits = {name: _as_split(rows[name], labels, readings[name]) for name in rows}
     prove_tokens(teacher, stage.draft / "tokenizer", splits["train"], params)
-    warnings += [*raw.list_warnings(), *warn_of_classes(labels, train, test)]
-    warnings += _warn_of_texts(readings, params)
     if params.random_texts:
-        lengths = splits["train"].lengths.tolist() * params.random_texts
-        more = random_texts(tokenizer, lengths, seed=params.seed + 2)
-        splits["train"] = splits["train"].followed_by(more)
+        splits["train"] = _add_random_texts(splits["train"], tokenizer, params)
     for name, split in splits.items():
         write_split(stage.draft / f"{name}.arrow", split)
-    write_json(
-        stage.draft / "data_card.json",
-        {
-            "labels": labels,
-            "pad_token_id": teacher.pad_token_id,
-            "max_length_tokens": params.max_length_tokens,
-            "truncation_side": teacher.truncation_side,
-            "splits": {
-                name: _describe(split, labels) | readings[name].describe(params.max_length_tokens)
-                for name, split in splits.items()
-            },
-            **raw.card,
-            "warnings": warnings,
-            "tokenizer_sha256": sha256_folder(stage.draft / "tokenizer"),
-            "encoded_sha256": _digest(splits["train"].input_ids),
-            "test_sha256": sha256_json(
-                [splits["test"].example_ids, splits["test"].labels.tolist(), labels]
-            ),
-        },
-    )
-    losses = raw.describe_losses()
-    sizes = ", ".join(f"{len(split.labelled)} {name}" for name, split in splits.items())
-    if params.random_texts:
-        sizes += f", {len(more)} random texts"
-    stage.log(f"{sizes}; {len(labels)} labels" + (f"; {losses}" if losses else ""))
+    warnings = [
+        *_warn_of_absent_labels(labels, train),
+        *raw.list_warnings(),
+        *warn_of_classes(labels, train, raw.test),
+        *_warn_of_texts(readings, params),
+    ]
+    described = {
+        name: _describe(split, labels) | readings[name].describe(params.max_length_tokens)
+        for name, split in splits.items()
+    }
+    card = {"splits": described, **raw.card, "warnings": warnings}
+    _write_card(stage, card | _identity(labels, splits), teacher)
+    _tell(stage, raw, splits, labels)
     for name, reading in readings.items():
         stage.log(_say_reading(name, reading, params))
     for warning in warnings:
@@ -131,8 +115,8 @@ def _divide(stage: Stage, train: Rows) -> tuple[Rows, Rows]:
     return train.keep(train_rows.tolist()), train.keep(dev_rows.tolist())
 
 
-def _labels(stage: Stage, teacher: Path, train: Rows) -> tuple[list[str], list[str]]:
-    """Label names in order of id, and what to warn of.
+def _order_labels(stage: Stage, teacher: Path, train: Rows) -> list[str]:
+    """Label names in order of id.
 
     A given teacher's own, named as the recipe's map says: also those that today's training split
     lacks. Of a teacher that is yet to be tuned those of the data, in its order if it has the same.
@@ -143,17 +127,12 @@ def _labels(stage: Stage, teacher: Path, train: Rows) -> tuple[list[str], list[s
     fields, config = read_config(teacher), teacher / "config.json"
     if stage.reads["train_teacher.mode"] == "fine_tune":
         known = known_label_names(fields, config) or names
-        return (known if sorted(known) == names else names), []
+        return known if sorted(known) == names else names
     known = read_label_names(fields, config, classifier_rows(read_headers(teacher)))
-    ordered = order_labels(names, known, stage.reads["train_teacher.labels"], config)
-    return ordered, [
-        f"the training split has no text of label {label!r}, which the teacher knows"
-        for label in ordered
-        if label not in names
-    ]
+    return order_labels(names, known, stage.reads["train_teacher.labels"], config)
 
 
-def _check_labels(labels: list[str], splits: dict[str, Rows]) -> None:
+def _require_known_labels(labels: list[str], splits: dict[str, Rows]) -> None:
     for name, rows in splits.items():
         unknown = Counter(label for label in rows.labels if label not in set(labels))
         if unknown:
@@ -189,14 +168,13 @@ def prove_tokens(teacher: ModelTokenizer, saved: Path, train: Split, params: Pre
     require_same_tokens([np.asarray(ids) for ids in found], sample.input_ids, where=saved)
 
 
-def _check_teacher_reads(config: Path, pad_id: int, params: PrepareData) -> None:
+def _require_positions(teacher: ModelTokenizer, params: PrepareData) -> None:
     """Raise DataError for texts longer than the teacher's positions."""
-    positions = positions_of(read_json(config), pad_id)
-    if positions is not None and params.max_length_tokens > positions:
+    if teacher.positions is not None and params.max_length_tokens > teacher.positions:
         raise DataError(
             "texts may be longer than the teacher can read",
             where="prepare_data.max_length_tokens",
-            expected=f"at most {positions}",
+            expected=f"at most {teacher.positions}",
             found=params.max_length_tokens,
         )
 
@@ -209,6 +187,52 @@ def _as_split(rows: Rows, labels: list[str], reading: Reading) -> Split:
         np.asarray([number[label] for label in rows.labels], dtype=np.int64),
         reading.input_ids,
     )
+
+
+def _add_random_texts(train: Split, tokenizer: Tokenizer, params: PrepareData) -> Split:
+    lengths = train.lengths.tolist() * params.random_texts
+    return train.followed_by(random_texts(tokenizer, lengths, seed=params.seed + 2))
+
+
+# --- what is told of them ------------------------------------------------------------------------
+
+
+def _write_card(stage: Stage, fields: dict[str, Any], teacher: ModelTokenizer) -> None:
+    params: PrepareData = stage.params
+    settings = {
+        "pad_token_id": teacher.pad_token_id,
+        "max_length_tokens": params.max_length_tokens,
+        "truncation_side": teacher.truncation_side,
+        "tokenizer_sha256": sha256_folder(stage.draft / "tokenizer"),
+    }
+    write_json(stage.draft / "data_card.json", fields | settings)
+
+
+def _identity(labels: list[str], splits: dict[str, Split]) -> dict[str, Any]:
+    """What tells these data from others: labels, the training split's ids, the test split."""
+    test = splits["test"]
+    return {
+        "labels": labels,
+        "encoded_sha256": _digest(splits["train"].input_ids),
+        "test_sha256": sha256_json([test.example_ids, test.labels.tolist(), labels]),
+    }
+
+
+def _tell(stage: Stage, raw: RawSplits, splits: dict[str, Split], labels: list[str]) -> None:
+    sizes = ", ".join(f"{len(split.labelled)} {name}" for name, split in splits.items())
+    if more := len(splits["train"]) - len(splits["train"].labelled):
+        sizes += f", {more} random texts"
+    losses = raw.describe_losses()
+    stage.log(f"{sizes}; {len(labels)} labels" + (f"; {losses}" if losses else ""))
+
+
+def _warn_of_absent_labels(labels: list[str], train: Rows) -> list[str]:
+    learnt = set(train.labels)
+    return [
+        f"the training split has no text of label {label!r}, which the teacher knows"
+        for label in labels
+        if label not in learnt
+    ]
 
 
 def _say_reading(name: str, reading: Reading, params: PrepareData) -> str:

@@ -24,7 +24,7 @@ from tasks.kd.errors import DataError
 from tasks.kd.label_names import order_labels, read_label_names
 from tasks.kd.launch import run_training
 from tasks.kd.levels import LabelsLevel
-from tasks.kd.model_folder import classifier_rows, read_config, read_headers
+from tasks.kd.model_folder import read_config
 from tasks.kd.objective import Objective
 from tasks.kd.params import TrainTeacher
 from tasks.kd.phases import Phase
@@ -33,6 +33,7 @@ from tasks.kd.standing import Standing, find_causes, take_standing
 from tasks.kd.students import count_parameters
 from tasks.kd.targets import NoTargets
 from tasks.kd.training import Habits, Parts, predict, steps_in_all, train
+from tasks.kd.weight_files import classifier_rows, read_headers
 from tasks.stages import Stage, run_stage
 
 _BATCH_TOKENS = 8192

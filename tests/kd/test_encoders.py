@@ -133,8 +133,6 @@ def test_a_family_that_is_not_supported_is_refused_by_name(tmp_path: Path) -> No
         ('{"model_type": "bert", "dtype": "floaty"}', "floaty"),
         ('{"model_type": ["bert"]}', "model_type"),
         ('{"hidden_size": 3}', "model_type null"),
-        ("[1]", "not a mapping of fields"),
-        ("{", "not a valid JSON"),
     ],
 )
 def test_a_configuration_that_transformers_refuses_is_named(
@@ -142,6 +140,13 @@ def test_a_configuration_that_transformers_refuses_is_named(
 ) -> None:
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(DataError, match=rf"model: {re.escape(str(tmp_path))}/config\.json.*{said}"):
+        load_config(tmp_path)
+
+
+@pytest.mark.parametrize(("config", "said"), [("[1]", "not a JSON object"), ("{", "not JSON")])
+def test_a_configuration_that_is_no_object_is_named(config: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(DataError, match=f"{said}: {re.escape(str(tmp_path))}/config.json"):
         load_config(tmp_path)
 
 

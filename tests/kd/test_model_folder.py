@@ -16,14 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tasks.kd.errors import DataError
-from tasks.kd.model_folder import (
-    INDEX,
-    WEIGHTS,
-    check_model_folder,
-    classifier_rows,
-    read_header,
-    read_headers,
-)
+from tasks.kd.model_folder import check_model_folder
+from tasks.kd.weight_files import INDEX, WEIGHTS, classifier_rows, read_header, read_headers
 from tests.kd.small_families import small
 
 POINTER = (
@@ -256,9 +250,8 @@ def test_names_of_a_wrapper_are_refused_with_what_they_would_be_called(
 ) -> None:
     rewrite(folder, renamed(old, new))
     message = refused(folder, said)
-    first = next(name for name in load_file(folder / WEIGHTS) if new.strip("^") in name)
     assert str(folder / WEIGHTS) in message
-    assert "Expected a name such as bert." in message or "such as classifier." in message, first
+    assert re.search(r"Expected a name such as (bert|classifier)\.", message)
 
 
 def test_an_adapter_in_the_weights_is_refused(folder: Path) -> None:

@@ -39,7 +39,7 @@ def read(folder: Path, params: PrepareData, config: str | None, **lines: list[st
         ({"0": "True", "1": "False"}, ["True", "False"]),
         (["FALSE", "TRUE"], ["TRUE", "FALSE"]),
         ({"0": "True", "1": "true"}, ["true", "false"]),  # which of both is not known
-        ({"True": 0, "False": 1}, ["true", "false"]),
+        ({"True": 0, "False": 1}, ["True", "False"]),
         (None, ["true", "false"]),
         ("True", ["true", "false"]),
     ],
@@ -47,7 +47,7 @@ def read(folder: Path, params: PrepareData, config: str | None, **lines: list[st
 def test_a_label_is_spelled_as_the_teacher_spells_it(
     id2label: Any, labels: list[str], params: PrepareData, tmp_path: Path
 ) -> None:
-    config = json.dumps({"id2label": id2label})
+    config = json.dumps({"model_type": "bert", "id2label": id2label})
     raw = read(tmp_path, params, config, train=["x,true", "y,FALSE"], test=["z,True"])
     assert raw.train.labels == labels
     assert raw.test.labels == labels[:1]

@@ -14,7 +14,8 @@ from transformers import AutoTokenizer
 from tasks.kd.data import Split, read_data_card, read_split
 from tasks.kd.digests import Digests, read_json, write_json
 from tasks.kd.errors import DataError
-from tasks.kd.tokenization import encode, load_tokenizer, write_tokenizer_folder
+from tasks.kd.model_tokenizers import load_tokenizer, write_tokenizer_folder
+from tasks.kd.tokenization import encode
 from tasks.stages import INPUTS, digest_code
 from tasks.stages.prepare_data import prove_tokens
 from tests.stages.conftest import CODE
@@ -256,7 +257,8 @@ def give_rows(project: Any, train: list[str], test: list[str] | None = None) -> 
         if rows is not None:
             path = project.out("fetch_sources") / "data" / f"{split}.csv"
             path.write_text("\n".join(["body,topic", *rows]) + "\n", newline="")
-    project.change(lambda recipe: recipe["prepare_data"].update(min_train_examples=1))
+    few = {"min_train_examples": 1, "max_unknown_fraction": 1.0}
+    project.change(lambda recipe: recipe["prepare_data"].update(few))
 
 
 def rows_of(topic: str, count: int, of: str = "word") -> list[str]:
@@ -395,7 +397,7 @@ def test_labels_are_spelled_as_the_tuned_teacher_spells_them(broken: Any) -> Non
     assert broken.run("prepare_data").returncode == 0
     assert read_data_card(broken.out("prepare_data"))["labels"] == ["false", "true"]
     path = broken.out("fetch_sources") / "teacher" / "config.json"
-    write_json(path, {**read_json(path), "id2label": {"0": "True", "1": "False"}})
+    write_json(path, read_json(path) | {"id2label": {"0": "True", "1": "False"}, "label2id": None})
     assert broken.run("prepare_data").returncode == 0
     assert read_data_card(broken.out("prepare_data"))["labels"] == ["True", "False"]
 

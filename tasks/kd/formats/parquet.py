@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tasks.kd.errors import DataError
+from tasks.kd.file_contents import refuse_pointer
 from tasks.kd.formats.cells import list_names
 from tasks.kd.formats.records import (
     Columns,
@@ -71,6 +72,8 @@ def _open(part: Part) -> Iterator[Any]:
     import pyarrow.parquet
 
     try:
+        with part.path.open("rb") as binary:
+            refuse_pointer(binary.read(64), part.name)
         with pyarrow.parquet.ParquetFile(part.path) as file:
             yield file
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of names

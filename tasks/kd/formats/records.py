@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from tasks.kd.errors import DataError
+from tasks.kd.file_contents import refuse_pointer
 from tasks.kd.formats.cells import list_names
 
 # How other things begin that people take for a table of text.
@@ -22,7 +23,6 @@ _SIGNATURES = (
     (b"PAR1", "Parquet", "Say so: format.kind: parquet."),
     (b"\xff\xfe", "UTF-16", "Convert it: iconv -f UTF-16 -t UTF-8."),
     (b"\xfe\xff", "UTF-16", "Convert it: iconv -f UTF-16 -t UTF-8."),
-    (b"version https://git-lfs", "a Git LFS pointer", "Bring the file: git lfs pull."),
 )
 
 
@@ -95,6 +95,7 @@ def open_text(part: Part, kind: str) -> Iterator[TextIO]:
     """
     with part.path.open("rb") as binary:
         start = binary.read(32)
+    refuse_pointer(start, part.name)
     for signature, what, advice in _SIGNATURES:
         if start.startswith(signature):
             raise DataError(

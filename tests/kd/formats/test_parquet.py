@@ -72,6 +72,13 @@ def test_a_file_that_is_cut_is_refused(kept: int, tmp_path: Path) -> None:
         read(part)
 
 
+def test_a_file_that_git_lfs_left_is_told(tmp_path: Path) -> None:
+    part = write(tmp_path, "parquet", "version https://git-lfs.github.com/spec/v1\n")
+    for look in (read, lambda part: read_header(part, FORMATS["parquet"], COLUMNS)):
+        with pytest.raises(DataError, match=r"train.parquet.* Run: git lfs pull"):
+            look(part)
+
+
 def test_a_column_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
     part = write(tmp_path, "parquet", pa.table({"body": ["x"], "kind": ["a"]}))
     part.path.write_bytes(part.path.read_bytes().replace(b"kind", b"ki\xa2d"))

@@ -60,7 +60,10 @@ def test_lines_end_as_any_system_ends_them(end: str, tmp_path: Path) -> None:
         (gzip.compress(b"body,kind\nx,a\n"), r"train.csv. Found gzip. Unpack it"),
         (b"PK\x03\x04 and so on", r"train.csv. Found a zip archive or a spreadsheet"),
         (b"PAR1 and so on", r"train.csv. Found Parquet"),
-        ("version https://git-lfs.github.com/spec/v1\n", r"train.csv. Found a Git LFS pointer"),
+        (
+            "version https://git-lfs.github.com/spec/v1\n",
+            r"pointer in the place of the file: train.csv",
+        ),
     ],
 )
 def test_a_table_that_is_not_as_declared_is_refused_with_its_place(

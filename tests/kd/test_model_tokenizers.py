@@ -27,14 +27,8 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from tasks.kd.architectures import FAMILIES
 from tasks.kd.errors import DataError
-from tasks.kd.tokenization import (
-    compare_tokenizers,
-    encode,
-    load_tokenizer,
-    positions_of,
-    read_tokenizer,
-    write_tokenizer_folder,
-)
+from tasks.kd.model_tokenizers import compare_tokenizers, load_tokenizer, write_tokenizer_folder
+from tasks.kd.tokenization import encode, read_tokenizer
 from tasks.kd.tokenizer_files import SLOW, find_tokenizer
 from tasks.kd.vocabularies import require_same_pieces
 from tests.tokenizer_folders import (
@@ -249,13 +243,10 @@ def test_a_saved_tokenizer_is_read_back_as_it_was_by_us_and_by_the_library(
     model = load_tokenizer(write_folder(tmp_path / "model", wordpiece(), settings))
     saved = tmp_path / "saved"
     write_tokenizer_folder(model, saved, 5)
-    expected = {"left": [[2, 14, 15, 16, 3]], "right": [[2, 7, 8, 12, 3]]}
     text = "My parcel was late a refund"
     own = encode(read_tokenizer(saved / "tokenizer.json", 5), [text])
-    assert [ids.tolist() for ids in own] == {
-        "left": [[2, 13, 14, 15, 3]],
-        "right": [[2, 7, 8, 12, 3]],
-    }[side], expected
+    expected = {"left": [2, 13, 14, 15, 3], "right": [2, 7, 8, 12, 3]}
+    assert own[0].tolist() == expected[side]
     # In a model's folder too, where the family has a class of its own.
     write(saved / "config.json", {"model_type": "bert"})
     loaded = AutoTokenizer.from_pretrained(saved)
@@ -406,7 +397,7 @@ def test_the_share_of_words_that_can_not_be_made_is_told(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("", "is cut, or is no JSON object"),
+        ("", "an empty file"),
         ('{"version": "1.0", "trunc', "is cut, or is no JSON object"),
         ("[1, 2]", "is cut, or is no JSON object"),
         ("{}", "not a tokenizer"),
@@ -423,7 +414,8 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path, content: str, sa
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "not a vocabulary"),
+        (b"", "an empty file"),
+        (b"\n", "the vocabulary lacks a special piece"),
         (b"\xff\xfe", "not a vocabulary"),
         (b"the 9\nof 7\n", "the vocabulary lacks a special piece"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
@@ -601,8 +593,11 @@ def test_tokenizers_are_compared_as_they_are_used(tmp_path: Path) -> None:
     [("bert", 0, 514), ("roberta", 1, 512), ("xlm-roberta", 1, 512), ("mpnet", 1, 512)],
 )
 def test_positions_begin_after_the_padding_id_in_some_families(
-    family: str, pad: int, expected: int
+    tmp_path: Path, family: str, pad: int, expected: int
 ) -> None:
-    config = {"model_type": family, "max_position_embeddings": 514}
-    assert positions_of(config, pad) == expected
-    assert positions_of({"model_type": family}, pad) is None
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    config: dict[str, Any] = {"model_type": family, "pad_token_id": pad}
+    folder = write_folder(tmp_path, wordpiece(), settings, max_position_embeddings=514, **config)
+    assert load_tokenizer(folder).positions == expected
+    write_folder(tmp_path, max_position_embeddings=None, **config)
+    assert load_tokenizer(folder).positions is None
