@@ -105,7 +105,7 @@ def read_text(path: Path) -> str:
     """A text file of a model. Raises DataError for what stands in its place."""
     _require_content(path)
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise DataError("not a text in UTF-8", where=path, found=error) from None
 
