@@ -139,7 +139,8 @@ def _load(folder: Path, config: Any, *, new_head: bool) -> torch.nn.Module:
             ignore_mismatched_sizes=True,  # reported in info, and refused below
             output_loading_info=True,
         )
-    except _INVALID as error:  # fields that do not go together: heads that don't divide a width
+    # Fields that do not go together, such as heads that don't divide a width; sizes beyond memory.
+    except (*_INVALID, MemoryError, RuntimeError) as error:
         raise _invalid(folder, error) from error
     lost = [*info["missing_keys"], *(str(name[0]) for name in info["mismatched_keys"])]
     if new_head:

@@ -32,7 +32,7 @@ ALLOWED = {
 }
 NEVER_IN_KD = {"os.environ", "os.getenv", "os.putenv", "sys.argv", "print"}
 # Needed by another library, never imported here.
-NOT_IMPORTED = {"fastapi", "onnxscript"}
+NOT_IMPORTED = {"onnxscript"}
 TOOLS = {"import-linter", "mypy", "pandas-stubs", "pytest-timeout", "ruff"}
 
 BLOCK_ENGINES = """

@@ -105,6 +105,7 @@ def test_an_unknown_activation_is_refused_by_name(value: Any) -> None:
         require_plain_config({"model_type": "bert", "hidden_act": value}, WHERE)
 
 
-def test_a_configuration_is_read_with_its_byte_order_mark(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_refused_as_transformers_refuses_it(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("\ufeff" + json.dumps({"model_type": "bert"}))
-    assert read_config(tmp_path) == {"model_type": "bert"}
+    with pytest.raises(DataError, match=r"config\.json.*BOM"):
+        read_config(tmp_path)

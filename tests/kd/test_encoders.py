@@ -151,13 +151,17 @@ def test_a_configuration_that_is_no_object_is_named(config: str, said: str, tmp_
 
 
 @pytest.mark.parametrize("load", [load_classifier, lambda folder: new_classifier(folder, ["a"])])
-def test_fields_that_do_not_go_together_are_named(
-    load: Any, teacher_folder: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [("num_attention_heads", 5, "multiple"), ("type_vocab_size", 10**12, "memory")],
+)
+def test_fields_that_no_model_can_be_built_of_are_named(
+    load: Any, field: str, value: int, said: str, teacher_folder: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(teacher_folder, tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"num_attention_heads": 5}))
-    with pytest.raises(DataError, match=r"not the configuration .*config\.json.*multiple"):
+    (tmp_path / "config.json").write_text(json.dumps(config | {field: value}))
+    with pytest.raises(DataError, match=rf"not the configuration .*config\.json.*{said}"):
         load(tmp_path)
 
 
@@ -315,7 +319,13 @@ def test_shards_are_saved_again_as_one_file(teacher: Any, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "fields", [{"return_dict": False}, {"output_attentions": True}, {"torchscript": True}]
+    "fields",
+    [
+        {"return_dict": False},
+        {"output_attentions": True},
+        {"torchscript": True},
+        {"chunk_size_feed_forward": 2},  # a text of 3 tokens would be a fault
+    ],
 )
 def test_how_a_model_answers_is_not_the_file_s_to_say(
     fields: dict[str, Any], teacher: Any, teacher_folder: Path, tmp_path: Path
