@@ -38,10 +38,12 @@ class KDError(Exception):
         advice: str | None = None,
         mend: str | None = None,
     ) -> None:
-        message = what.rstrip(".")
+        is_list = "\n" in what  # which ends as its last line does, with a command perhaps
+        message = what if is_list else what.rstrip(".")
         if where is not None:
             message += f": {where}"
-        message += "."
+        if not is_list:
+            message += "."
         details = [
             f"{label} {value}"
             for label, value in (("expected", expected), ("found", found))

@@ -70,9 +70,9 @@ def rename_labels(names: list[str], labels: Mapping[str, str] | None, where: Pat
     twice = [name for name, times in Counter(labels.values()).items() if times > 1]
     if lacking or unknown:
         raise DataError(
-            f"{FIELD} does not name the teacher's labels",
+            "the recipe's map does not name the teacher's labels",
             where=where,
-            expected=f"one entry for each of {', '.join(names)}"[:300],
+            expected=f"an entry of {FIELD} for each of {', '.join(names)}"[:300],
             found=f"none for {', '.join(lacking)}"[:200]
             if lacking
             else f"{', '.join(unknown)}, which the teacher lacks"[:200],
@@ -81,9 +81,9 @@ def rename_labels(names: list[str], labels: Mapping[str, str] | None, where: Pat
         )
     if twice:
         raise DataError(
-            f"{FIELD} gives two of the teacher's labels one name",
+            "the recipe's map gives two of the teacher's labels one name",
             where=where,
-            expected="a name of the data for each",
+            expected=f"a name of the data for each in {FIELD}",
             found=f"{', '.join(twice)} more than once"[:200],
         )
     return [labels[name] for name in names]

@@ -100,12 +100,13 @@ def _list_folder(folder: Path, named: str, kind: str) -> list[Path]:
     others = [name for name in names if name not in (*parts, *tracked)]
     folders = [name for name in parts if (folder / name).is_dir()]
     if others or folders:
+        pattern = f"*{PART_SUFFIXES[kind][0]}"
         raise DataError(
             f"a folder of parts holds what is no {kind} part",
             where=folder,
             expected=f"files that end in {' or '.join(PART_SUFFIXES[kind])}",
             found=", ".join((others + folders)[:5]),
-            advice=f"Name the parts by a pattern: {PurePosixPath(named) / '*'}.",
+            advice=f"Put a pattern such as {PurePosixPath(named) / pattern} in its place.",
         )
     if not parts and not tracked:
         raise DataError(f"a folder without {kind} parts", where=folder, found="nothing of the kind")

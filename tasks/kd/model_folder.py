@@ -32,15 +32,15 @@ BASES = {
 _INSIDE = r"(?:embeddings|embeddings_project|encoder|transformer|layers|final_norm|pooler)\."
 # Parts of names that say how a model was wrapped when it was saved, and how to save it without.
 _WRAPPERS = {
-    "lora_": ("an adapter that was not merged", "Save model.merge_and_unload()."),
-    "base_layer.": ("an adapter that was not merged", "Save model.merge_and_unload()."),
-    "base_model.model.": ("an adapter's wrapper", "Save model.merge_and_unload()."),
-    "modules_to_save.": ("an adapter's wrapper", "Save model.merge_and_unload()."),
-    "original_module.": ("an adapter's wrapper", "Save model.merge_and_unload()."),
-    "_orig_mod.": ("what torch.compile wraps a model in", "Save model._orig_mod."),
+    "lora_": ("an adapter that was not merged", "Save what model.merge_and_unload() gives."),
+    "base_layer.": ("an adapter that was not merged", "Save what model.merge_and_unload() gives."),
+    "base_model.model.": ("an adapter's wrapper", "Save what model.merge_and_unload() gives."),
+    "modules_to_save.": ("an adapter's wrapper", "Save what model.merge_and_unload() gives."),
+    "original_module.": ("an adapter's wrapper", "Save what model.merge_and_unload() gives."),
+    "_orig_mod.": ("what torch.compile wraps a model in", "Save model._orig_mod instead."),
     "_fsdp_wrapped_module.": ("FullyShardedDataParallel's wrapper", "Save the module inside."),
     "_checkpoint_wrapped_module.": ("a checkpointing wrapper", "Save the module inside."),
-    "module.": ("DataParallel's wrapper", "Save model.module."),
+    "module.": ("DataParallel's wrapper", "Save model.module instead."),
 }
 _QUANTISED = re.compile(
     r"\.(SCB|CB|absmax|quant_map|nested_\w+|quant_state\.[\w.]+|weight_format|qweight|qzeros"

@@ -228,8 +228,9 @@ def _require_vocabulary(files: TokenizerFiles) -> None:
             where=folder,
             expected=TOKENIZER + beside,
             found=", ".join(near) or "neither",
-            advice=f"Put the {TOKENIZER} there that the model was trained with: "
-            "AutoTokenizer.from_pretrained(<what it was trained from>).save_pretrained(<folder>).",
+            advice=f"Put the {TOKENIZER} there that the model was trained with, as "
+            "AutoTokenizer.from_pretrained(<what it was trained from>).save_pretrained(<folder>) "
+            "writes it.",
         )
     for name in wanted:
         require_content(folder / name)

@@ -229,7 +229,7 @@ def test_a_given_teacher_s_labels_are_held_against_the_recipe_s_map(local: Proje
     local.change("train_teacher", mode="given", labels={"LABEL_0": "greeting"})
     result = check()
     assert result.exit_code == 2
-    assert "train_teacher.labels: train_teacher.labels does not name the teacher's" in result.stderr
+    assert "train_teacher.labels: the recipe's map does not name the teacher's" in result.stderr
     assert "found none for LABEL_1" in result.stderr
     local.change("train_teacher", labels={"LABEL_0": "greeting", "LABEL_1": "farewell"})
     assert check().exit_code == 0

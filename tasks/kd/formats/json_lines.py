@@ -118,9 +118,7 @@ def _read_objects(part: Part, file: TextIO) -> Iterator[tuple[int, dict[str, Any
                 where=where,
                 expected="an object in each line",
                 found=show(line.strip()),
-                advice="A JSON array becomes such lines by: jq -c '.[]'."
-                if isinstance(value, list)
-                else None,
+                mend=f"jq -c '.[]' {part.name}" if isinstance(value, list) else None,
             )
         yield number, value
 

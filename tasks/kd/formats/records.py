@@ -14,15 +14,15 @@ from tasks.kd.formats.cells import list_names
 
 # How other things begin that people take for a table of text.
 _SIGNATURES = (
-    (b"\x1f\x8b", "gzip", "Unpack it: gunzip -k."),
-    (b"PK\x03\x04", "a zip archive or a spreadsheet", "Save it as CSV in UTF-8."),
-    (b"\xd0\xcf\x11\xe0", "an old spreadsheet", "Save it as CSV in UTF-8."),
-    (b"BZh", "bzip2", "Unpack it: bunzip2 -k."),
-    (b"\xfd7zXZ", "xz", "Unpack it: unxz -k."),
-    (b"\x28\xb5\x2f\xfd", "zstandard", "Unpack it: unzstd."),
-    (b"PAR1", "Parquet", "Say so: format.kind: parquet."),
-    (b"\xff\xfe", "UTF-16", "Convert it: iconv -f UTF-16 -t UTF-8."),
-    (b"\xfe\xff", "UTF-16", "Convert it: iconv -f UTF-16 -t UTF-8."),
+    (b"\x1f\x8b", "gzip", "Unpack it.", "gunzip -k"),
+    (b"PK\x03\x04", "a zip archive or a spreadsheet", "Save it as CSV in UTF-8.", None),
+    (b"\xd0\xcf\x11\xe0", "an old spreadsheet", "Save it as CSV in UTF-8.", None),
+    (b"BZh", "bzip2", "Unpack it.", "bunzip2 -k"),
+    (b"\xfd7zXZ", "xz", "Unpack it.", "unxz -k"),
+    (b"\x28\xb5\x2f\xfd", "zstandard", "Unpack it.", "unzstd"),
+    (b"PAR1", "Parquet", "Set format.kind to parquet.", None),
+    (b"\xff\xfe", "UTF-16", "Convert it.", "iconv -f UTF-16 -t UTF-8"),
+    (b"\xfe\xff", "UTF-16", "Convert it.", "iconv -f UTF-16 -t UTF-8"),
 )
 
 
@@ -96,10 +96,14 @@ def open_text(part: Part, kind: str) -> Iterator[TextIO]:
     with part.path.open("rb") as binary:
         start = binary.read(32)
     refuse_pointer(start, part.name)
-    for signature, what, advice in _SIGNATURES:
+    for signature, what, advice, command in _SIGNATURES:
         if start.startswith(signature):
             raise DataError(
-                f"not a {kind} table in UTF-8", where=part.name, found=what, advice=advice
+                f"not a {kind} table in UTF-8",
+                where=part.name,
+                found=what,
+                advice=advice,
+                mend=command and f"{command} {part.name}",
             )
     with part.path.open(encoding="utf-8-sig", newline="") as file:
         try:
@@ -119,6 +123,7 @@ def _not_utf_8(part: Part, kind: str) -> DataError:
                     f"not a {kind} table in UTF-8",
                     where=f"{part.name}, line {number}",
                     found=f"byte 0x{line[error.start]:02x} at column {error.start + 1}",
-                    advice="If it is Latin-1: iconv -f WINDOWS-1252 -t UTF-8.",
+                    advice="If it is Latin-1, convert it.",
+                    mend=f"iconv -f WINDOWS-1252 -t UTF-8 {part.name}",
                 )
     raise AssertionError("it was not UTF-8 a moment ago")

@@ -138,7 +138,8 @@ def _refuse_nul(part: Part, lines: Iterable[str]) -> Iterator[str]:
             raise DataError(
                 "a NUL byte, which no table of text holds",
                 where=f"{part.name}, line {number}",
-                advice="If it is UTF-16: iconv -f UTF-16LE -t UTF-8.",
+                advice="If it is UTF-16, convert it.",
+                mend=f"iconv -f UTF-16LE -t UTF-8 {part.name}",
             )
         yield line
 
