@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from tasks.kd.errors import DataError, ParamsError
+from tasks.kd.local_files import PART_SUFFIXES, Kind
 
 if TYPE_CHECKING:
     from tasks.kd.formats import Part
@@ -15,15 +16,7 @@ if TYPE_CHECKING:
     from tasks.kd.source_sections import FileFormat
     from tasks.kd.tables import Rows
 
-Kind = Literal["csv", "tsv", "jsonl", "parquet"]
-FORMATS: dict[str, Kind] = {
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".tab": "tsv",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".parquet": "parquet",
-}
+FORMATS = {suffix: kind for kind, suffixes in PART_SUFFIXES.items() for suffix in suffixes}
 Parts = Mapping[str, "Sequence[Part]"]
 
 

@@ -1,4 +1,4 @@
-"""Whether what a recipe's `path` sources name is there, and has the columns that it reads."""
+"""Whether a recipe's sources are there, inside the repository, and what the recipe says."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check_sources(root: Path, path: Path, recipe: Recipe) -> None:
     """Raise ParamsError with a line per fault of the sources of a recipe, whose file is `path`.
 
     A file that DVC tracks, or that a stage makes, may be absent. Of a table that is here the
-    header alone is read, or the first record.
+    header alone is read, or the first record; of a model all but the values of its weights.
     """
     from tasks.kd.recipes import locate, read_yaml
 

@@ -28,11 +28,10 @@ def propose_length(document: Any, root: Path, rows: Rows | None) -> list[str]:
     copied, length = prepare["max_length_tokens"], min(wanted, readable)
     prepare["max_length_tokens"] = length
     kept = f"99 % of {len(texts)} training texts whole"
+    told = f"keeps {kept}"
     if wanted > length:
-        kept = f"the teacher reads no more; {wanted} would keep {kept}"
-    else:
-        kept = f"keeps {kept}"
-    return [f"max_length_tokens {length} (was {copied}): {kept}"]
+        told = f"the teacher reads no more; {wanted} would keep {kept}"
+    return [f"max_length_tokens {length} (was {copied}): {told}"]
 
 
 def _measure_length(folder: Path, texts: list[str]) -> tuple[int, int]:

@@ -6,12 +6,14 @@ import fnmatch
 import hashlib
 import re
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from tasks.kd.errors import DataError
 from tasks.kd.source_sections import is_pattern
 
+Kind = Literal["csv", "tsv", "jsonl", "parquet"]
 # How parts of each form are named in a folder that is a source as a whole.
-PART_SUFFIXES = {
+PART_SUFFIXES: dict[Kind, tuple[str, ...]] = {
     "csv": (".csv",),
     "tsv": (".tsv", ".tab"),
     "jsonl": (".jsonl", ".ndjson", ".json"),
@@ -21,7 +23,7 @@ PART_SUFFIXES = {
 _IN_DVC_CACHE = re.compile(r"/files/md5/([0-9a-f]{2})/([0-9a-f]{30})$")
 
 
-def find_parts(root: Path, named: str, kind: str) -> list[Path]:
+def find_parts(root: Path, named: str, kind: Kind) -> list[Path]:
     """The files that a source stands for, in order of their names; none if nothing is there.
 
     Raises DataError for a folder that holds other things as well, for parts that DVC tracks and
@@ -91,7 +93,7 @@ def _match(pattern: Path) -> list[Path]:
     return [folder / name for name in parts]
 
 
-def _list_folder(folder: Path, named: str, kind: str) -> list[Path]:
+def _list_folder(folder: Path, named: str, kind: Kind) -> list[Path]:
     """Files of that form. What begins with a point or an underscore is a tool's own note."""
     names = sorted(p.name for p in folder.iterdir() if not p.name.startswith((".", "_")))
     tracked = [name for name in names if name.endswith(".dvc")]

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from tasks.kd.digests import sha256_file
 from tasks.kd.errors import DataError, TransientError
-from tasks.kd.local_files import find_parts, require_inside, tracked_parts
+from tasks.kd.local_files import Kind, find_parts, require_inside, tracked_parts
 from tasks.kd.source_sections import (
     HubData,
     HubModel,
@@ -152,7 +152,7 @@ def _copy_model(root: Path, named: str, out: Path) -> None:
             shutil.copyfile(path, out / path.name)
 
 
-def _copy_split(root: Path, named: str, kind: str, out: Path) -> None:
+def _copy_split(root: Path, named: str, kind: Kind, out: Path) -> None:
     """A file becomes `out` with the form's ending; parts keep their names in a folder `out`."""
     parts = find_parts(root, named, kind)
     if not parts:

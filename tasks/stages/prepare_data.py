@@ -76,9 +76,9 @@ def main(stage: Stage) -> None:
         name: _describe(split, labels) | readings[name].describe(params.max_length_tokens)
         for name, split in splits.items()
     }
-    card = {"splits": described, **raw.card, "warnings": warnings}
-    _write_card(stage, card | _identity(labels, splits), teacher)
-    _tell(stage, raw, splits, labels)
+    told = {"splits": described, **raw.card, "warnings": warnings}
+    _write_card(stage, teacher, labels, splits, told)
+    stage.log(_say_sizes(raw, splits, labels))
     for name, reading in readings.items():
         stage.log(_say_reading(name, reading, params))
     for warning in warnings:
@@ -197,33 +197,35 @@ def _add_random_texts(train: Split, tokenizer: Tokenizer, params: PrepareData) -
 # --- what is told of them ------------------------------------------------------------------------
 
 
-def _write_card(stage: Stage, fields: dict[str, Any], teacher: ModelTokenizer) -> None:
+def _write_card(
+    stage: Stage,
+    teacher: ModelTokenizer,
+    labels: list[str],
+    splits: dict[str, Split],
+    told: dict[str, Any],
+) -> None:
+    """Write data_card.json; `told` is what a person should know of the splits."""
     params: PrepareData = stage.params
-    settings = {
+    test = splits["test"]
+    card = {
+        **told,
+        "labels": labels,
         "pad_token_id": teacher.pad_token_id,
         "max_length_tokens": params.max_length_tokens,
         "truncation_side": teacher.truncation_side,
         "tokenizer_sha256": sha256_folder(stage.draft / "tokenizer"),
-    }
-    write_json(stage.draft / "data_card.json", fields | settings)
-
-
-def _identity(labels: list[str], splits: dict[str, Split]) -> dict[str, Any]:
-    """What tells these data from others: labels, the training split's ids, the test split."""
-    test = splits["test"]
-    return {
-        "labels": labels,
         "encoded_sha256": _digest(splits["train"].input_ids),
         "test_sha256": sha256_json([test.example_ids, test.labels.tolist(), labels]),
     }
+    write_json(stage.draft / "data_card.json", card)
 
 
-def _tell(stage: Stage, raw: RawSplits, splits: dict[str, Split], labels: list[str]) -> None:
+def _say_sizes(raw: RawSplits, splits: dict[str, Split], labels: list[str]) -> str:
     sizes = ", ".join(f"{len(split.labelled)} {name}" for name, split in splits.items())
     if more := len(splits["train"]) - len(splits["train"].labelled):
         sizes += f", {more} random texts"
     losses = raw.describe_losses()
-    stage.log(f"{sizes}; {len(labels)} labels" + (f"; {losses}" if losses else ""))
+    return f"{sizes}; {len(labels)} labels" + (f"; {losses}" if losses else "")
 
 
 def _warn_of_absent_labels(labels: list[str], train: Rows) -> list[str]:
