@@ -22,6 +22,7 @@ from tasks.kd.model_folder import (
     classifier_rows,
     read_config,
     read_headers,
+    require_head,
     require_weights,
 )
 
@@ -99,6 +100,7 @@ def load_classifier(folder: Path, labels: Sequence[str] | None = None) -> torch.
     """
     fields, tensors = read_config(folder), read_headers(folder)
     _require_classifier(folder, fields)
+    require_head(folder, tensors)
     names = read_label_names(fields, folder / "config.json", classifier_rows(tensors))
     if labels is not None and len(labels) != len(names):
         raise AssertionError("as many labels as the classifier has")

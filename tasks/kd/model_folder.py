@@ -21,7 +21,12 @@ WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 _LARGEST_HEADER = 100_000_000  # bytes, as the format's own reader allows
 _POINTER = b"version https://git-lfs"
-_TEXTS = (".json", ".txt", ".model", ".safetensors")
+# What is read of a folder, shards aside; whatever lies beside it may be empty.
+_READ = (
+    *("config.json", WEIGHTS, INDEX, "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt"),
+    *("spm.model", "sentencepiece.bpe.model"),
+)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.pkl")
 # What other formats begin with.
 _FORMATS = {
@@ -80,8 +85,8 @@ def check_model_folder(folder: Path) -> dict[str, Any]:
     the names of a wrapper, and fields of the configuration that the model would not use.
     """
     fields = read_config(folder)
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and path.suffix in _TEXTS:
+    for path in (folder / name for name in sorted(_READ)):
+        if path.is_file():
             _require_content(path)
     _refuse_adapter(folder)
     check_weights(read_headers(folder), fields["model_type"])
@@ -139,6 +144,22 @@ def classifier_rows(tensors: Mapping[str, Tensor]) -> int | None:
         if name in tensors and len(tensors[name].shape) == 2:
             return tensors[name].shape[0]
     return None
+
+
+def require_head(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise DataError unless a classifier is among a folder's weights."""
+    if classifier_rows(tensors) is not None:
+        return
+    found = "an encoder alone, or the head of another task"
+    if (folder / "model_head.pkl").exists():
+        found = "model_head.pkl, as SetFit keeps it: a pickle, which is never loaded here"
+    raise DataError(
+        "no classifier among the weights",
+        where=folder,
+        expected="classifier.weight or classifier.out_proj.weight",
+        found=found,
+        advice="With train_teacher.mode fine_tune the encoder gets a new head.",
+    )
 
 
 # --- what a file is ------------------------------------------------------------------------------
