@@ -150,9 +150,9 @@ def _agreed(named: list[str] | None, other: list[str] | None, where: Path) -> li
     """The names on which id2label and label2id agree; those that are none give way."""
     if named is None or other is None or named == other:
         return named or other
-    if all(_DEFAULT.fullmatch(name) for name in other):
+    if _say_nothing(other):
         return named
-    if all(_DEFAULT.fullmatch(name) for name in named) and len(named) == len(other):
+    if _say_nothing(named) and len(named) == len(other):
         return other
     raise _refusal(
         "id2label and label2id contradict each other",
@@ -160,6 +160,12 @@ def _agreed(named: list[str] | None, other: list[str] | None, where: Path) -> li
         expected=f"the names of label2id, {', '.join(other)}"[:300],
         found=f"{', '.join(named)} in id2label"[:300],
     )
+
+
+def _say_nothing(names: list[str]) -> bool:
+    """Whether names are what transformers calls labels without one, or each its own id."""
+    are_ids = names == [str(number) for number in range(len(names))]
+    return are_ids or all(_DEFAULT.fullmatch(name) for name in names)
 
 
 def _read_ids(value: Any, field: str, where: Path) -> list[str] | None:

@@ -111,6 +111,13 @@ def test_generic_names_are_numbers_with_and_without_a_word() -> None:
     assert not are_generic(["1 star", "2 stars"])
 
 
+def test_names_that_are_their_own_ids_say_nothing() -> None:
+    numbers = {"0": 0, "1": 1, "2": 2}
+    assert read_label_names({"id2label": STRAIGHT, "label2id": numbers}, WHERE) == NAMES
+    turned = {name: int(number) for number, name in STRAIGHT.items()}
+    assert read_label_names({"id2label": numbers, "label2id": turned}, WHERE) == NAMES
+
+
 def test_numbers_are_proposed_in_their_own_order() -> None:
     own = [f"LABEL_{i}" for i in range(12)]
     with pytest.raises(DataError, match=r'LABEL_2: "2", .*LABEL_11: "11"}'):
