@@ -65,7 +65,9 @@ def _sample(rows: Rows) -> Rows:
 
 
 def _propose(document: Any, folder: Path, names: list[str], rows: Rows) -> list[str]:
-    labels = sorted(set(rows.labels))
+    from tasks.kd.label_names import in_order
+
+    labels = in_order(rows.labels)
     if len(labels) > len(names):
         return _open(
             names, labels, f"The data have {len(labels)} labels, the teacher {len(names)}."

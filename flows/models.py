@@ -37,11 +37,13 @@ def _find_label_faults(
     folder: Path, fields: Mapping[str, Any], recipe: Recipe, name: str
 ) -> Iterator[tuple[str, str]]:
     from tasks.kd.label_names import read_label_names, rename_labels
-    from tasks.kd.weight_files import classifier_rows, read_headers
+    from tasks.kd.weight_files import classifier_rows, read_headers, require_head
 
     config, field = folder / "config.json", f"fetch_sources.{name}.folder"
     try:
-        names = read_label_names(fields, config, classifier_rows(read_headers(folder)))
+        tensors = read_headers(folder)
+        require_head(folder, tensors)
+        names = read_label_names(fields, config, classifier_rows(tensors))
         if name == "teacher":
             field = "train_teacher.labels"
             rename_labels(names, recipe.train_teacher.labels, config)

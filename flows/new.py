@@ -314,12 +314,12 @@ def _check_and_list(root: Path, name: str, text: bytes) -> bytes:
         (trial / "params").mkdir()
         path = trial / "params" / f"{name}.yaml"
         path.write_bytes(text)
-        recipe = load_recipe(path)
-        document, dump = open_yaml(root / RECIPES_FILE)
-        document["recipes"][name] = _flow_mapping(inputs_of(recipe))
-        listing: bytes = dump(document)
-        (trial / RECIPES_FILE).write_bytes(listing)
         try:
+            recipe = load_recipe(path)
+            document, dump = open_yaml(root / RECIPES_FILE)
+            document["recipes"][name] = _flow_mapping(inputs_of(recipe))
+            listing: bytes = dump(document)
+            (trial / RECIPES_FILE).write_bytes(listing)
             check_inputs(trial, name, recipe)
             check_sources(root, path, recipe)
         except ParamsError as error:

@@ -94,11 +94,11 @@ _FIXED: Mapping[str, tuple[object, ...]] = {
     "auto_map": (None, {}),
 }
 _INERT = _words(
-    "attn_implementation cross_attention_hidden_size decoder_start_token_id "
-    "encoder_no_repeat_ngram_size gradient_checkpointing output_past output_scores "
+    "attn_implementation cross_attention_hidden_size decoder_start_token_id emb_size "
+    "encoder_no_repeat_ngram_size gradient_checkpointing num_beam_groups output_past output_scores "
     "pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head "
-    "pooler_type reference_compile repad_logits_with_grad temperature tie_encoder_decoder "
-    "tie_weights_ use_bfloat16 num_labels"
+    "pooler_type reference_compile repad_logits_with_grad sbert_ce_default_activation_function "
+    "temperature tie_encoder_decoder tie_weights_ use_bfloat16 num_labels"
 )
 # What each family computes whether a file says so or not.
 _AS_BUILT: Mapping[tuple[str, str], tuple[object, ...]] = {

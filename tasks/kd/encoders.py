@@ -17,7 +17,7 @@ from tasks.kd.errors import DataError
 from tasks.kd.families import capture, kernel, layers_of
 from tasks.kd.label_names import read_label_names
 from tasks.kd.model_folder import check_weights, read_config
-from tasks.kd.weight_files import WEIGHTS, classifier_rows, read_headers
+from tasks.kd.weight_files import WEIGHTS, classifier_rows, read_headers, require_head
 
 __all__ = [
     "WEIGHTS",
@@ -92,6 +92,7 @@ def load_classifier(folder: Path, labels: Sequence[str] | None = None) -> torch.
     """
     fields, tensors = read_config(folder), read_headers(folder)
     _require_classifier(folder, fields)
+    require_head(folder, tensors)
     names = read_label_names(fields, folder / "config.json", classifier_rows(tensors))
     if labels is not None and len(labels) != len(names):
         raise AssertionError("as many labels as the classifier has")

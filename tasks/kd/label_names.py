@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,14 +101,15 @@ def order_labels(
     strange = sorted(set(found) - set(known))
     if not strange:
         return known
+    ordered = in_order(found)
     if labels is None and are_generic(names):
         raise DataError(
             "the teacher's labels have no names, and the data's have",
             where=where,
-            expected=f"id2label with {', '.join(sorted(found))}"[:300],
+            expected=f"id2label with {', '.join(ordered)}"[:300],
             found=f"{len(names)} labels: {', '.join(names)}"[:300],
             advice="Say in the recipe which is which, in the order that the teacher was tuned "
-            f"with: {FIELD}: {paste(names, [*sorted(found), *names[len(found) :]])}, or write the "
+            f"with: {FIELD}: {paste(names, [*ordered, *names[len(ordered) :]])}, or write the "
             "names into id2label of config.json. A wrong order shows in its dev accuracy.",
         )
     raise DataError(
@@ -119,6 +120,13 @@ def order_labels(
         found=f"{len(known)} labels in id2label: {', '.join(known)}"[:300],
         advice=f"If they mean the same, name them in {FIELD} (teacher's name: data's name).",
     )
+
+
+def in_order(labels: Iterable[str]) -> list[str]:
+    """Labels each once, sorted: by number where all are whole numbers, so that 10 follows 9."""
+    found = sorted(set(labels))
+    are_numbers = all(re.fullmatch(r"-?\d+", label) for label in found)
+    return sorted(found, key=int) if are_numbers else found
 
 
 def paste(names: Sequence[str], others: Sequence[str]) -> str:
@@ -142,9 +150,9 @@ def _agreed(named: list[str] | None, other: list[str] | None, where: Path) -> li
     """The names on which id2label and label2id agree; those that are none give way."""
     if named is None or other is None or named == other:
         return named or other
-    if all(_DEFAULT.fullmatch(name) for name in other):
+    if _say_nothing(other):
         return named
-    if all(_DEFAULT.fullmatch(name) for name in named) and len(named) == len(other):
+    if _say_nothing(named) and len(named) == len(other):
         return other
     raise _refusal(
         "id2label and label2id contradict each other",
@@ -152,6 +160,12 @@ def _agreed(named: list[str] | None, other: list[str] | None, where: Path) -> li
         expected=f"the names of label2id, {', '.join(other)}"[:300],
         found=f"{', '.join(named)} in id2label"[:300],
     )
+
+
+def _say_nothing(names: list[str]) -> bool:
+    """Whether names are what transformers calls labels without one, or each its own id."""
+    are_ids = names == [str(number) for number in range(len(names))]
+    return are_ids or all(_DEFAULT.fullmatch(name) for name in names)
 
 
 def _read_ids(value: Any, field: str, where: Path) -> list[str] | None:

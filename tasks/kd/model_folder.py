@@ -13,9 +13,14 @@ from typing import Any
 from tasks.kd.configurations import require_plain_config
 from tasks.kd.errors import DataError
 from tasks.kd.file_contents import read_object, require_content
-from tasks.kd.weight_files import Tensor, read_headers
+from tasks.kd.weight_files import INDEX, WEIGHTS, Tensor, read_headers
 
-_TEXTS = (".json", ".txt", ".model", ".safetensors")
+# What is read of a folder, shards aside; whatever lies beside it may be empty.
+_READ = (
+    *("config.json", WEIGHTS, INDEX, "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt"),
+    *("spm.model", "sentencepiece.bpe.model"),
+)
 _PLAIN = ("F64", "F32", "F16", "BF16")
 _COUNTS = ("I64", "I32", "BOOL", "U8")  # of buffers such as position_ids
 # What begins the names of each family's encoder in a classifier.
@@ -56,8 +61,8 @@ def check_model_folder(folder: Path) -> dict[str, Any]:
     the names of a wrapper, and fields of the configuration that the model would not use.
     """
     fields = read_config(folder)
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and path.suffix in _TEXTS:
+    for path in (folder / name for name in sorted(_READ)):
+        if path.is_file():
             require_content(path)
     _refuse_adapter(folder)
     check_weights(read_headers(folder), fields["model_type"])

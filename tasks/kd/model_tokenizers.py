@@ -240,13 +240,37 @@ def _name_pieces(files: TokenizerFiles, tokenizer: Tokenizer) -> dict[str, str]:
 
 
 def _register(files: TokenizerFiles, tokenizer: Tokenizer, pieces: Mapping[str, str]) -> None:
-    """Have special pieces of the vocabulary found in texts as such, as transformers has them."""
+    """Have special pieces found in texts as such, as transformers has them.
+
+    Those of the vocabulary, and those beyond it that the configuration lists besides.
+    """
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     takes_blank = files.kind in (BYTE_BPE, MPNET, XLM_ROBERTA)
     for role, piece in pieces.items():
         if piece not in known and tokenizer.token_to_id(piece) is not None:
             lstrip = takes_blank and role == "mask_token"
             tokenizer.add_special_tokens([AddedToken(piece, lstrip=lstrip, normalized=False)])
+    rows = files.config.get("vocab_size")
+    for token in _list_more(files):
+        is_new = tokenizer.token_to_id(token.content) is None
+        is_beyond = is_new and type(rows) is int and tokenizer.get_vocab_size() >= rows
+        if token.content not in {*known, ""} and not is_beyond:  # no weight has seen the latter
+            tokenizer.add_special_tokens([token])
+
+
+def _list_more(files: TokenizerFiles) -> list[AddedToken]:
+    """The special pieces without a role: additional ones, as version 5 calls them extra ones."""
+    found = []
+    for name in ("additional_special_tokens", "extra_special_tokens"):
+        listed = files.settings.get(name) or []
+        with refusing("not a list of special pieces", f"{files.folder / SETTINGS}, {name}"):
+            if not isinstance(listed, Mapping | list):
+                raise TypeError(f"{listed!r}")
+            for one in listed.values() if isinstance(listed, Mapping) else listed:
+                fields = dict(one) if isinstance(one, Mapping) else {"content": one}
+                fields = {key: value for key, value in fields.items() if key != "__type"}
+                found.append(AddedToken(**{"normalized": False, **fields, "special": True}))
+    return found
 
 
 def _find_padding(files: TokenizerFiles, tokenizer: Tokenizer, piece: str | None) -> int:

@@ -76,6 +76,9 @@ def _read_fields(
     files: TokenizerFiles, tokenizer: Tokenizer, written: Mapping[str, Any]
 ) -> Iterator[tuple[str, bool]]:
     """The fields of the configuration that its class reads, as tokenizer.json has them."""
+    kind = str(written["model"].get("type"))
+    if files.kind in (WORDPIECE, MPNET) and kind not in ("WordPiece", "None"):
+        return  # no version reads these fields for a model that is not the class's own
     normalizer = tokenizer.normalizer
     lowers = normalizer is not None and normalizer.normalize_str("Ab").strip(" ▁") == "ab"
     if files.kind in (WORDPIECE, MPNET, DEBERTA):
@@ -139,15 +142,31 @@ def require_pieces(files: TokenizerFiles, tokenizer: Tokenizer, pieces: Mapping[
                 expected=known,
                 found=number,
             )
-    first = name_piece(files, "cls_token")
-    if files.kind is not PLAIN and first is not None and first not in around.tokens:
-        raise DataError(
-            f"{SETTINGS} names another first piece than tokenizer.json writes",
-            where=files.folder,
-            expected=f"cls_token {' '.join(around.tokens[:1]) or 'none'!r}",
-            found=repr(first),
-            advice=_ADVICE,
-        )
+    if files.kind is not PLAIN:
+        _require_same_pieces(files, tokenizer, around.tokens)
+
+
+def _require_same_pieces(files: TokenizerFiles, tokenizer: Tokenizer, around: list[str]) -> None:
+    """Raise DataError for a named piece in whose place tokenizer.json has another."""
+    model = json.loads(tokenizer.to_str())["model"]
+    unknown = model.get("unk_token")
+    if model.get("unk_id") is not None:
+        unknown = tokenizer.id_to_token(model["unk_id"])
+    has = {
+        "cls_token": ("first", " ".join(around[:1])),
+        "sep_token": ("last", " ".join(around[-1:])),
+        "unk_token": ("unknown", unknown),
+    }
+    for role, (what, piece) in has.items():
+        named = name_piece(files, role)
+        if named is not None and piece is not None and named != piece:
+            raise DataError(
+                f"{SETTINGS} names another {what} piece than tokenizer.json writes",
+                where=files.folder,
+                expected=f"{role} {piece or 'none'!r}",
+                found=repr(named),
+                advice=_ADVICE,
+            )
 
 
 # --- words that no text has ----------------------------------------------------------------------

@@ -46,8 +46,9 @@ def read_vocabulary(path: Path) -> dict[str, int]:
         if path.suffix == ".json":
             words = read_object(path)
         else:
-            with path.open(encoding="utf-8") as file:
-                words = {line.rstrip("\n"): number for number, line in enumerate(file)}
+            with path.open(encoding="utf-8-sig") as file:
+                lines = ((line.rstrip("\n"), number) for number, line in enumerate(file))
+                words = {word: number for word, number in lines if word}  # no text gives ""
     if not words or not all(type(number) is int for number in words.values()):
         raise DataError("not a vocabulary", where=path, expected="pieces with their ids")
     return words

@@ -64,6 +64,22 @@ def classifier_rows(tensors: Mapping[str, Tensor]) -> int | None:
     return None
 
 
+def require_head(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise DataError unless a classifier is among a folder's weights."""
+    if classifier_rows(tensors) is not None:
+        return
+    found = "an encoder alone, or the head of another task"
+    if (folder / "model_head.pkl").exists():
+        found = "model_head.pkl, as SetFit keeps it: a pickle, which is never loaded here"
+    raise DataError(
+        "no classifier among the weights",
+        where=folder,
+        expected="classifier.weight or classifier.out_proj.weight",
+        found=found,
+        advice="With train_teacher.mode fine_tune the encoder gets a new head.",
+    )
+
+
 def read_header(path: Path) -> dict[str, Tensor]:
     """Every tensor of a safetensors file by name. Raises DataError for what is none, or is cut."""
     require_content(path)

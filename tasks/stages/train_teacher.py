@@ -29,7 +29,7 @@ from tasks.kd.objective import Objective
 from tasks.kd.params import TrainTeacher
 from tasks.kd.phases import Phase
 from tasks.kd.sinks import Bar, JsonLines, Messages, Sink
-from tasks.kd.standing import Standing, find_causes, take_standing
+from tasks.kd.standing import Standing, find_causes, find_order, take_standing
 from tasks.kd.students import count_parameters
 from tasks.kd.targets import NoTargets
 from tasks.kd.training import Habits, Parts, predict, steps_in_all, train
@@ -61,7 +61,7 @@ def _gather(stage: Stage, others: Path, data: Path, rule: EnsembleRule) -> None:
     for other in sorted(others.iterdir()):
         names = require_labels(other, card["labels"], stage.params.labels)
         member: Any = load_classifier(other, card["labels"])
-        _require_worth(stage, other, _ask(member, dev, card), names)
+        require_worth(stage, other, _ask(member, dev, card), names)
         member.save_pretrained(stage.draft / "members" / other.name)
     save_rule(stage.draft, rule)
     teacher = load_teacher(stage.draft)
@@ -86,7 +86,7 @@ def _gather(stage: Stage, others: Path, data: Path, rule: EnsembleRule) -> None:
 
 
 @dataclass(frozen=True)
-class _Answers:
+class Answers:
     """What a classifier says of the dev split."""
 
     standing: Standing
@@ -95,7 +95,7 @@ class _Answers:
     confidence: float  # mean of the highest probabilities
 
 
-def _ask(model: torch.nn.Module, dev: Split, card: dict[str, Any]) -> _Answers:
+def _ask(model: torch.nn.Module, dev: Split, card: dict[str, Any]) -> Answers:
     """A classifier's standing on the dev split. Raises DataError for logits that are not finite."""
     logits = predict(model, dev, pad_id=card["pad_token_id"], max_tokens=_BATCH_TOKENS)
     if not logits.isfinite().all():
@@ -111,10 +111,10 @@ def _ask(model: torch.nn.Module, dev: Split, card: dict[str, Any]) -> _Answers:
         [labels[label] for label in dev.labels], [labels[answer] for answer in said], count
     )
     confidence = float(logits.softmax(-1).max(-1).values.mean())
-    return _Answers(standing, labels, cells.reshape(count, count), confidence)
+    return Answers(standing, labels, cells.reshape(count, count), confidence)
 
 
-def _require_worth(stage: Stage, teacher: Path, answers: _Answers, own_names: list[str]) -> None:
+def require_worth(stage: Stage, teacher: Path, answers: Answers, own_names: list[str]) -> None:
     """Raise DataError unless a given teacher's answers are surely worth more than a constant."""
     standing, params = answers.standing, stage.params
     if standing.lead is None:
@@ -123,7 +123,17 @@ def _require_worth(stage: Stage, teacher: Path, answers: _Answers, own_names: li
             where="prepare_data.dev_fraction",
             found=f"{standing.examples} examples of {standing.constant_label!r}",
         )
+    order = find_order(answers.confusion, answers.labels, own_names)
     if standing.is_above_chance and standing.lead >= params.min_lead:
+        if order is not None and order.is_far_better:
+            raise DataError(
+                "the given teacher's labels stand in another order",
+                where=teacher,
+                expected=f"names under which most of the dev split is right: {order}",
+                found=str(standing),
+            )
+        if order is not None:
+            stage.log(f"warning: some of the teacher's labels may be mixed up: {order}")
         return
     causes = find_causes(answers.confusion, answers.labels, answers.confidence, own_names)
     listed = "; ".join(f"({number}) {cause}" for number, cause in enumerate(causes, 1))
@@ -250,7 +260,7 @@ def _freeze(stage: Stage, base: Path, data: Path) -> None:
     names = require_labels(base, card["labels"], stage.params.labels)
     teacher = load_classifier(base, card["labels"])
     answers = _ask(teacher, dev, card)
-    _require_worth(stage, base, answers, names)
+    require_worth(stage, base, answers, names)
     figures: dict[str, Any] = {
         "steps": 0,
         "seconds": time.monotonic() - started,

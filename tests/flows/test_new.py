@@ -129,6 +129,8 @@ def test_what_can_not_be_is_refused_and_writes_nothing(
     result = new(*arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert said in result.stderr
+    told = result.stderr.count("/params/x.yaml:")  # and not of the trial's own folder
+    assert result.stderr.count(f"{repository}/params/x.yaml:") == told
     assert {
         path.name: path.read_bytes() for path in (repository / "params").glob("*.yaml")
     } == before

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 from click.testing import CliRunner, Result
+from safetensors.numpy import load_file, save_file
 
 from flows.cli import main
 from tasks.kd.digests import read_json, write_json
@@ -207,6 +209,21 @@ def test_weights_only_as_pickles_are_told_with_the_command_that_converts(local: 
     assert "Run: python -c " in result.stderr
 
 
+def put_head(project: Project, rows: int) -> None:
+    path = project.root / "data" / "teacher" / "model.safetensors"
+    save_file({**load_file(path), "classifier.weight": np.zeros((rows, 3), np.float32)}, path)
+
+
+def test_a_given_teacher_without_a_head_is_told_before_anything_runs(local: Project) -> None:
+    assert check().exit_code == 0  # it is to be tuned
+    local.change("train_teacher", mode="given")
+    result = check()
+    assert result.exit_code == 2
+    assert "fetch_sources.teacher.folder: no classifier among the weights" in result.stderr
+    put_head(local, 2)
+    assert check().exit_code == 0
+
+
 def test_a_field_that_the_model_would_not_use_is_told(local: Project) -> None:
     change_config(local, position_embedding_type="relative_key")
     result = check()
@@ -224,6 +241,7 @@ def test_a_folder_without_a_model_is_told_unless_dvc_brings_it(local: Project) -
 
 
 def test_a_given_teacher_s_labels_are_held_against_the_recipe_s_map(local: Project) -> None:
+    put_head(local, 2)
     change_config(local, id2label={"0": "LABEL_0", "1": "LABEL_1"})
     assert check().exit_code == 0
     local.change("train_teacher", mode="given", labels={"LABEL_0": "greeting"})

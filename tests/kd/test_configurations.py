@@ -49,7 +49,8 @@ HARMLESS: dict[str, dict[str, Any]] = {
         "pruned_heads": {}, "torch_dtype": "float16", "temperature": 1.0, "num_beams": 1,
         "top_k": 50, "do_sample": False, "adapters": {"adapters": {}, "config_map": {}},
         "classifier_dropout": 0.1, "dataset": "mails", "quantization_config": None,
-        "embedding_size": 32, "hidden_size": 32,
+        "embedding_size": 32, "hidden_size": 32, "num_beam_groups": 1, "emb_size": 312,
+        "sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity",
     },
     "distilbert": {"tie_weights_": True, "layer_norm_eps": 1e-12, "output_past": True},
     "modernbert": {

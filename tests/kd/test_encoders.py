@@ -107,7 +107,7 @@ def test_only_the_head_of_a_new_classifier_is_new(family: str, tmp_path: Path) -
     for name in sorted(others):
         rest = {key: value for key, value in whole.items() if key != name}
         save_file(rest, tmp_path / "model.safetensors", metadata={"format": "pt"})
-        refused = pytest.raises(DataError, match=rf"1 weights are missing.*{name}")
+        refused = pytest.raises(DataError, match=rf"(?:1 weights are|no classifier among).*{name}")
         if name in head:
             new_classifier(tmp_path, ["a", "b"])
             with refused:
@@ -199,7 +199,7 @@ def test_weights_that_do_not_load_are_refused_and_never_random(
 
 def test_a_classifier_without_its_head_is_refused(teacher: Any, tmp_path: Path) -> None:
     teacher.bert.save_pretrained(tmp_path)
-    with pytest.raises(DataError, match=r"2 weights are missing.*classifier"):
+    with pytest.raises(DataError, match=r"no classifier among the weights"):
         load_classifier(tmp_path)
 
 

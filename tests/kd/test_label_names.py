@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from tasks.kd.errors import DataError
 from tasks.kd.label_names import (
     are_generic,
+    in_order,
     known_label_names,
     order_labels,
     paste,
@@ -108,6 +109,20 @@ def test_generic_names_are_numbers_with_and_without_a_word() -> None:
     assert are_generic(["0", "1"])
     assert not are_generic(["LABEL_0", "good"])
     assert not are_generic(["1 star", "2 stars"])
+
+
+def test_names_that_are_their_own_ids_say_nothing() -> None:
+    numbers = {"0": 0, "1": 1, "2": 2}
+    assert read_label_names({"id2label": STRAIGHT, "label2id": numbers}, WHERE) == NAMES
+    turned = {name: int(number) for number, name in STRAIGHT.items()}
+    assert read_label_names({"id2label": numbers, "label2id": turned}, WHERE) == NAMES
+
+
+def test_numbers_are_proposed_in_their_own_order() -> None:
+    own = [f"LABEL_{i}" for i in range(12)]
+    with pytest.raises(DataError, match=r'LABEL_2: "2", .*LABEL_11: "11"}'):
+        order_labels([str(i) for i in range(12)], own, None, WHERE)
+    assert in_order(["10", "b", "9", "b"]) == ["10", "9", "b"]
 
 
 def test_a_map_names_the_teacher_s_labels_in_its_own_order() -> None:

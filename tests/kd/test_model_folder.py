@@ -17,7 +17,14 @@ from safetensors.torch import load_file, save_file
 
 from tasks.kd.errors import DataError
 from tasks.kd.model_folder import check_model_folder
-from tasks.kd.weight_files import INDEX, WEIGHTS, classifier_rows, read_header, read_headers
+from tasks.kd.weight_files import (
+    INDEX,
+    WEIGHTS,
+    classifier_rows,
+    read_header,
+    read_headers,
+    require_head,
+)
 from tests.kd.small_families import small
 
 POINTER = (
@@ -91,6 +98,24 @@ def test_what_stands_in_a_file_s_place_is_told_by_its_path(
 ) -> None:
     (folder / name).write_text(content)
     refused(folder, said.format(path=re.escape(str(folder / name))))
+
+
+@pytest.mark.parametrize("name", ["eval_results.json", "notes.txt", "lid.model"])
+@pytest.mark.parametrize("content", [POINTER, ""])
+def test_what_is_not_read_may_be_anything(folder: Path, name: str, content: str) -> None:
+    (folder / name).write_text(content)
+    check_model_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("beside", "said"), [(None, "an encoder alone"), ("model_head.pkl", "as SetFit keeps it")]
+)
+def test_weights_without_a_classifier_are_told(folder: Path, beside: str | None, said: str) -> None:
+    rewrite(folder, lambda all_of: {k: v for k, v in all_of.items() if "classifier" not in k})
+    if beside:
+        (folder / beside).touch()
+    with pytest.raises(DataError, match=rf"no classifier among the weights.*{said}.*fine_tune"):
+        require_head(folder, read_headers(folder))
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, "config.json", "tokenizer.json"])

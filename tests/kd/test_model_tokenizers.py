@@ -270,6 +270,11 @@ def test_a_saved_tokenizer_is_read_back_as_it_was_by_us_and_by_the_library(
         ({"cls_token": "<s>"}, "lacks special pieces that the configuration names"),
         ({"mask_token": "<mask>"}, "mask_token '<mask>'"),
         ({"cls_token": "a"}, "names another first piece"),
+        ({"cls_token": "[SEP]"}, "names another first piece"),
+        ({"sep_token": "[MASK]"}, "names another last piece"),
+        ({"unk_token": "[MASK]"}, "names another unknown piece"),
+        ({"additional_special_tokens": "[MASK]"}, "not a list of special pieces"),
+        ({"extra_special_tokens": [{"content": 5}]}, "not a list of special pieces"),
         ({"cls_token": 5}, "a special piece is no text"),
         ({"pad_token": {"text": "[PAD]"}, "unk_token": []}, "a special piece is no text"),
         ({"tokenizer_class": 5}, "the tokenizer's class is no name"),
@@ -308,6 +313,46 @@ def test_what_is_common_and_harmless_is_not_refused(
 ) -> None:
     folder = write_folder(tmp_path, wordpiece(), settings)
     assert ids_of(folder) == ids_of(write_folder(tmp_path / "plain", wordpiece()))
+
+
+@pytest.mark.parametrize("has_json", [True, False])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"additional_special_tokens": ["late", "<user>"]},
+        {"extra_special_tokens": {"a": "late", "b": {"content": "<user>", "__type": "AddedToken"}}},
+    ],
+)
+def test_further_special_pieces_are_found_in_texts_as_in_transformers(
+    tmp_path: Path, settings: dict[str, Any], has_json: bool
+) -> None:
+    rows = len([*SPECIAL, *WORDS])
+    tokenizer = wordpiece() if has_json else None
+    folder = write_folder(tmp_path / "model", tokenizer, settings, vocab_size=rows + 1)
+    write_vocabulary(folder)
+    late = wordpiece().token_to_id("late")
+    assert ids_of(folder, ["<user>late"]) == [[2, rows, late, 3]]
+    # A table that has no row for it: nobody's weights have seen it.
+    full = write_folder(tmp_path / "full", tokenizer, settings, vocab_size=rows)
+    write_vocabulary(full)
+    assert rows not in ids_of(full, ["<user>late"])[0]
+
+
+def test_flags_of_another_kind_of_tokenizer_say_nothing(tmp_path: Path) -> None:
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    made = XLMRobertaTokenizer([*unigram_pieces(special), ("<mask>", 0.0)])
+    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "strip_accents": None}
+    pieces = {role: getattr(made, role) for role in PIECES}
+    folder = write_folder(tmp_path, made.backend_tokenizer, settings | pieces)
+    assert ids_of(folder) == made(TEXTS)["input_ids"]
+
+
+def test_a_blank_line_and_a_byte_order_mark_are_no_words(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, None, {}, vocab_size=len([*SPECIAL, *WORDS]))
+    path = write_vocabulary(folder)
+    plain = ids_of(folder)
+    path.write_text("\ufeff" + path.read_text() + "\n")
+    assert ids_of(folder) == plain
 
 
 def test_a_prefix_blank_that_the_files_do_not_agree_on_is_refused(tmp_path: Path) -> None:

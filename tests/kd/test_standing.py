@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.kd.standing import best_names, find_causes, take_standing
+from tasks.kd.standing import best_names, find_causes, find_order, take_standing
 
 LABELS = ["bad", "fair", "good"]
 OWN = ["LABEL_0", "LABEL_1", "LABEL_2"]
@@ -69,6 +69,22 @@ def test_labels_in_another_order_are_the_first_cause_with_the_map_to_write() -> 
     first = find_causes(cells, LABELS, 0.9, OWN)[0]
     assert "98.00% would be right" in first
     assert "train_teacher.labels: {LABEL_0: fair, LABEL_1: good, LABEL_2: bad}" in first
+
+
+def test_two_labels_in_each_other_s_place_are_found_though_most_is_right() -> None:
+    names, own = ["a", "b", "c", "d"], [f"LABEL_{i}" for i in range(4)]
+    cells = np.diag([25, 25, 25, 25])[[1, 0, 2, 3]]
+    order = find_order(cells, names, own)
+    assert order is not None
+    assert order.is_far_better
+    assert str(order).endswith("labels: {LABEL_0: b, LABEL_1: a, LABEL_2: c, LABEL_3: d}")
+    assert "100.00% would be right" in str(order)
+    few = np.diag([3, 3, 50, 50])[[1, 0, 2, 3]]
+    found = find_order(few, names, own)
+    assert found is not None
+    assert not found.is_far_better
+    assert find_order(np.diag([2, 2, 50, 50])[[1, 0, 2, 3]], names, own) is None
+    assert find_order(np.diag([25] * 4), names, own) is None
 
 
 def test_one_answer_for_nearly_all_puts_the_head_first() -> None:

@@ -2,15 +2,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from tasks.kd.encoders import load_classifier, model_sha256
 from tasks.kd.ensemble import parse_rule, save_rule, teacher_sha256
+from tasks.kd.errors import DataError
+from tasks.kd.standing import take_standing
 from tasks.stages import INPUTS
+from tasks.stages.train_teacher import Answers, require_worth
 
 
 def test_it_fine_tunes_and_says_how_it_went(finished: Any) -> None:
@@ -129,6 +135,31 @@ def test_a_given_teacher_that_guesses_is_refused_with_its_figures(broken: Any) -
     assert "lead of 10.00% (train_teacher.min_lead)" in done.stderr
     assert "(1) a classifier head that was never trained (100% of its answers" in done.stderr
     assert "chance 33.33%" in done.stderr
+
+
+def test_a_given_teacher_of_which_two_labels_are_exchanged_is_refused(tmp_path: Path) -> None:
+    said: list[str] = []
+    stage: Any = SimpleNamespace(params=SimpleNamespace(min_lead=0.1), log=said.append)
+    labels = ["corn", "money", "ships", "trade"]
+
+    def judge(rows: list[int]) -> None:
+        cells = np.diag(rows)[[1, 0, 2, 3]]
+        truth, answers = (
+            [labels[i] for i in np.repeat(np.indices(cells.shape)[axis].ravel(), cells.ravel())]
+            for axis in (0, 1)
+        )
+        standing = take_standing(truth, answers, 4)
+        assert standing.is_above_chance
+        require_worth(stage, tmp_path, Answers(standing, labels, cells, 0.9), labels)
+
+    with pytest.raises(DataError, match=r"another order.*{corn: money, money: corn, ships: ship"):
+        judge([25, 25, 25, 25])
+    assert not said
+    judge([5, 5, 45, 45])
+    assert len(said) == 1
+    assert "warning: some of the teacher's labels may be mixed up: so named, 100.00%" in said[0]
+    judge([2, 2, 48, 48])
+    assert len(said) == 1
 
 
 def test_a_given_teacher_below_the_recipe_s_lead_is_refused(broken: Any) -> None:

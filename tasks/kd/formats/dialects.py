@@ -18,7 +18,7 @@ SAMPLE_LETTERS = 1 << 18
 _LONGEST_ROW = 100  # lines; an open quote that is longer open than that was none
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "pipes"}
 _QUOTED: tuple[tuple[str | None, str | None], ...] = (('"', None), ('"', "\\"))
-_UNQUOTED: tuple[tuple[str | None, str | None], ...] = ((None, None),)
+_UNQUOTED: tuple[tuple[str | None, str | None], ...] = ((None, None), (None, "\\"))
 
 
 class _Sample(NamedTuple):

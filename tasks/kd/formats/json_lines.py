@@ -124,10 +124,10 @@ def _read_objects(part: Part, file: TextIO) -> Iterator[tuple[int, dict[str, Any
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    names = [name for name, _ in pairs if name]  # what has no name can't be asked for
+    if len(set(names)) < len(names):
         raise _RepeatedKeyError([name for name, _ in pairs])
-    return found
+    return dict(pairs)
 
 
 def _refuse_line(where: str, number: int, line: str, error: Exception) -> NoReturn:

@@ -64,6 +64,20 @@ def test_what_pandas_wrote_is_read_as_it_was(
         assert rows.labels == table["kind"].tolist()
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_what_pandas_wrote_without_quotes_is_read_as_it_was(
+    table: pd.DataFrame, separator: str, tmp_path: Path
+) -> None:
+    table = table[~table["body"].str.contains(r'\n|^"')]
+    table = table.assign(body=table["body"].str.replace(" ", f"{separator} "))
+    written = table.to_csv(index=False, sep=separator, quoting=csv.QUOTE_NONE, escapechar="\\")
+    kind: Kind = "tsv" if separator == "\t" else "csv"
+    part = write(tmp_path, kind, written)
+    layout, _ = propose_layout(kind, [part], COLUMNS)
+    assert (layout.separator, layout.quote, layout.escape) == (separator, None, "\\")
+    assert read(part, layout).rows.texts == [text.strip() for text in table["body"]]
+
+
 def test_what_spark_wrote_is_read_as_it_was(table: pd.DataFrame, tmp_path: Path) -> None:
     table = table[~table["body"].str.contains(r"[\n\\]")]
     lines = ["body,kind"]

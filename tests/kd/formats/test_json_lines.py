@@ -79,3 +79,8 @@ def test_a_head_shows_columns_and_what_is_no_text(tmp_path: Path) -> None:
     assert "line 2, column 'body': expected text, found an object" in header.faults["body"]
     header = read_header(part, FORMATS["jsonl"], Columns("body.a", "kind"))
     assert (header.names, header.faults) == (["body", "kind", "body.a"], {})
+
+
+def test_fields_without_a_name_may_be_two(tmp_path: Path) -> None:
+    part = write(tmp_path, "jsonl", '{"": 1, "body": "x", "": 2, "kind": "a"}\n')
+    assert read(part, FORMATS["jsonl"]).rows == Rows(["x"], ["a"])
