@@ -460,7 +460,7 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path, content: str, sa
     ("content", "said"),
     [
         (b"", "an empty file"),
-        (b"\n", "the vocabulary lacks a special piece"),
+        (b"\n", "not a vocabulary"),
         (b"\xff\xfe", "not a vocabulary"),
         (b"the 9\nof 7\n", "the vocabulary lacks a special piece"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),

@@ -75,11 +75,11 @@ def read_with(lines: Iterable[str], layout: Separated) -> Any:
     """A reader of csv for lines of that dialect.
 
     Python's reader takes an escape before any letter as one; only that before a quote, before
-    itself, or before the separator where nothing is quoted is meant. The others are doubled here,
-    so that they come out as the letters that they are.
+    itself, or before the separator where nothing is quoted is meant (there pandas writes it before
+    `"` as well). The others are doubled here, so that they come out as the letters that they are.
     """
     if layout.escape is not None:
-        meant = layout.escape + (layout.quote or layout.separator)
+        meant = layout.escape + (layout.quote or f'"{layout.separator}')
         escape = re.escape(layout.escape)
         lone = re.compile(rf"{escape}(?:([{re.escape(meant)}])|)")
         twice = layout.escape * 2
