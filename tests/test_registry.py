@@ -24,7 +24,7 @@ import pytest
 
 from tasks.kd.digests import read_json, sha256_file, sha256_json, write_json
 from tasks.kd.errors import DataError, KDError, ParamsError, RegistryError, TransientError
-from tasks.kd.gate import Decision
+from tasks.kd.gate import Decision, Rule
 from tasks.kd.params import Gate, Register
 from tasks.kd.recipe import Recipe
 from tasks.kd.recipes import load_recipe
@@ -233,6 +233,11 @@ def measure_again(produced: Produced, p95_ms: float) -> Produced:
 
 def put_forward(registry: Registry, produced: Produced) -> Version:
     return registry.register(produced, registry.track(produced))
+
+
+def find_rule(decision: Decision, name: str) -> Rule:
+    (found,) = [rule for rule in decision.rules if rule.name == name]
+    return found
 
 
 def run_gate(registry: Registry, produced: Produced) -> tuple[Version, Decision]:
@@ -714,7 +719,7 @@ def test_the_champion_is_asked_again_when_the_test_split_is_another(
     monkeypatch.setattr("tasks.registry.promotion._read_stored", None)  # other examples: no use
     produced = make(wrong=range(3, 5), examples=range(250))
     _, decision = run_gate(registry, produced)
-    rule = decision.rules[2]
+    rule = find_rule(decision, "champion")
     assert rule.name == "champion"
     assert "Right on 3 examples" in rule.explanation
     assert "wrong on 2 where it is right, of 250" in rule.explanation
@@ -728,7 +733,7 @@ def test_stored_predictions_that_changed_are_not_believed(registry: Registry, ma
     stored = next(iter(paths))
     stored.write_text(stored.read_text(encoding="utf-8").replace("ship", "grain"), encoding="utf-8")
     _, decision = run_gate(registry, make(wrong=range(2)))
-    assert "Right on 1 examples" in decision.rules[2].explanation
+    assert "Right on 1 examples" in find_rule(decision, "champion").explanation
 
 
 def test_a_champion_with_other_labels_is_a_refusal_with_a_reason(
@@ -737,7 +742,7 @@ def test_a_champion_with_other_labels_is_a_refusal_with_a_reason(
     run_gate(registry, make())
     _, decision = run_gate(registry, make(labels=["crude", "grain", "trade"]))
     assert [rule.name for rule in decision.refused_by] == ["champion"]
-    assert "labels crude, grain, ship" in decision.rules[2].explanation
+    assert "labels crude, grain, ship" in find_rule(decision, "champion").explanation
     assert number_of_champion(registry) == 1
 
 
@@ -753,8 +758,8 @@ def test_a_champion_whose_files_are_lost_is_a_refusal_that_names_it_and_can_be_o
     version, decision = run_gate(registry, produced)
     assert [rule.name for rule in decision.refused_by] == ["champion"]
     said = "files are gone: models:/triage/1" if lost == "all" else "not the ones that were registe"
-    assert said in decision.rules[2].explanation
-    assert "stillhouse promote --override" in decision.rules[2].explanation
+    assert said in find_rule(decision, "champion").explanation
+    assert "stillhouse promote --override" in find_rule(decision, "champion").explanation
     assert number_of_champion(registry) == 1
     # brought back, it is compared after all
     shutil.move(tmp_path / "away", away)
@@ -1073,7 +1078,7 @@ def test_a_server_keeps_runs_versions_and_aliases_as_our_own_store_does(
     run_gate(registry, make(wrong=range(6)))
     produced = make(wrong=range(2, 4), examples=range(250))  # the champion is fetched and asked
     version, decision = run_gate(registry, produced)
-    assert "of 250" in decision.rules[2].explanation
+    assert "of 250" in find_rule(decision, "champion").explanation
     assert version.aliases == ("candidate", "champion")
     assert put_forward(registry, produced) == version
     assert registry.rollback(MODEL, "back").version == 1
@@ -1081,7 +1086,7 @@ def test_a_server_keeps_runs_versions_and_aliases_as_our_own_store_does(
     assert not (registry.store.folder / "artifacts").exists()
     shutil.rmtree(tmp_path / "served")
     _, decision = run_gate(registry, make(wrong=range(1), examples=range(200)))
-    assert "files are gone: models:/triage/1" in decision.rules[2].explanation
+    assert "files are gone: models:/triage/1" in find_rule(decision, "champion").explanation
 
 
 def test_models_may_be_kept_elsewhere_than_runs(
@@ -1096,7 +1101,8 @@ def test_models_may_be_kept_elsewhere_than_runs(
     registry = open_registry(root)
     run_gate(registry, make(wrong=range(6)))
     version, decision = run_gate(registry, make(wrong=range(2), examples=range(250)))
-    assert "of 250" in decision.rules[2].explanation  # the champion was fetched and asked
+    # The champion was fetched and asked.
+    assert "of 250" in find_rule(decision, "champion").explanation
     assert version.aliases == ("candidate", "champion")
     status = registry.status(MODEL)
     assert (status["champion"]["version"], status["previous"]["version"]) == (2, 1)
