@@ -10,7 +10,7 @@ folder=$(mktemp -d)
 trap 'kill "${server:-}" 2>/dev/null || true; rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install -q --disable-pip-version-check \
-    dvc==3.67.1 dvc-http==2.32.0 'pyparsing<3.3'
+    dvc==3.67.1 dvc-http==2.32.0 pyparsing==3.2.5
 export DVC_NO_ANALYTICS=1 PATH="$folder/venv/bin:$PATH"
 mkdir "$folder/source" "$folder/repository"
 echo "text,label" >"$folder/source/table.csv"

@@ -53,6 +53,8 @@ def fit_data(document: Any, root: Path) -> tuple[list[str], Rows | None]:
     notes = [f"{data['train']}: {told}"] if told else []
     try:
         found = _read_usable(parts, layout, document, root)
+        if found is not None:
+            found.require_enough(1)
     except DataError as error:  # its fields may be what mends a row: the recipe is written
         found, notes = None, [*notes, f"rows are not counted: {error}"]
     prepare["min_train_examples"] = max(1, len(found.train) // 2 if found else 1)

@@ -431,6 +431,15 @@ def test_columns_that_no_dialect_has_are_told_as_they_were_found(repository: Pat
     assert "no column 'Text' in data/s.csv, found text, label" in result.stderr
 
 
+def test_a_training_file_that_is_the_test_file_is_told(repository: Path) -> None:
+    for name in ("s.csv", "t.csv"):
+        write_rows(repository, name, ["Text,Category", "x,a", "y,b"])
+    recipe, told = recipe_of(repository, "--train", "data/s.csv", "--test", "data/t.csv")
+    assert "rows are not counted: all training texts are in the test split as well" in told
+    assert "usable training rows" not in told
+    assert recipe.prepare_data.min_train_examples == 1
+
+
 def test_half_of_today_s_usable_rows_must_always_be_there(repository: Path) -> None:
     rows = [f"word{i},{'ab'[i % 2]}" for i in range(20)]
     write_rows(repository, "s.csv", ["Text,Category", *rows, "word1,b", "tested,a"])
