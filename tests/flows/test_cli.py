@@ -136,6 +136,7 @@ def test_a_refusal_exits_0_unless_asked_to_fail(
     result = ask(done, "run", "tiny")
     assert result.exit_code == 0, result.output
     assert "REFUSED. The champion stays as it is" in result.stdout
+    assert "flows/RUNBOOK.md#the-gate-refused" in result.stdout
     assert done.ran() == ran  # no stage reads the gate's limits: only the decision is new
     assert ask(done, "run", "tiny", "--fail-on-refusal").exit_code == 3
     again = read(ask(done, "run", "tiny", "--json"))
