@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RECIPE ?= quickstart
 # What needs neither a server nor long trainings: a few minutes.
-QUICK := -m 'not slow' tests/kd tests/contracts tests/test_served_student.py tests/test_versioning.py tests/test_registry.py --ignore tests/kd/cache --ignore tests/contracts/test_servers.py
+QUICK := -m 'not slow' tests/kd tests/contracts tests/serving/test_served_student.py tests/versioning/test_versioning.py tests/registry/test_registry.py --ignore tests/kd/cache --ignore tests/contracts/test_servers.py
 
 # Nobody is told about a run, by any of the engines.
 export DO_NOT_TRACK := true
@@ -65,15 +65,15 @@ goldens: $(STAMP) ## compute the golden numbers and the golden cache again
 	$(BIN)/python -m tests.golden.make
 	$(BIN)/python -m tests.golden.make_cache
 
-bench: $(STAMP) ## measure cache and training (ARGS="writing steps" for some parts); results are files in tests/bench
-	$(BIN)/python -m tests.bench $(ARGS)
+bench: $(STAMP) ## measure cache and training (ARGS="writing steps" for some parts); results are files in bench
+	$(BIN)/python -m bench $(ARGS)
 
 study: $(STAMP) ## find which levels pay, at equal steps: hours, and goes on where it stopped (ARGS="--data r52 --arm hidden_kept")
-	$(BIN)/python -m tests.study run $(ARGS)
-	$(BIN)/python -m tests.study report
+	$(BIN)/python -m study run $(ARGS)
+	$(BIN)/python -m study report
 
 clean: ## delete artifacts, work in progress and tool caches; keep all that is costly to make again
 	rm -rf artifacts .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	! test -d .work || find .work -mindepth 1 -maxdepth 1 ! -name study ! -name bench -exec rm -rf {} +
-	find flows tasks tests docs -type d -name __pycache__ -prune -exec rm -rf {} +
+	find flows tasks tests study bench docs -type d -name __pycache__ -prune -exec rm -rf {} +
 	@echo "Kept: .venv, data, .work/study and .work/bench (tuned teachers, runs), .store (teacher caches), .mlflow (runs, models), .dvc/cache (every version of the artifacts)."

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tasks.kd.data.sources import fetch_data, fetch_model
 from tasks.kd.digests import sha256_file, write_json
+from tasks.kd.encoders.folder import check_model_folder
+from tasks.kd.encoders.label_names import known_label_names, read_label_names
 from tasks.kd.errors import DataError
-from tasks.kd.label_names import known_label_names, read_label_names
-from tasks.kd.model_folder import check_model_folder
-from tasks.kd.model_tokenizers import compare_tokenizers, load_tokenizer
-from tasks.kd.params import FetchSources
-from tasks.kd.source_sections import ModelSource, PathModel
-from tasks.kd.sources import fetch_data, fetch_model
+from tasks.kd.recipe.sections import FetchSources
+from tasks.kd.recipe.sources import ModelSource, PathModel
+from tasks.kd.tokens.tokenizers import compare_tokenizers, load_tokenizer
 from tasks.stages import Stage, run_stage
 
 

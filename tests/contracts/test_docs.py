@@ -18,7 +18,7 @@ from docs import generate
 from docs.describe_params import collect_models, describe_model, describe_recipe, describe_type
 from docs.generate import describe_commands, find_stale, render_pages, walk_commands
 from flows.cli import main as command_line
-from tasks.kd.recipe import Recipe
+from tasks.kd.recipe.recipe import Recipe
 
 LINK = re.compile(r"(?<!`)\[[^\]]*\]\((?P<target>[^)\s]+)\)")
 MAKE = re.compile(r"`make (?P<target>[a-z]+)")

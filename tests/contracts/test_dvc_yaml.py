@@ -148,7 +148,7 @@ def find_faults(stages: dict[str, Any], root: Path) -> list[str]:
 
 
 def test_stages_are_modules_are_sections_in_one_order() -> None:
-    from tasks.kd.recipe import Recipe
+    from tasks.kd.recipe.recipe import Recipe
     from tasks.stages import INPUTS
 
     stages = list(read_stages(ROOT))
@@ -269,7 +269,7 @@ def test_git_does_not_ignore_dvc_lock_for_then_dvc_refuses_to_run(tmp_path: Path
 @pytest.mark.filterwarnings("ignore:_NoneStep.value will soon:DeprecationWarning")
 def test_dvc_reads_it_as_one_chain_per_recipe(tmp_path: Path) -> None:
     from tasks.stages import INPUTS
-    from tasks.versioning import plan
+    from tasks.versioning.versioning import plan
 
     for name in ("dvc.yaml", ".dvcignore", ".dvc/config", "params/recipes.yaml", "params/remote"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -286,7 +286,11 @@ def test_dvc_reads_it_as_one_chain_per_recipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "fault"),
     [
-        (("train_student", "do", "deps"), [], "train_student: must list tasks/kd/training.py once"),
+        (
+            ("train_student", "do", "deps"),
+            [],
+            "train_student: must list tasks/kd/training/loop.py once",
+        ),
         (("train_student", "do", "deps"), ["x.py"], "train_student: does not depend on x.py"),
         (("fetch_sources", "do", "deps"), [], "fetch_sources: must list ${item.train} once"),
         (("prepare_data", "do", "outs"), ["data"], "prepare_data: outs must be"),

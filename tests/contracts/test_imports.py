@@ -17,17 +17,17 @@ from packaging.utils import canonicalize_name
 
 # What a file or folder may import besides the standard library.
 ALLOWED = {
-    "tasks/kd/layers.py": ("tasks.kd.errors",),
-    "tasks/kd/bounds.py": (),
-    "tasks/kd/gate.py": ("tasks.kd.bounds", "tasks.kd.errors"),
-    "tasks/kd/cache/fingerprint.py": ("tasks.kd.errors",),
-    "tasks/kd/cache/streams.py": (),
-    "tasks/kd/losses": (
+    "tasks/kd/recipe/maps.py": ("tasks.kd.errors",),
+    "tasks/kd/gate/bounds.py": (),
+    "tasks/kd/gate/decision.py": ("tasks.kd.gate.bounds", "tasks.kd.errors"),
+    "tasks/kd/cache/format/fingerprint.py": ("tasks.kd.errors",),
+    "tasks/kd/recipe/streams.py": (),
+    "tasks/kd/levels/losses": (
         "torch",
         "tasks.kd.errors",
         "tasks.kd.shapes",
         "tasks.kd.totals",
-        "tasks.kd.losses",
+        "tasks.kd.levels.losses",
     ),
 }
 NEVER_IN_KD = {"os.environ", "os.getenv", "os.putenv", "sys.argv", "print"}
@@ -55,14 +55,18 @@ HEAVY |= {"pandas", "pyarrow", "sklearn", "transformers"}
 
 # One line per contract of pyproject.toml that breaks it: file, import, contract.
 BREACHES = [
-    ("tasks/kd/layers.py", "import tasks.supervise", "flows -> versioning | registry -> kd"),
+    ("tasks/kd/recipe/maps.py", "import tasks.supervise", "flows -> versioning | registry -> kd"),
     ("flows/root.py", "import tasks.stages", "stages are run by dvc.yaml"),
-    ("tasks/served_student.py", "import tasks.kd.layers", "the served student carries none"),
-    ("tasks/kd/gate.py", "import prefect", "prefect only in flows"),
+    (
+        "tasks/serving/served_student.py",
+        "import tasks.kd.recipe.maps",
+        "the served student carries none",
+    ),
+    ("tasks/kd/gate/decision.py", "import prefect", "prefect only in flows"),
     ("flows/root.py", "import mlflow", "mlflow only in tasks.registry"),
-    ("tasks/supervise.py", "from dvc.repo import Repo", "dvc only in tasks.versioning"),
-    ("tasks/versioning.py", "import accelerate", "accelerate only in"),
-    ("tasks/versioning.py", "import transformers", "transformers only in"),
+    ("tasks/supervise.py", "from dvc.repo import Repo", "dvc only in tasks.versioning.versioning"),
+    ("tasks/versioning/versioning.py", "import accelerate", "accelerate only in"),
+    ("tasks/versioning/versioning.py", "import transformers", "transformers only in"),
 ]
 
 

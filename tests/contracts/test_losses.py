@@ -11,9 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.kd import losses
 from tasks.kd.errors import ParamsError, ShapeError
-from tasks.kd.losses.attention import Heads
+from tasks.kd.levels import losses
+from tasks.kd.levels.losses.attention import Heads
 from tasks.kd.totals import Total
 from tests.golden.cases import CASES, Case, mask_of, numbers, windowed
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from tasks.kd import losses
+from tasks.kd.levels import losses
 from tasks.kd.totals import Total
 
 

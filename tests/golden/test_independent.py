@@ -16,7 +16,7 @@ from sklearn.preprocessing import KernelCenterer, normalize
 from torch.distributions import Bernoulli, Categorical, kl_divergence
 from torch.nn import functional
 
-from tasks.kd import losses
+from tasks.kd.levels import losses
 from tasks.kd.totals import Total
 from tests.golden.cases import mask_of, numbers, windowed
 

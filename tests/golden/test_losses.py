@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.kd import losses
 from tasks.kd.digests import read_json
+from tasks.kd.levels import losses
 from tests.golden import references
 from tests.golden.make import CASES, GOLDENS, take
 

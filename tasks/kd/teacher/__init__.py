@@ -1,0 +1,1 @@
+"""What is asked of a teacher, or of several."""
