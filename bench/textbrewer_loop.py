@@ -26,13 +26,13 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from bench.material import ROOT, Material
 from bench.steps import base_shaped
+from tasks.kd.data.padding import pad
 from tasks.kd.data.prepared import Split
 from tasks.kd.digests import sha256_file
 from tasks.kd.encoders.families import depth, width
 from tasks.kd.recipe.levels import HiddenLevel, Level, match
 from tasks.kd.recipe.student import Student
 from tasks.kd.students.building import build_student
-from tasks.kd.teacher.targets import pad
 
 VERSION = "0.2.1"
 SHA256 = "5f6f29dc4fa6089bc0922a8fd7abcd6874b939db72a39da8727f092b7727120e"

@@ -15,11 +15,11 @@ import torch
 from study.corpora import Corpus, sample
 from study.settings import ProbeSettings
 from tasks.kd.data.batching import split_by_tokens
+from tasks.kd.data.padding import pad
 from tasks.kd.data.prepared import Split
 from tasks.kd.encoders.families import depth
 from tasks.kd.encoders.loading import capture_hidden
 from tasks.kd.levels.losses.numerics import pool
-from tasks.kd.teacher.targets import pad
 
 _BATCH_TOKENS = 4096
 _FLOOR = 1e-6  # a channel that never varies says nothing

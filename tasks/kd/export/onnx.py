@@ -22,18 +22,12 @@ import onnx
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from tasks.kd.data.padding import pad_rows
 from tasks.kd.data.prepared import Ids
 from tasks.kd.digests import write_bytes, write_json
 from tasks.kd.errors import ExportError
 from tasks.kd.export.int8 import write_int8
-from tasks.kd.export.running import (
-    Logits,
-    open_session,
-    pad_together,
-    predict_onnx,
-    predict_torch,
-    run_session,
-)
+from tasks.kd.export.running import Logits, open_session, predict_onnx, predict_torch, run_session
 from tasks.kd.recipe.sections import ExportStudent
 from tasks.kd.teacher.ensemble import classifiers_of
 from tasks.kd.tokens.encoding import read_tokenizer
@@ -258,7 +252,7 @@ def predict_padded(path: Path, examples: Sequence[Ids], *, pad_token_id: int) ->
     session = open_session(path)
     starts = range(0, len(examples), _PARITY_BATCH)
     rows = [range(start, min(start + _PARITY_BATCH, len(examples))) for start in starts]
-    batches = [pad_together(examples, chosen, pad_token_id) for chosen in rows]
+    batches = [pad_rows(examples, chosen, pad_token_id) for chosen in rows]
     return np.concatenate([run_session(session, batch) for batch in batches])
 
 

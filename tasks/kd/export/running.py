@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import onnxruntime
 import torch
 
 from tasks.kd.data.batching import split_by_tokens
+from tasks.kd.data.padding import Padded, pad_rows
 from tasks.kd.data.prepared import Ids
 from tasks.kd.encoders.loading import capture_hidden
 from tasks.kd.tokens.encoding import read_tokenizer
@@ -31,26 +31,6 @@ def unheard(_examples: int) -> None:
     """Report of progress to nobody."""
 
 
-@dataclass(frozen=True)
-class Padded:
-    """`rows` of a list of examples, padded on the right: ids and mask int64 [B, T]."""
-
-    rows: npt.NDArray[np.int64]
-    input_ids: npt.NDArray[np.int64]
-    attention_mask: npt.NDArray[np.int64]
-
-
-def pad_together(examples: Sequence[Ids], rows: Sequence[int], pad_token_id: int) -> Padded:
-    """The given examples as one batch."""
-    lengths = [len(examples[row]) for row in rows]
-    input_ids = np.full((len(rows), max(lengths)), pad_token_id, dtype=np.int64)
-    attention_mask = np.zeros_like(input_ids)
-    for place, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-        input_ids[place, :length] = examples[row]
-        attention_mask[place, :length] = 1
-    return Padded(np.asarray(rows, dtype=np.int64), input_ids, attention_mask)
-
-
 def batches_of_like_length(
     examples: Sequence[Ids], pad_token_id: int, *, batch_tokens: int = _BATCH_TOKENS
 ) -> Iterator[Padded]:
@@ -58,7 +38,7 @@ def batches_of_like_length(
     lengths = np.asarray([len(ids) for ids in examples], dtype=np.int64)
     order = np.argsort(lengths, kind="stable")
     for rows in split_by_tokens(order, lengths, max_tokens=batch_tokens):
-        yield pad_together(examples, rows.tolist(), pad_token_id)
+        yield pad_rows(examples, rows.tolist(), pad_token_id)
 
 
 def predict_torch(
@@ -122,7 +102,7 @@ class TextClassifier:
         """Logits float32 [1, C]."""
         ids = np.asarray(self._tokenizer.encode(text).ids, dtype=np.int32)
         # One text needs no padding, whatever the padding id.
-        return run_session(self._session, pad_together([ids], [0], 0))
+        return run_session(self._session, pad_rows([ids], [0], 0))
 
 
 def time_in_pairs(

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch.nn.utils import parametrizations
 
+from tasks.kd.data.padding import Batch
 from tasks.kd.encoders.families import capture
 from tasks.kd.errors import ParamsError
 from tasks.kd.levels import losses
@@ -38,18 +39,9 @@ from tasks.kd.recipe.levels import (
     Temperature,
     match,
 )
-from tasks.kd.recipe.phases import Phase, layer_levels
+from tasks.kd.recipe.phases import Moment, Phase, layer_levels
 from tasks.kd.recipe.schedules import value_at
 from tasks.kd.totals import Total
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Padded examples: `input_ids_BT` int64, `mask_BT` bool (true at real tokens), `labels_B`."""
-
-    input_ids_BT: torch.Tensor
-    mask_BT: torch.Tensor
-    labels_B: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -63,15 +55,6 @@ class TeacherShape:
     hidden_size: int
     deviations: Mapping[int, torch.Tensor]
     banks: Mapping[int, torch.Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Moment:
-    """When in a training: the phase, the 0-based epoch, and what share of the phase is done."""
-
-    phase: int
-    epoch: int = 0
-    done: float = 0.0
 
 
 class Objective(torch.nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -77,6 +78,15 @@ class Phase(Section):
     def level_names(self) -> tuple[str, ...]:
         """Its levels' names in metrics, in order."""
         return level_names(self.levels)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When in a training: the phase, the 0-based epoch, and what share of the phase is done."""
+
+    phase: int
+    epoch: int = 0
+    done: float = 0.0
 
 
 def streams_read(

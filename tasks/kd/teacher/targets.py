@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 
+from tasks.kd.data.padding import pad
 from tasks.kd.data.prepared import Ids
 from tasks.kd.encoders.families import QKV, capture, embed, project, run_layer, scores
 from tasks.kd.recipe.streams import kind_of, layer_of
@@ -179,14 +180,3 @@ def together(qkv: QKV) -> torch.Tensor:
 def zero_padding(value: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
     """`[B, T, ...]` with zeros where the mask is false."""
     return value * mask_BT.reshape(*mask_BT.shape, *[1] * (value.dim() - 2))
-
-
-def pad(input_ids: Sequence[Ids], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids [B, T] int64, padded to the longest, and the mask [B, T] bool."""
-    longest = max(len(ids) for ids in input_ids)
-    ids_BT = torch.full((len(input_ids), longest), pad_id, dtype=torch.int64)
-    mask_BT = torch.zeros((len(input_ids), longest), dtype=torch.bool)
-    for row, ids in enumerate(input_ids):
-        ids_BT[row, : len(ids)] = torch.from_numpy(ids)
-        mask_BT[row, : len(ids)] = True
-    return ids_BT, mask_BT

@@ -16,8 +16,9 @@ import torch
 
 from tasks.kd.data.prepared import Split
 from tasks.kd.errors import ParamsError
-from tasks.kd.levels.objective import Moment, Objective
+from tasks.kd.levels.objective import Objective
 from tasks.kd.processes import ranks
+from tasks.kd.recipe.phases import Moment
 from tasks.kd.recipe.sections import Compute
 from tasks.kd.training.checkpoint import State
 from tasks.kd.training.feeding import Feed, MicroBatch, Work

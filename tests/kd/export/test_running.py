@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tasks.kd.data.padding import pad_rows
 from tasks.kd.data.prepared import Ids
 from tasks.kd.errors import DataError
 from tasks.kd.export import running as inference
 from tasks.kd.export.running import (
     batches_of_like_length,
     hidden_states,
-    pad_together,
     predict_torch,
     time_in_pairs,
 )
@@ -28,7 +28,7 @@ def make_examples(count: int = 12) -> list[Ids]:
 
 
 def test_padding_is_on_the_right_and_masked() -> None:
-    batch = pad_together([np.array([5, 6], np.int32), np.array([7], np.int32)], [1, 0], 9)
+    batch = pad_rows([np.array([5, 6], np.int32), np.array([7], np.int32)], [1, 0], 9)
     assert batch.input_ids.tolist() == [[7, 9], [5, 6]]
     assert batch.attention_mask.tolist() == [[1, 0], [1, 1]]
     assert batch.rows.tolist() == [1, 0]

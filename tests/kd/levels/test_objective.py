@@ -9,14 +9,15 @@ import torch
 from pydantic import Tag, ValidationError
 from torch.overrides import TorchFunctionMode
 
+from tasks.kd.data.padding import Batch, pad
 from tasks.kd.encoders.loading import capture_hidden
 from tasks.kd.errors import ParamsError
 from tasks.kd.levels import losses
-from tasks.kd.levels.objective import Batch, Moment, Objective, TeacherShape
+from tasks.kd.levels.objective import Objective, TeacherShape
 from tasks.kd.recipe.levels import Level
 from tasks.kd.recipe.maps import drawn
-from tasks.kd.recipe.phases import Phase, streams_read
-from tasks.kd.teacher.targets import LiveTargets, pad
+from tasks.kd.recipe.phases import Moment, Phase, streams_read
+from tasks.kd.teacher.targets import LiveTargets
 from tasks.kd.totals import Total
 from tests.kd.conftest import make_teacher
 from tests.makers.phases import one_phase

@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 import torch
 
+from tasks.kd.data.padding import pad
 from tasks.kd.encoders.families import capture, depth
 from tasks.kd.errors import ShapeError
 from tasks.kd.students.bases import Basis, principal
 from tasks.kd.students.layouts import REDUCIBLE
 from tasks.kd.students.reduction import Method, Reduction, put_reduced, reduce_width
 from tasks.kd.students.weighing import hidden_moment, weights_moment
-from tasks.kd.teacher.targets import pad
 from tests.kd.students.test_weighing import texts
 from tests.makers.small_families import WIDTH, small
 from tests.makers.wide_models import NARROW, even, of_shape, pair, turned

@@ -7,6 +7,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from tasks.kd.data.padding import pad
 from tasks.kd.encoders.families import depth, width
 from tasks.kd.recipe.teachers import EnsembleRule
 from tasks.kd.teacher.ensemble import (
@@ -17,7 +18,7 @@ from tasks.kd.teacher.ensemble import (
     save_rule,
     teacher_sha256,
 )
-from tasks.kd.teacher.targets import pad, run_teacher
+from tasks.kd.teacher.targets import run_teacher
 from tests.kd.conftest import make_split, make_teacher
 
 

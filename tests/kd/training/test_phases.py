@@ -12,7 +12,7 @@ import torch
 
 from tasks.kd.data.prepared import NO_LABEL
 from tasks.kd.errors import ParamsError
-from tasks.kd.levels.objective import Moment
+from tasks.kd.recipe.phases import Moment
 from tasks.kd.recipe.schedules import WeightSchedule
 from tasks.kd.training.checkpoint import Checkpoint, Checkpoints
 from tasks.kd.training.loop import Parts, steps_in_all, train

@@ -11,7 +11,7 @@ import torch
 
 from tasks.kd.encoders.families import layers_of
 from tasks.kd.errors import ParamsError
-from tasks.kd.levels.objective import Moment
+from tasks.kd.recipe.phases import Moment
 from tasks.kd.training import loop as training
 from tasks.kd.training import precision
 from tasks.kd.training.loop import Parts, train

@@ -47,6 +47,7 @@ from tasks.kd.cache.writing.shards import (
     shard_tensors,
 )
 from tasks.kd.data.batching import Rows, split_by_tokens
+from tasks.kd.data.padding import pad
 from tasks.kd.data.prepared import Ids
 from tasks.kd.encoders.families import config_json, depth, pieces_of, width
 from tasks.kd.encoders.loading import attention_kernel
@@ -58,7 +59,7 @@ from tasks.kd.recipe.streams import (
     plan,
     state_bytes,
 )
-from tasks.kd.teacher.targets import pad, run_teacher
+from tasks.kd.teacher.targets import run_teacher
 
 __all__ = [
     "STATISTICS",
