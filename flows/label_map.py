@@ -41,9 +41,9 @@ def note_label_map(document: Any, root: Path, rows: Rows | None) -> list[str]:
 
 def _generic_names(folder: Path) -> list[str] | None:
     """The names of a tuned classifier's labels where they are numbers; None where not."""
-    from tasks.kd.encoders.folder import check_model_folder
-    from tasks.kd.encoders.label_names import are_generic, read_label_names
-    from tasks.kd.encoders.weights import classifier_rows, read_headers
+    from tasks.kd.encoders.files.folder import check_model_folder
+    from tasks.kd.encoders.files.label_names import are_generic, read_label_names
+    from tasks.kd.encoders.files.weights import classifier_rows, read_headers
 
     try:
         fields = check_model_folder(folder)
@@ -65,7 +65,7 @@ def _sample(rows: Rows) -> Rows:
 
 
 def _propose(document: Any, folder: Path, names: list[str], rows: Rows) -> list[str]:
-    from tasks.kd.encoders.label_names import in_order
+    from tasks.kd.encoders.files.label_names import in_order
 
     labels = in_order(rows.labels)
     if len(labels) > len(names):
@@ -99,7 +99,7 @@ def _weigh(names: list[str], labels: list[str], rows: Rows, answers: Sequence[in
     """The names under which most answers are right, if they are clearly the teacher's."""
     import numpy as np
 
-    from tasks.kd.encoders.label_names import paste
+    from tasks.kd.encoders.files.label_names import paste
     from tasks.kd.teacher.standing import best_names, take_standing
 
     count = len(names)
@@ -146,7 +146,7 @@ def _draw(names: list[str], labels: list[str], cells: Counts) -> list[str]:
 
 
 def _open(names: list[str], labels: list[str], reason: str) -> list[str]:
-    from tasks.kd.encoders.label_names import paste
+    from tasks.kd.encoders.files.label_names import paste
 
     example = paste(names, [*labels, *names[len(labels) :]])
     return [

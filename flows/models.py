@@ -19,7 +19,7 @@ def find_model_faults(
 
     `name` is that of its source in the recipe, `named` the folder as the recipe has it.
     """
-    from tasks.kd.encoders.folder import check_model_folder
+    from tasks.kd.encoders.files.folder import check_model_folder
     from tasks.kd.tokens.files import find_tokenizer
 
     field = f"fetch_sources.{name}.folder"
@@ -36,8 +36,8 @@ def find_model_faults(
 def _find_label_faults(
     folder: Path, fields: Mapping[str, Any], recipe: Recipe, name: str
 ) -> Iterator[tuple[str, str]]:
-    from tasks.kd.encoders.label_names import read_label_names, rename_labels
-    from tasks.kd.encoders.weights import classifier_rows, read_headers, require_head
+    from tasks.kd.encoders.files.label_names import read_label_names, rename_labels
+    from tasks.kd.encoders.files.weights import classifier_rows, read_headers, require_head
 
     config, field = folder / "config.json", f"fetch_sources.{name}.folder"
     try:

@@ -7,8 +7,8 @@ from typing import Any
 
 from tasks.kd.data.sources import fetch_data, fetch_model
 from tasks.kd.digests import sha256_file, write_json
-from tasks.kd.encoders.folder import check_model_folder
-from tasks.kd.encoders.label_names import known_label_names, read_label_names
+from tasks.kd.encoders.files.folder import check_model_folder
+from tasks.kd.encoders.files.label_names import known_label_names, read_label_names
 from tasks.kd.errors import DataError
 from tasks.kd.recipe.sections import FetchSources
 from tasks.kd.recipe.sources import ModelSource, PathModel

@@ -17,9 +17,9 @@ from tasks.kd.data.random_texts import random_texts
 from tasks.kd.data.splits import RawSplits, read_splits, warn_of_classes
 from tasks.kd.data.tables import Rows, list_parts, stratified
 from tasks.kd.digests import read_json, sha256_folder, sha256_json, write_json
-from tasks.kd.encoders.folder import read_config
-from tasks.kd.encoders.label_names import known_label_names, order_labels, read_label_names
-from tasks.kd.encoders.weights import classifier_rows, read_headers
+from tasks.kd.encoders.files.folder import read_config
+from tasks.kd.encoders.files.label_names import known_label_names, order_labels, read_label_names
+from tasks.kd.encoders.files.weights import classifier_rows, read_headers
 from tasks.kd.errors import DataError
 from tasks.kd.recipe.sections import PrepareData
 from tasks.kd.recipe.sources import FileFormat

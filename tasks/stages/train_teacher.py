@@ -17,10 +17,10 @@ import torch
 from tasks.kd.data.prepared import Split, read_data_card, read_split
 from tasks.kd.digests import read_json, write_json
 from tasks.kd.encoders.architectures import shape_of
-from tasks.kd.encoders.folder import read_config
-from tasks.kd.encoders.label_names import order_labels, read_label_names
+from tasks.kd.encoders.files.folder import read_config
+from tasks.kd.encoders.files.label_names import order_labels, read_label_names
+from tasks.kd.encoders.files.weights import classifier_rows, read_headers
 from tasks.kd.encoders.loading import load_classifier, load_config, model_sha256, new_classifier
-from tasks.kd.encoders.weights import classifier_rows, read_headers
 from tasks.kd.errors import DataError
 from tasks.kd.levels.objective import Objective
 from tasks.kd.processes.launch import run_training

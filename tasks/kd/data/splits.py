@@ -11,8 +11,8 @@ from typing import Any
 from tasks.kd.data.formats import Columns, Part
 from tasks.kd.data.formats.cells import list_names, spell_label
 from tasks.kd.data.tables import Rows, Table, drop_repeats, find_similar_labels, read_table
-from tasks.kd.encoders.folder import read_config
-from tasks.kd.encoders.label_names import read_label_names
+from tasks.kd.encoders.files.folder import read_config
+from tasks.kd.encoders.files.label_names import read_label_names
 from tasks.kd.errors import DataError
 from tasks.kd.recipe.sections import PrepareData
 from tasks.kd.recipe.sources import FileFormat

@@ -14,9 +14,9 @@ from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification
 
 from tasks.kd.digests import read_json, sha256_file, sha256_json
 from tasks.kd.encoders.families import capture, kernel, layers_of
-from tasks.kd.encoders.folder import check_weights, read_config
-from tasks.kd.encoders.label_names import read_label_names
-from tasks.kd.encoders.weights import WEIGHTS, classifier_rows, read_headers, require_head
+from tasks.kd.encoders.files.folder import check_weights, read_config
+from tasks.kd.encoders.files.label_names import read_label_names
+from tasks.kd.encoders.files.weights import WEIGHTS, classifier_rows, read_headers, require_head
 from tasks.kd.errors import DataError
 
 __all__ = [

@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from tasks.kd.encoders.architectures import shape_of
 from tasks.kd.encoders.families import depth, heads, kernel, layers_prefix, shaped
-from tasks.kd.encoders.folder import read_config
-from tasks.kd.encoders.label_names import known_label_names
+from tasks.kd.encoders.files.folder import read_config
+from tasks.kd.encoders.files.label_names import known_label_names
 from tasks.kd.encoders.loading import load_config, new_classifier
 from tasks.kd.errors import ShapeError
 from tasks.kd.recipe.maps import chosen

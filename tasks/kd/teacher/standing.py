@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tasks.kd.encoders.label_names import FIELD, paste
+from tasks.kd.encoders.files.label_names import FIELD, paste
 from tasks.kd.gate.bounds import best_constant, bound_lead, count_pairs, lead_of
 
 Counts = npt.NDArray[np.int64]

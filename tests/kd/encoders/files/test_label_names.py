@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from tasks.kd.encoders.label_names import (
+from tasks.kd.encoders.files.label_names import (
     are_generic,
     in_order,
     known_label_names,

@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tasks.kd.encoders.folder import check_model_folder
-from tasks.kd.encoders.weights import (
+from tasks.kd.encoders.files.folder import check_model_folder
+from tasks.kd.encoders.files.weights import (
     INDEX,
     WEIGHTS,
     classifier_rows,
@@ -77,7 +77,7 @@ def test_a_folder_as_it_was_saved_is_whole(folder: Path) -> None:
 def test_it_is_looked_at_without_torch_and_transformers(folder: Path) -> None:
     program = (
         "import sys; from pathlib import Path;"
-        "from tasks.kd.encoders.folder import check_model_folder;"
+        "from tasks.kd.encoders.files.folder import check_model_folder;"
         f"check_model_folder(Path({str(folder)!r}));"
         "print([name for name in ('torch', 'transformers', 'pyarrow') if name in sys.modules])"
     )

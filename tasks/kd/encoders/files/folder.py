@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.kd.encoders.configurations import require_plain_config
-from tasks.kd.encoders.weights import INDEX, WEIGHTS, Tensor, read_headers
+from tasks.kd.encoders.files.configurations import require_plain_config
+from tasks.kd.encoders.files.weights import INDEX, WEIGHTS, Tensor, read_headers
 from tasks.kd.errors import DataError
 from tasks.kd.file_contents import read_object, require_content
 
