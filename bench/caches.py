@@ -16,7 +16,7 @@ from tasks.kd.cache.format.manifest import Manifest
 from tasks.kd.cache.reading.reader import CachedTargets, open_cache
 from tasks.kd.cache.store.store import Store
 from tasks.kd.cache.writing.writer import Job, write_cache
-from tasks.kd.data.prepared import Split
+from tasks.kd.data.examples.prepared import Split
 from tasks.kd.recipe.sections import CacheTeacher
 from tasks.kd.recipe.streams import Recompute
 

@@ -211,7 +211,7 @@ def _replace(section: Any, key: str, value: dict[str, Any]) -> None:
 
 def _shape_of(document: Any, root: Path) -> dict[str, int]:
     """The fields of train_teacher that say the shape of a teacher whose config.json is at hand."""
-    from tasks.kd.encoders.architectures import shape_of
+    from tasks.kd.encoders.files.architectures import shape_of
     from tasks.kd.encoders.files.folder import read_config
 
     teacher = document["fetch_sources"]["teacher"]

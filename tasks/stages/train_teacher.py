@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tasks.kd.data.prepared import Split, read_data_card, read_split
+from tasks.kd.data.examples.prepared import Split, read_data_card, read_split
 from tasks.kd.digests import read_json, write_json
-from tasks.kd.encoders.architectures import shape_of
+from tasks.kd.encoders.files.architectures import shape_of
 from tasks.kd.encoders.files.folder import read_config
 from tasks.kd.encoders.files.label_names import order_labels, read_label_names
 from tasks.kd.encoders.files.weights import classifier_rows, read_headers
@@ -29,6 +29,7 @@ from tasks.kd.recipe.phases import Phase
 from tasks.kd.recipe.sections import TrainTeacher
 from tasks.kd.recipe.teachers import MAIN, EnsembleRule
 from tasks.kd.students.building import count_parameters
+from tasks.kd.targets.targets import NoTargets
 from tasks.kd.teacher.ensemble import (
     Ensemble,
     classifiers_of,
@@ -37,7 +38,6 @@ from tasks.kd.teacher.ensemble import (
     teacher_sha256,
 )
 from tasks.kd.teacher.standing import Standing, find_causes, find_order, take_standing
-from tasks.kd.teacher.targets import NoTargets
 from tasks.kd.training.loop import Habits, Parts, predict, steps_in_all, train
 from tasks.kd.training.sinks import Bar, JsonLines, Messages, Sink
 from tasks.stages import Stage, run_stage

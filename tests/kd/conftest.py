@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from tasks.kd.data.prepared import Split
+from tasks.kd.data.examples.prepared import Split
 
 # The variable that tests/conftest.py sets is read when torch is imported, which is too early here.
 torch.set_num_threads(1)

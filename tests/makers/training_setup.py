@@ -22,7 +22,7 @@ from tasks.kd.recipe.phases import Phase
 from tasks.kd.recipe.sections import Compute, Optimizer
 from tasks.kd.recipe.student import InitialRandom, Student
 from tasks.kd.students.building import build_student
-from tasks.kd.teacher.targets import LiveTargets
+from tasks.kd.targets.targets import LiveTargets
 from tasks.kd.training import gradients
 from tasks.kd.training.loop import Habits, Parts, train
 from tasks.kd.training.sinks import JsonLines

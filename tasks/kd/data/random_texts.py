@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from tokenizers import Tokenizer
 
-from tasks.kd.data.prepared import NO_LABEL, Ids, Split
+from tasks.kd.data.examples.prepared import NO_LABEL, Ids, Split
 from tasks.kd.errors import DataError
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch.nn.utils import parametrizations
 
-from tasks.kd.data.padding import Batch
+from tasks.kd.data.examples.padding import Batch
 from tasks.kd.encoders.families import capture
 from tasks.kd.errors import ParamsError
 from tasks.kd.levels import losses

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from tasks.kd.encoders.architectures import ATTENTION_FAMILIES
+from tasks.kd.encoders.files.architectures import ATTENTION_FAMILIES
 from tasks.kd.recipe.fields import Section, Text
 from tasks.kd.recipe.levels import RelationLevel
 from tasks.kd.recipe.maps import chosen

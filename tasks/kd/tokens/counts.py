@@ -18,7 +18,7 @@ from tasks.kd.errors import DataError
 from tasks.kd.tokens.encoding import encode_each, ids_of
 
 if TYPE_CHECKING:
-    from tasks.kd.data.prepared import Ids
+    from tasks.kd.data.examples.prepared import Ids
 
 KEPT = 0.99  # the share of texts that a proposed length keeps whole
 

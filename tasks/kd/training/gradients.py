@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from tasks.kd.data.prepared import Split
+from tasks.kd.data.examples.prepared import Split
 from tasks.kd.errors import ParamsError
 from tasks.kd.levels.objective import Objective
 from tasks.kd.processes import ranks

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tasks.kd.data.prepared import Ids
+from tasks.kd.data.examples.prepared import Ids
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Prepared examples: read, put into batches, padded."""
