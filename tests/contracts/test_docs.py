@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field
 from docs import generate
 from docs.describe_params import collect_models, describe_model, describe_recipe, describe_type
 from docs.generate import describe_commands, find_stale, render_pages, walk_commands
+from docs.pages import list_anchors
 from flows.cli import main as command_line
 from tasks.kd.recipe.recipe import Recipe
 
@@ -184,14 +185,22 @@ def test_the_page_of_commands_shows_sub_commands_and_hides_hidden_ones() -> None
 # --- every page ----------------------------------------------------------------------------------
 
 
-def find_dead_ends(text: str, folder: Path, targets: set[str]) -> list[str]:
-    """Links to files that are not there, and make targets that make does not know."""
-    links = [match["target"].split("#")[0] for match in LINK.finditer(text)]
-    files = [
-        link for link in links if link and "://" not in link and not link.startswith("mailto:")
-    ]
-    dead = [file for file in files if not (folder / file).exists()]
+def find_dead_ends(text: str, page: Path, targets: set[str]) -> list[str]:
+    """Links to files or headings that are not there, and make targets that make does not know."""
+    links = [match["target"] for match in LINK.finditer(text)]
+    dead = [link for link in links if "://" not in link and not leads_somewhere(link, page)]
     return dead + [f"make {m['target']}" for m in MAKE.finditer(text) if m["target"] not in targets]
+
+
+def leads_somewhere(link: str, page: Path) -> bool:
+    """Whether a link of a page names a file that is there, and of a page also a heading."""
+    name, _, anchor = link.partition("#")
+    target = page.parent / name if name else page
+    if link.startswith("mailto:"):
+        return True
+    if not target.exists() or not anchor or target.suffix != ".md":
+        return target.exists()
+    return anchor in list_anchors(target.read_text(encoding="utf-8"))
 
 
 def list_pages(root: Path) -> list[Path]:
@@ -199,7 +208,7 @@ def list_pages(root: Path) -> list[Path]:
     return [*root.glob("*.md"), *(page for top in PAGES for page in (root / top).rglob("*.md"))]
 
 
-PAGES = ("docs", "flows", "params", "tasks", "tests")
+PAGES = ("bench", "docs", "flows", "params", "study", "tasks", "tests")
 
 
 def test_no_page_points_at_nothing(root: Path) -> None:
@@ -209,12 +218,17 @@ def test_no_page_points_at_nothing(root: Path) -> None:
     dead = {
         page.relative_to(root).as_posix(): found
         for page in pages
-        if (found := find_dead_ends(page.read_text(encoding="utf-8"), page.parent, targets))
+        if (found := find_dead_ends(page.read_text(encoding="utf-8"), page, targets))
     }
     assert dead == {}
 
 
 def test_a_dead_link_and_an_unknown_target_are_found(tmp_path: Path) -> None:
-    (tmp_path / "here.md").touch()
-    text = "[a](here.md#x) [b](gone.md) [c](https://example.invalid) `make tea` `make docs`"
-    assert find_dead_ends(text, tmp_path, {"docs"}) == ["gone.md", "make tea"]
+    page = tmp_path / "here.md"
+    page.write_text("# One `word`\n\n```sh\n# no heading\n```\n", encoding="utf-8")
+    text = (
+        "[a](here.md) [b](gone.md) [c](https://example.invalid) [d](#one-word) [e](here.md#two)"
+        " [f](here.md#no-heading) [g](mailto:a@example.invalid) `make tea` `make docs`"
+    )
+    dead = ["gone.md", "here.md#two", "here.md#no-heading", "make tea"]
+    assert find_dead_ends(text, page, {"docs"}) == dead
