@@ -14,10 +14,11 @@ from tasks.kd.data.examples.padding import Batch, pad
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.encoders.families import depth, width
 from tasks.kd.levels.objective import Objective, TeacherShape, standardised_layers
+from tasks.kd.recipe.compute import Compute
 from tasks.kd.recipe.levels import HiddenLevel, KLLevel, LabelsLevel, Level
 from tasks.kd.recipe.phases import Moment, Phase
-from tasks.kd.recipe.sections import Compute, Optimizer
 from tasks.kd.recipe.student import InitialRandom, InitialTeacherLayers, Student
+from tasks.kd.recipe.training import Optimizer
 from tasks.kd.students.building import build_student
 from tasks.kd.targets.targets import Targets
 from tasks.kd.training.loop import Habits, Parts, train

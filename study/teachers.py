@@ -27,9 +27,9 @@ from tasks.kd.data.examples.prepared import Split
 from tasks.kd.digests import read_json, replace_folder, sha256_file, sha256_json, write_json
 from tasks.kd.encoders.loading import load_classifier, model_sha256, new_classifier
 from tasks.kd.levels.objective import Objective
+from tasks.kd.recipe.compute import Compute
 from tasks.kd.recipe.levels import LabelsLevel
 from tasks.kd.recipe.phases import Phase
-from tasks.kd.recipe.sections import Compute
 from tasks.kd.targets.targets import NoTargets
 from tasks.kd.training.loop import Habits, Parts, predict, train
 from tasks.kd.training.sinks import JsonLines

@@ -26,8 +26,8 @@ from tasks.kd.levels.objective import Objective
 from tasks.kd.processes.launch import run_training
 from tasks.kd.recipe.levels import LabelsLevel
 from tasks.kd.recipe.phases import Phase
-from tasks.kd.recipe.sections import TrainTeacher
 from tasks.kd.recipe.teachers import MAIN, EnsembleRule
+from tasks.kd.recipe.training import TrainTeacher
 from tasks.kd.students.building import count_parameters
 from tasks.kd.targets.targets import NoTargets
 from tasks.kd.teacher.ensemble import (

@@ -18,8 +18,8 @@ from tasks.kd.data.examples.prepared import Split
 from tasks.kd.errors import ParamsError
 from tasks.kd.levels.objective import Objective
 from tasks.kd.processes import ranks
+from tasks.kd.recipe.compute import Compute
 from tasks.kd.recipe.phases import Moment
-from tasks.kd.recipe.sections import Compute
 from tasks.kd.training.checkpoint import State
 from tasks.kd.training.feeding import Feed, MicroBatch, Work
 from tasks.kd.training.precision import forward_pass

@@ -26,8 +26,9 @@ from tasks.kd.data.examples.prepared import Split
 from tasks.kd.errors import NonFiniteLossError
 from tasks.kd.levels.objective import Objective
 from tasks.kd.processes import ranks
+from tasks.kd.recipe.compute import Compute
 from tasks.kd.recipe.phases import Moment, Phase
-from tasks.kd.recipe.sections import Compute, Optimizer
+from tasks.kd.recipe.training import Optimizer
 from tasks.kd.targets.targets import Targets
 from tasks.kd.training import checkpoint
 from tasks.kd.training.checkpoint import Checkpoint, Checkpoints, State

@@ -13,7 +13,7 @@ from torch._functorch import config as functorch
 from tasks.kd.encoders.families import layers_of
 from tasks.kd.errors import ParamsError
 from tasks.kd.levels.objective import Objective
-from tasks.kd.recipe.sections import Compute
+from tasks.kd.recipe.compute import Compute
 from tasks.kd.training.dropout import quick_dropout
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
