@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tasks.kd.data.formats import Columns, Part
 from tasks.kd.data.formats.cells import list_names, spell_label
@@ -29,15 +28,6 @@ class RawSplits:
     test: Rows
     tables: dict[str, Table]
     dropped: dict[str, int]  # of the training split: reason to rows
-
-    @property
-    def card(self) -> dict[str, Any]:
-        """What the data card has of it."""
-        return {
-            "dropped": self.dropped,
-            "dropped_from_test": self.tables["test"].dropped,
-            "replaced": {split: table.replaced for split, table in self.tables.items()},
-        }
 
     def describe_losses(self) -> str:
         """What a person should know of rows that are not used as they were; empty if all are."""

@@ -1,17 +1,15 @@
-"""Prepared splits: reading and writing the Arrow files and the data card of `prepare_data`."""
+"""Prepared splits: reading and writing the Arrow files of `prepare_data`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tasks.kd.digests import read_json
 from tasks.kd.errors import DataError
 
 Ids = npt.NDArray[np.int32]
@@ -103,9 +101,3 @@ def read_split(path: Path) -> Split:
         table.column("label").to_numpy().astype(np.int64),
         [values[start:end] for start, end in pairwise(offsets)],
     )
-
-
-def read_data_card(folder: Path) -> dict[str, Any]:
-    """The data card of a `prepare_data` folder."""
-    card: dict[str, Any] = read_json(folder / "data_card.json")
-    return card
