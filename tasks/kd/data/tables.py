@@ -162,11 +162,7 @@ class _Reading:
             ) from None
 
     def _mend(self, part: Part, record: Record, text: str, label: str) -> str:
-<<<<<<< HEAD
-        """The text with U+FFFD for halves of surrogate pairs. Raises DataError unless on replace."""
-=======
         """The text with U+FFFD for each half of a surrogate pair. Raises DataError on refuse."""
->>>>>>> docstrings
         column = self._columns.label if is_unreadable(label) else self._columns.text
         if is_unreadable(label) or self._on_unreadable == "refuse":
             raise DataError(

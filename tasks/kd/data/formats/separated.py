@@ -177,13 +177,8 @@ class _Suspect(NamedTuple):
 class _Swallowed:
     """Quoted cells that swallowed rows, since a quote that was meant as a letter opened them.
 
-<<<<<<< HEAD
-    The next such quote closes the cell: the table stays well formed, and rows are gone. Each line of
-    the cell then looks like a row, with a label that other rows have.
-=======
     The next such quote closes the cell: the table stays well formed, and rows are gone. Each line
     of the cell then looks like a row, with a label that other rows have.
->>>>>>> docstrings
     """
 
     def __init__(self, layout: Separated, width: int, label: int) -> None:
