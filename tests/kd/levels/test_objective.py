@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from tasks.kd.data.examples.padding import Batch, pad
 from tasks.kd.encoders.loading import capture_hidden
 from tasks.kd.errors import ParamsError
-from tasks.kd.levels import losses
+from tasks.kd.levels.losses import prediction
 from tasks.kd.levels.objective import Objective, TeacherShape
 from tasks.kd.recipe.levels import Level
 from tasks.kd.recipe.maps import drawn
@@ -54,7 +54,7 @@ def test_each_level_is_its_loss_on_what_it_names() -> None:
             input_ids=batch.input_ids_BT, attention_mask=batch.mask_BT.long()
         ).logits
     assert set(totals) == set(PHASES[1].level_names)
-    expected = losses.kl(logits, targets["logits"], temperature=2.0)
+    expected = prediction.kl(logits, targets["logits"], temperature=2.0)
     assert float(totals["prediction.kl"].sum.detach()) == pytest.approx(
         float(expected.sum.detach()), rel=1e-5
     )
