@@ -12,6 +12,7 @@ from tasks.kd.cache.writing.calibration import deviations
 from tasks.kd.data.batching import Rows, epoch_batches
 from tasks.kd.data.padding import Batch, pad
 from tasks.kd.data.prepared import Split
+from tasks.kd.data.trainable import Trainable
 from tasks.kd.encoders.families import depth, width
 from tasks.kd.levels.objective import Objective, TeacherShape, standardised_layers
 from tasks.kd.recipe.levels import HiddenLevel, KLLevel, LabelsLevel, Level
@@ -110,7 +111,7 @@ class Stepping:
     """Plain updates of one student: forward, backward, optimizer."""
 
     def __init__(
-        self, objective: Objective, split: Split, settings: Optimizer, pad_id: int
+        self, objective: Trainable, split: Split, settings: Optimizer, pad_id: int
     ) -> None:
         self._objective, self._split, self._pad_id = objective, split, pad_id
         self._optimizer = new_optimizer(objective, settings, 1e-5)

@@ -23,8 +23,8 @@ from accelerate import PartialState
 from tasks.kd.data.batching import Rows, epoch_batches, split_by_tokens
 from tasks.kd.data.padding import pad
 from tasks.kd.data.prepared import Split
+from tasks.kd.data.trainable import Trainable
 from tasks.kd.errors import NonFiniteLossError
-from tasks.kd.levels.objective import Objective
 from tasks.kd.processes import ranks
 from tasks.kd.recipe.phases import Moment, Phase
 from tasks.kd.recipe.sections import Compute, Optimizer
@@ -54,7 +54,7 @@ _NAMED = 8
 class Parts:
     """What is trained, and on what."""
 
-    objective: Objective
+    objective: Trainable
     targets: Targets
     train: Split
     dev: Split
@@ -147,7 +147,7 @@ def train(settings: Optimizer, parts: Parts, habits: Habits) -> Report:
 
 def _begin(
     settings: Optimizer,
-    objective: Objective,
+    objective: Trainable,
     habits: Habits,
     checkpoints: Checkpoints,
     device: torch.device,
