@@ -11,8 +11,8 @@ import torch
 
 from bench.caches import Bench
 from bench.figures import Figure, Findings, paragraphs
-from tasks.kd.data.padding import pad
-from tasks.kd.data.prepared import Ids
+from tasks.kd.data.examples.padding import pad
+from tasks.kd.data.examples.prepared import Ids
 from tasks.kd.encoders.families import QKV, capture, depth, embed, project, run_layer, scores
 from tasks.kd.encoders.loading import new_classifier
 

@@ -22,16 +22,16 @@ from tasks.kd.cache.format.codec import Codec
 from tasks.kd.cache.reading.audit import tolerance
 from tasks.kd.cache.reading.reader import CachedTargets
 from tasks.kd.cache.writing.calibration import deviations
-from tasks.kd.data.batching import Rows
-from tasks.kd.data.padding import Batch, pad
-from tasks.kd.data.prepared import Split
+from tasks.kd.data.examples.batching import Rows
+from tasks.kd.data.examples.padding import Batch, pad
+from tasks.kd.data.examples.prepared import Split
 from tasks.kd.encoders.families import depth, width
 from tasks.kd.levels.objective import Objective, TeacherShape, banked_layers, standardised_layers
 from tasks.kd.recipe.levels import Level
 from tasks.kd.recipe.phases import Moment, streams_read
 from tasks.kd.students.building import build_student
-from tasks.kd.teacher.banks import banks
-from tasks.kd.teacher.targets import LiveTargets, Targets
+from tasks.kd.targets.banks import banks
+from tasks.kd.targets.targets import LiveTargets, Targets
 from tasks.kd.training.gradients import seed_step
 from tasks.kd.training.optimizers import new_optimizer
 

@@ -18,8 +18,8 @@ from bench.watch import Watch
 from tasks.kd.cache.format.codec import Codec
 from tasks.kd.cache.format.manifest import Manifest
 from tasks.kd.cache.reading.reader import CachedTargets
-from tasks.kd.data.batching import Rows
-from tasks.kd.data.prepared import Split
+from tasks.kd.data.examples.batching import Rows
+from tasks.kd.data.examples.prepared import Split
 from tasks.kd.data.tables import stratified
 from tasks.kd.training.loop import Parts, predict, steps_in_all
 from tasks.kd.training.sinks import Record

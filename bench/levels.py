@@ -13,14 +13,14 @@ from bench.caches import Bench
 from bench.figures import Figure, Findings, Way, paragraphs, take_turns, turns
 from bench.students import LABELS, batches_of, one_phase, student_of
 from tasks.kd.cache.writing.calibration import deviations
-from tasks.kd.data.padding import Batch, pad
+from tasks.kd.data.examples.padding import Batch, pad
 from tasks.kd.encoders.families import depth, width
 from tasks.kd.levels.objective import Objective, TeacherShape
 from tasks.kd.recipe.levels import Level
 from tasks.kd.recipe.phases import Moment, streams_read
 from tasks.kd.students.building import build_student
-from tasks.kd.teacher.banks import banks
-from tasks.kd.teacher.targets import LiveTargets
+from tasks.kd.targets.banks import banks
+from tasks.kd.targets.targets import LiveTargets
 from tasks.kd.training.optimizers import new_optimizer
 
 ALONE = "labels only"

@@ -26,7 +26,7 @@ from tasks.kd.cache.format.manifest import MANIFEST, Manifest, read_document
 from tasks.kd.cache.reading.reader import open_cache
 from tasks.kd.cache.store.store import Store
 from tasks.kd.cache.writing.writer import Job, write_cache
-from tasks.kd.data.prepared import Split
+from tasks.kd.data.examples.prepared import Split
 from tasks.kd.training.loop import Parts
 from tasks.kd.training.sinks import Record
 

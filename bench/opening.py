@@ -40,7 +40,7 @@ from tasks.kd.cache.writing.shards import (
     shard_tensors,
 )
 from tasks.kd.cache.writing.writer import STATISTICS, WEIGHTS, Job, distinct, work_list
-from tasks.kd.data.prepared import Ids
+from tasks.kd.data.examples.prepared import Ids
 from tasks.kd.digests import read_json
 from tasks.kd.encoders.families import config_json, pieces_of, width
 from tasks.kd.recipe.streams import state_bytes

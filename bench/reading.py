@@ -18,9 +18,9 @@ from bench.students import (
     run_loop,
     student_like_teacher,
 )
-from tasks.kd.data.batching import Rows
-from tasks.kd.data.prepared import Split
-from tasks.kd.teacher.targets import Targets
+from tasks.kd.data.examples.batching import Rows
+from tasks.kd.data.examples.prepared import Split
+from tasks.kd.targets.targets import Targets
 from tasks.kd.training.loop import Parts
 from tasks.kd.training.sinks import Record
 

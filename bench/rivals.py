@@ -19,7 +19,7 @@ from bench.students import distilled, one_phase, student_like_teacher, student_o
 from bench.textbrewer_loop import VERSION, Rival, Spec, fetch, pairs_of
 from tasks.kd.cache.store.store import Store
 from tasks.kd.cache.writing.writer import Job, write_cache
-from tasks.kd.data.prepared import Split
+from tasks.kd.data.examples.prepared import Split
 from tasks.kd.encoders.families import depth
 from tasks.kd.recipe.levels import Level
 from tasks.kd.recipe.phases import streams_read

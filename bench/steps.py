@@ -26,7 +26,7 @@ from tasks.kd.encoders.families import depth
 from tasks.kd.recipe.levels import HiddenLevel, Level, match
 from tasks.kd.recipe.streams import in_order
 from tasks.kd.recipe.student import Student
-from tasks.kd.teacher.targets import LiveTargets, NoTargets, Targets
+from tasks.kd.targets.targets import LiveTargets, NoTargets, Targets
 
 ALONE, AGAIN, CACHED, LIVE = "labels only", "labels only again", "cached", "live teacher"
 

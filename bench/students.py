@@ -9,18 +9,19 @@ from typing import Any
 import torch
 
 from tasks.kd.cache.writing.calibration import deviations
-from tasks.kd.data.batching import Rows, epoch_batches
-from tasks.kd.data.padding import Batch, pad
-from tasks.kd.data.prepared import Split
-from tasks.kd.data.trainable import Trainable
+from tasks.kd.data.examples.batching import Rows, epoch_batches
+from tasks.kd.data.examples.padding import Batch, pad
+from tasks.kd.data.examples.prepared import Split
+from tasks.kd.data.examples.trainable import Trainable
 from tasks.kd.encoders.families import depth, width
 from tasks.kd.levels.objective import Objective, TeacherShape, standardised_layers
+from tasks.kd.recipe.compute import Compute
 from tasks.kd.recipe.levels import HiddenLevel, KLLevel, LabelsLevel, Level
 from tasks.kd.recipe.phases import Moment, Phase
-from tasks.kd.recipe.sections import Compute, Optimizer
 from tasks.kd.recipe.student import InitialRandom, InitialTeacherLayers, Student
+from tasks.kd.recipe.training import Optimizer
 from tasks.kd.students.building import build_student
-from tasks.kd.teacher.targets import Targets
+from tasks.kd.targets.targets import Targets
 from tasks.kd.training.loop import Habits, Parts, train
 from tasks.kd.training.optimizers import new_optimizer
 from tasks.kd.training.sinks import Sink

@@ -26,8 +26,8 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from bench.material import ROOT, Material
 from bench.steps import base_shaped
-from tasks.kd.data.padding import pad
-from tasks.kd.data.prepared import Split
+from tasks.kd.data.examples.padding import pad
+from tasks.kd.data.examples.prepared import Split
 from tasks.kd.digests import sha256_file
 from tasks.kd.encoders.families import depth, width
 from tasks.kd.recipe.levels import HiddenLevel, Level, match

@@ -17,9 +17,9 @@ from bench.material import LONG_TOKENS, SHORT_TOKENS, Prepared
 from tasks.kd.cache.format.codec import Codec
 from tasks.kd.cache.store.store import Store
 from tasks.kd.cache.writing.writer import Job, distinct, write_cache, write_share
-from tasks.kd.data.batching import split_by_tokens
-from tasks.kd.data.padding import pad
-from tasks.kd.data.prepared import Ids
+from tasks.kd.data.examples.batching import split_by_tokens
+from tasks.kd.data.examples.padding import pad
+from tasks.kd.data.examples.prepared import Ids
 
 # R52 fills 4 shards at the recipe's 128 MiB; the sample is a seventh of it and fills as many.
 SHARD_MIB = 16

@@ -92,8 +92,7 @@ def _fit_sources(document: Any, root: Path, sources: Sources) -> list[str]:
 
 
 def _check_name(root: Path, name: str, path: Path) -> None:
-    from tasks.kd.recipe.files import list_recipes
-    from tasks.kd.recipe.sections import RECIPE_NAME
+    from tasks.kd.recipe.files import RECIPE_NAME, list_recipes
 
     if not re.match(RECIPE_NAME, name) or name in ("recipes", "presets"):
         raise ParamsError(
@@ -211,7 +210,7 @@ def _replace(section: Any, key: str, value: dict[str, Any]) -> None:
 
 def _shape_of(document: Any, root: Path) -> dict[str, int]:
     """The fields of train_teacher that say the shape of a teacher whose config.json is at hand."""
-    from tasks.kd.encoders.architectures import shape_of
+    from tasks.kd.encoders.files.architectures import shape_of
     from tasks.kd.encoders.files.folder import read_config
 
     teacher = document["fetch_sources"]["teacher"]
@@ -293,7 +292,7 @@ def _fit_streams(document: Any) -> None:
     """Keep what the levels read of a teacher of that depth."""
     from flows.cache_plan import put_streams
     from tasks.kd.recipe.phases import streams_read
-    from tasks.kd.recipe.sections import TrainStudent
+    from tasks.kd.recipe.training import TrainStudent
 
     depth = int(document["train_teacher"]["layers"])
     try:

@@ -24,7 +24,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from study.settings import FOLDER, CorpusSource, Study, TextSource
-from tasks.kd.data.prepared import Split, read_split, write_split
+from tasks.kd.data.examples.prepared import Split, read_split, write_split
 from tasks.kd.data.random_texts import random_texts
 from tasks.kd.data.sources import MODEL_FILES
 from tasks.kd.data.tables import Rows, drop_repeats

@@ -14,9 +14,9 @@ import torch
 
 from study.corpora import Corpus, sample
 from study.settings import ProbeSettings
-from tasks.kd.data.batching import split_by_tokens
-from tasks.kd.data.padding import pad
-from tasks.kd.data.prepared import Split
+from tasks.kd.data.examples.batching import split_by_tokens
+from tasks.kd.data.examples.padding import pad
+from tasks.kd.data.examples.prepared import Split
 from tasks.kd.encoders.families import depth
 from tasks.kd.encoders.loading import capture_hidden
 from tasks.kd.levels.losses.numerics import pool

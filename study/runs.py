@@ -31,18 +31,18 @@ from study.probes import bits, probe
 from study.settings import FOLDER, ROOT, StudentKind, Study, decisive
 from study.teachers import Say, Teacher, cached, habits
 from tasks.kd.cache.writing.calibration import deviations
-from tasks.kd.data.prepared import Split
+from tasks.kd.data.examples.prepared import Split
 from tasks.kd.digests import sha256_file, sha256_json, write_json
 from tasks.kd.encoders.families import count_parameters, depth, width
 from tasks.kd.levels.objective import Objective, TeacherShape, banked_layers, standardised_layers
 from tasks.kd.recipe.phases import Phase, streams_read
-from tasks.kd.recipe.sections import Optimizer
 from tasks.kd.recipe.streams import in_order
 from tasks.kd.recipe.student import InitialWidthReduction
+from tasks.kd.recipe.training import Optimizer
 from tasks.kd.students.building import build_student
 from tasks.kd.students.weighing import hidden_moment
-from tasks.kd.teacher.banks import banks
-from tasks.kd.teacher.targets import NoTargets, Targets
+from tasks.kd.targets.banks import banks
+from tasks.kd.targets.targets import NoTargets, Targets
 from tasks.kd.training.loop import Parts, Report, predict, steps_in_all, train
 
 _VERSION = 1

@@ -26,7 +26,7 @@ from bench.results import machine, write_part, write_table
 from bench.scaling import speed_of
 from bench.students import Stepping, distilled
 from tasks.kd.cache.format.codec import Codec
-from tasks.kd.data.padding import Batch, pad
+from tasks.kd.data.examples.padding import Batch, pad
 from tasks.kd.digests import sha256_file
 from tasks.kd.levels.objective import Objective
 from tests.kd.conftest import make_split, make_teacher

@@ -157,7 +157,7 @@ def smoke_test(folder: Path) -> None:
 
 def check_parity(produced: Produced, folder: Path) -> None:
     """Let the packed model answer test texts again: it must say what was evaluated."""
-    from tasks.kd.data.prepared import read_split
+    from tasks.kd.data.examples.prepared import read_split
 
     split = read_split(produced.path("prepare_data", "test.arrow"))
     texts = dict(zip(split.example_ids, split.texts, strict=True))

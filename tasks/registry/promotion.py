@@ -116,7 +116,7 @@ def _score_champion(store: Store, produced: Produced, champion: Version) -> Cham
 
 def _ask(store: Store, produced: Produced, champion: Version) -> Champion:
     """Let the champion answer the candidate's test examples."""
-    from tasks.kd.data.prepared import read_split
+    from tasks.kd.data.examples.prepared import read_split
 
     with tempfile.TemporaryDirectory(prefix="stillhouse-") as name:
         folder = packing.fetch_verified(store, champion.uri, champion.tags, Path(name))

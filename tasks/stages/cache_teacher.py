@@ -10,14 +10,14 @@ from tasks.kd.cache.reading.audit import audit
 from tasks.kd.cache.reading.reader import open_cache
 from tasks.kd.cache.writing.choice import choose, measure
 from tasks.kd.cache.writing.writer import Job, write_cache, write_share
-from tasks.kd.data.prepared import read_data_card, read_split
+from tasks.kd.data.examples.prepared import read_data_card, read_split
 from tasks.kd.encoders.families import depth
 from tasks.kd.encoders.loading import attention_kernel
 from tasks.kd.errors import CacheCorruptError
 from tasks.kd.processes.launch import run_processes
-from tasks.kd.recipe.sections import CacheTeacher
+from tasks.kd.recipe.training import CacheTeacher
+from tasks.kd.targets.targets import LiveTargets, own_device
 from tasks.kd.teacher.ensemble import load_teacher
-from tasks.kd.teacher.targets import LiveTargets, own_device
 from tasks.stages import Stage, run_stage
 from tasks.stages.stored import read_report, store_of
 

@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from tasks.kd.data.prepared import Split, read_data_card, read_split
+from tasks.kd.data.examples.prepared import Split, read_data_card, read_split
 from tasks.kd.digests import read_json, sha256_file, write_json
 from tasks.kd.encoders.loading import layers_of, load_classifier
 from tasks.kd.evaluation.figures import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tasks.kd.data.prepared import read_data_card, read_split
+from tasks.kd.data.examples.prepared import read_data_card, read_split
 from tasks.kd.digests import read_json
 from tasks.kd.encoders.loading import load_classifier
 from tasks.kd.errors import ExportError

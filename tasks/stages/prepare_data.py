@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import TypeAdapter
 from tokenizers import Tokenizer
 
-from tasks.kd.data.prepared import Split, write_split
+from tasks.kd.data.examples.prepared import Split, write_split
 from tasks.kd.data.random_texts import random_texts
 from tasks.kd.data.splits import RawSplits, read_splits, warn_of_classes
 from tasks.kd.data.tables import Rows, list_parts, stratified

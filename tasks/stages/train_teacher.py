@@ -14,18 +14,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tasks.kd.data.prepared import Split, read_data_card, read_split
+from tasks.kd.data.examples.prepared import Split, read_data_card, read_split
 from tasks.kd.digests import read_json, write_json
-from tasks.kd.encoders.architectures import shape_of
 from tasks.kd.encoders.families import count_parameters
+from tasks.kd.encoders.files.architectures import shape_of
 from tasks.kd.encoders.files.folder import read_config
 from tasks.kd.encoders.files.label_names import order_labels, read_label_names
 from tasks.kd.encoders.files.weights import classifier_rows, read_headers
 from tasks.kd.encoders.loading import load_classifier, load_config, model_sha256, new_classifier
 from tasks.kd.errors import DataError
 from tasks.kd.processes.launch import run_training
-from tasks.kd.recipe.sections import TrainTeacher
 from tasks.kd.recipe.teachers import MAIN, EnsembleRule
+from tasks.kd.recipe.training import TrainTeacher
+from tasks.kd.targets.targets import NoTargets
 from tasks.kd.teacher.ensemble import (
     Ensemble,
     classifiers_of,
@@ -35,7 +36,6 @@ from tasks.kd.teacher.ensemble import (
 )
 from tasks.kd.teacher.fine_tuning import FineTuning
 from tasks.kd.teacher.standing import Standing, find_causes, find_order, take_standing
-from tasks.kd.teacher.targets import NoTargets
 from tasks.kd.training.loop import Habits, Parts, predict, steps_in_all, train
 from tasks.kd.training.sinks import Bar, JsonLines, Messages, Sink
 from tasks.stages import Stage, run_stage

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tasks.kd.data.prepared import NO_LABEL
+from tasks.kd.data.examples.prepared import NO_LABEL
 from tasks.kd.errors import DataError, KDError, ParamsError, StageError, TransientError
 from tasks.kd.processes import ranks
 from tasks.kd.processes.launch import World, _guarded, run_processes, run_training

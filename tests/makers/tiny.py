@@ -14,7 +14,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertForSequenceClassification
 
-from tasks.kd.data.prepared import Split, write_split
+from tasks.kd.data.examples.prepared import Split, write_split
 from tasks.kd.digests import sha256_file, write_json
 from tasks.kd.export.running import predict_torch
 from tasks.kd.tokens.encoding import encode, read_tokenizer

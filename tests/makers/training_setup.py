@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tasks.kd.levels.objective import Objective, TeacherShape
+from tasks.kd.recipe.compute import Compute
 from tasks.kd.recipe.levels import (
     AttentionKLLevel,
     AttentionMSELevel,
@@ -19,10 +20,10 @@ from tasks.kd.recipe.levels import (
     RelationLevel,
 )
 from tasks.kd.recipe.phases import Phase
-from tasks.kd.recipe.sections import Compute, Optimizer
 from tasks.kd.recipe.student import InitialRandom, Student
+from tasks.kd.recipe.training import Optimizer
 from tasks.kd.students.building import build_student
-from tasks.kd.teacher.targets import LiveTargets
+from tasks.kd.targets.targets import LiveTargets
 from tasks.kd.training import gradients
 from tasks.kd.training.loop import Habits, Parts, train
 from tasks.kd.training.sinks import JsonLines

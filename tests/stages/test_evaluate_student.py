@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks.kd.data.prepared import read_split
+from tasks.kd.data.examples.prepared import read_split
 from tasks.kd.digests import read_json
 from tasks.kd.encoders.loading import load_classifier
 from tasks.kd.errors import DataError

@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from tasks.kd.data.prepared import Split, read_data_card, read_split
+from tasks.kd.data.examples.prepared import Split, read_data_card, read_split
 from tasks.kd.digests import Digests, read_json, write_json
 from tasks.kd.errors import DataError
 from tasks.kd.tokens.encoding import encode

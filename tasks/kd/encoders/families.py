@@ -24,7 +24,7 @@ from transformers.masking_utils import (
 )
 from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_emb
 
-from tasks.kd.encoders.architectures import (
+from tasks.kd.encoders.files.architectures import (
     ATTENTION_FAMILIES,
     BY_NAME,
     EMBEDDINGS,

@@ -22,8 +22,8 @@ import onnx
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from tasks.kd.data.padding import pad_rows
-from tasks.kd.data.prepared import Ids
+from tasks.kd.data.examples.padding import pad_rows
+from tasks.kd.data.examples.prepared import Ids
 from tasks.kd.digests import write_bytes, write_json
 from tasks.kd.errors import ExportError
 from tasks.kd.export.int8 import write_int8

@@ -15,9 +15,9 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 
-from tasks.kd.data.batching import split_by_tokens
-from tasks.kd.data.padding import Padded, pad_rows
-from tasks.kd.data.prepared import Ids
+from tasks.kd.data.examples.batching import split_by_tokens
+from tasks.kd.data.examples.padding import Padded, pad_rows
+from tasks.kd.data.examples.prepared import Ids
 from tasks.kd.encoders.loading import capture_hidden
 from tasks.kd.tokens.encoding import read_tokenizer
 

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 from torch.nn.utils import parametrizations
 
-from tasks.kd.data.padding import Batch
-from tasks.kd.data.trainable import Trainable
+from tasks.kd.data.examples.padding import Batch
+from tasks.kd.data.examples.trainable import Trainable
 from tasks.kd.encoders.families import capture
 from tasks.kd.errors import ParamsError
 from tasks.kd.levels import losses

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from tasks.kd.encoders.architectures import shape_of
 from tasks.kd.encoders.families import depth, heads, kernel, layers_prefix, shaped
+from tasks.kd.encoders.files.architectures import shape_of
 from tasks.kd.encoders.files.folder import read_config
 from tasks.kd.encoders.files.label_names import known_label_names
 from tasks.kd.encoders.loading import load_config, new_classifier

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tasks.kd.data.prepared import Ids
+from tasks.kd.data.examples.prepared import Ids
 from tasks.kd.encoders.families import capture, depth, layers_of, width
 from tasks.kd.students.embeddings import read_tables, second_moment
 from tasks.kd.students.layouts import embedding_norm, embedding_projection, layout_of, linear, norm

@@ -1,1 +1,1 @@
-"""What is asked of a teacher, or of several."""
+"""A teacher, or several as one, and what its answers are worth."""

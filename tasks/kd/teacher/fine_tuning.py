@@ -14,9 +14,9 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from tasks.kd.data.padding import Batch
-from tasks.kd.data.prepared import NO_LABEL
-from tasks.kd.data.trainable import Trainable
+from tasks.kd.data.examples.padding import Batch
+from tasks.kd.data.examples.prepared import NO_LABEL
+from tasks.kd.data.examples.trainable import Trainable
 from tasks.kd.recipe.levels import LabelsLevel
 from tasks.kd.recipe.phases import Moment, Phase
 from tasks.kd.shapes import require_shape

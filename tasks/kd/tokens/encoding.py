@@ -13,7 +13,7 @@ from tokenizers import Encoding, Tokenizer
 from tasks.kd.errors import DataError, KDError
 
 if TYPE_CHECKING:
-    from tasks.kd.data.prepared import Ids
+    from tasks.kd.data.examples.prepared import Ids
 
 _BATCH = 1000
 

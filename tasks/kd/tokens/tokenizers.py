@@ -42,7 +42,7 @@ from tasks.kd.tokens.files import (
 from tasks.kd.tokens.vocabularies import build_tokenizer
 
 if TYPE_CHECKING:
-    from tasks.kd.data.prepared import Ids
+    from tasks.kd.data.examples.prepared import Ids
 
 # The positions of these begin after the padding id.
 _POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "mpnet")

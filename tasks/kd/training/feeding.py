@@ -10,11 +10,11 @@ from typing import Any, Self
 
 import torch
 
-from tasks.kd.data.batching import Rows, micro_batches
-from tasks.kd.data.padding import Batch, pad
-from tasks.kd.data.prepared import Split
+from tasks.kd.data.examples.batching import Rows, micro_batches
+from tasks.kd.data.examples.padding import Batch, pad
+from tasks.kd.data.examples.prepared import Split
 from tasks.kd.processes import ranks
-from tasks.kd.teacher.targets import Targets
+from tasks.kd.targets.targets import Targets
 
 
 @dataclass(frozen=True)

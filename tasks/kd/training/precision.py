@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch._functorch import config as functorch
 
-from tasks.kd.data.trainable import Trainable
+from tasks.kd.data.examples.trainable import Trainable
 from tasks.kd.encoders.families import layers_of
 from tasks.kd.errors import ParamsError
-from tasks.kd.recipe.sections import Compute
+from tasks.kd.recipe.compute import Compute
 from tasks.kd.training.dropout import quick_dropout
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -17,11 +17,11 @@ from tasks.kd.cache.format.manifest import Manifest
 from tasks.kd.cache.reading.reader import CachedTargets, open_cache
 from tasks.kd.cache.store.store import LOCK, USE, Store
 from tasks.kd.cache.writing.writer import Job, write_cache
-from tasks.kd.data.prepared import Ids, Split
+from tasks.kd.data.examples.prepared import Ids, Split
 from tasks.kd.digests import sha256_file
 from tasks.kd.encoders.loading import attention_kernel
-from tasks.kd.recipe.sections import CacheTeacher
-from tasks.kd.teacher.targets import LiveTargets, run_teacher
+from tasks.kd.recipe.training import CacheTeacher
+from tasks.kd.targets.targets import LiveTargets, run_teacher
 from tests.kd.conftest import VOCABULARY, make_split, make_teacher
 
 STREAMS = ("logits", "hidden.0", "hidden.2", "hidden.4", "attention.2", "relation.4")

@@ -25,7 +25,7 @@ from tasks.kd.cache.format.fingerprint import FORMAT_VERSION, fingerprint
 from tasks.kd.cache.format.manifest import Live, Manifest
 from tasks.kd.cache.store.store import Store, open_store, store_place
 from tasks.kd.cache.writing.writer import Job
-from tasks.kd.data.prepared import Split
+from tasks.kd.data.examples.prepared import Split
 from tasks.kd.errors import CacheCorruptError, DataError, ParamsError
 from tests.kd.cache.conftest import make_job, make_params, write
 

@@ -17,9 +17,9 @@ from tasks.kd.cache.care.clearing import TRIAL_S, Waste, find_waste, remove
 from tasks.kd.cache.format.manifest import Manifest
 from tasks.kd.cache.store.store import Store, open_store
 from tasks.kd.cache.writing.writer import Job
-from tasks.kd.data.prepared import Split
+from tasks.kd.data.examples.prepared import Split
 from tasks.kd.errors import CacheCorruptError, CacheError
-from tests.conftest import ROOT
+from tests.isolation import ROOT
 from tests.kd.cache.conftest import make_job, make_params, open_written, write
 
 Copied = tuple[Job, Manifest, Path]

@@ -14,7 +14,7 @@ import torch
 from tasks.kd.cache.format.manifest import Manifest, Stream, parse_document
 from tasks.kd.cache.store.store import Store
 from tasks.kd.cache.writing.writer import Job, write_cache, write_share
-from tasks.kd.data.prepared import Split
+from tasks.kd.data.examples.prepared import Split
 from tasks.kd.digests import canonical_json, sha256_json
 from tasks.kd.errors import CacheCorruptError
 from tests.kd.cache.breaking import stop_after

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 
 from tasks.kd.cache.format.manifest import MANIFEST
-from tasks.kd.data.prepared import Ids
+from tasks.kd.data.examples.prepared import Ids
 from tasks.kd.errors import CacheError
 from tests.kd.cache.breaking import artifact, forge, open_artifact
 from tests.kd.cache.conftest import (

@@ -17,9 +17,9 @@ from tasks.kd.cache.reading.reader import CachedTargets, open_cache
 from tasks.kd.cache.store.remote import LocalCopies, Remote
 from tasks.kd.cache.store.store import Store, open_store
 from tasks.kd.cache.writing.writer import Job, write_cache
-from tasks.kd.data.prepared import Split
+from tasks.kd.data.examples.prepared import Split
 from tasks.kd.errors import CacheCorruptError, CacheIncompleteError
-from tasks.kd.teacher.targets import LiveTargets
+from tasks.kd.targets.targets import LiveTargets
 from tests.kd.cache.conftest import MEND, make_job, make_params
 from tests.kd.conftest import make_teacher
 

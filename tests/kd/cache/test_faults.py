@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 from tasks.kd.cache.format.manifest import MANIFEST, Manifest
 from tasks.kd.cache.reading.audit import audit
 from tasks.kd.cache.writing.writer import Job
-from tasks.kd.data.prepared import Ids, Split
+from tasks.kd.data.examples.prepared import Ids, Split
 from tasks.kd.digests import write_json
 from tasks.kd.errors import CacheError, CacheQuotaError, NonFiniteLossError
-from tasks.kd.teacher.targets import run_teacher
+from tasks.kd.targets.targets import run_teacher
 from tests.kd.cache.conftest import (
     content_of,
     finished_in,

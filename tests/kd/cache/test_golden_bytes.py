@@ -27,7 +27,7 @@ from tasks.kd.cache.reading.reader import CachedTargets, open_cache
 from tasks.kd.cache.store.store import Store
 from tasks.kd.cache.writing.shards import commit_tensors, shard_tensors
 from tasks.kd.cache.writing.writer import distinct
-from tasks.kd.data.prepared import Ids
+from tasks.kd.data.examples.prepared import Ids
 from tasks.kd.digests import read_json, sha256_file
 from tests.golden.make_cache import EXPECTED, RECIPES, STORE, TEXTS
 from tests.kd.cache.conftest import job_of, make_params, texts_of, write

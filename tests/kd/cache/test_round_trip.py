@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from tasks.kd.cache.reading.audit import audit, tolerance
 from tasks.kd.cache.writing.writer import distinct
-from tasks.kd.data.prepared import Split
+from tasks.kd.data.examples.prepared import Split
 from tasks.kd.recipe.streams import kind_of, plan
-from tasks.kd.teacher.targets import LiveTargets, Targets
+from tasks.kd.targets.targets import LiveTargets, Targets
 from tests.kd.cache.conftest import (
     CODECS,
     STREAMS,

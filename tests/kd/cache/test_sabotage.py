@@ -21,8 +21,8 @@ from tasks.kd.cache.format.manifest import MANIFEST
 from tasks.kd.cache.reading.audit import audit, compare, tolerance
 from tasks.kd.cache.reading.reader import open_cache
 from tasks.kd.cache.store.store import Store
-from tasks.kd.data.batching import epoch_batches, micro_batches
-from tasks.kd.data.prepared import Split
+from tasks.kd.data.examples.batching import epoch_batches, micro_batches
+from tasks.kd.data.examples.prepared import Split
 from tasks.kd.errors import (
     CacheCorruptError,
     CacheIncompleteError,
@@ -30,7 +30,7 @@ from tasks.kd.errors import (
     CacheStaleError,
     DataError,
 )
-from tasks.kd.teacher.targets import run_teacher
+from tasks.kd.targets.targets import run_teacher
 from tests.kd.cache.breaking import (
     artifact,
     change,

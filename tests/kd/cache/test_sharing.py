@@ -10,7 +10,7 @@ import pytest
 from tasks.kd.cache.format.manifest import MANIFEST, Manifest
 from tasks.kd.cache.reading.audit import audit
 from tasks.kd.cache.store.store import Store
-from tasks.kd.data.prepared import Split
+from tasks.kd.data.examples.prepared import Split
 from tests.kd.cache.conftest import (
     STREAMS,
     content_of,

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers.normalizers import Replace
 from tokenizers.processors import TemplateProcessing
 
-from tasks.kd.data.prepared import NO_LABEL, Split, read_split, write_split
+from tasks.kd.data.examples.prepared import NO_LABEL, Split, read_split, write_split
 from tasks.kd.data.random_texts import random_texts
 from tasks.kd.errors import DataError
 from tasks.kd.levels.losses.prediction import NO_LABEL as NO_LABEL_OF_LOSSES

@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tasks.kd.encoders.architectures import Shape, shape_of
 from tasks.kd.encoders.families import (
     ATTENTION_FAMILIES,
     FAMILIES,
@@ -31,6 +30,7 @@ from tasks.kd.encoders.families import (
     skeleton,
     width,
 )
+from tasks.kd.encoders.files.architectures import Shape, shape_of
 from tasks.kd.errors import CacheCorruptError, DataError, ShapeError
 from tests.makers.small_families import CONFIGS, HEADS, LENGTHS, WIDTH, ragged, small
 

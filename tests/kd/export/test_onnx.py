@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 
-from tasks.kd.data.prepared import Ids
+from tasks.kd.data.examples.prepared import Ids
 from tasks.kd.digests import read_json
 from tasks.kd.errors import ExportError
 from tasks.kd.export import onnx as export

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks.kd.data.padding import pad_rows
-from tasks.kd.data.prepared import Ids
+from tasks.kd.data.examples.padding import pad_rows
+from tasks.kd.data.examples.prepared import Ids
 from tasks.kd.errors import DataError
 from tasks.kd.export import running as inference
 from tasks.kd.export.running import (

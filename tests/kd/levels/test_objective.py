@@ -9,7 +9,7 @@ import torch
 from pydantic import Tag, ValidationError
 from torch.overrides import TorchFunctionMode
 
-from tasks.kd.data.padding import Batch, pad
+from tasks.kd.data.examples.padding import Batch, pad
 from tasks.kd.encoders.loading import capture_hidden
 from tasks.kd.errors import ParamsError
 from tasks.kd.levels import losses
@@ -17,7 +17,7 @@ from tasks.kd.levels.objective import Objective, TeacherShape
 from tasks.kd.recipe.levels import Level
 from tasks.kd.recipe.maps import drawn
 from tasks.kd.recipe.phases import Moment, Phase, streams_read
-from tasks.kd.teacher.targets import LiveTargets
+from tasks.kd.targets.targets import LiveTargets
 from tasks.kd.totals import Total
 from tests.kd.conftest import make_teacher
 from tests.makers.phases import one_phase

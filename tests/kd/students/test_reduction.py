@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.kd.data.padding import pad
+from tasks.kd.data.examples.padding import pad
 from tasks.kd.encoders.families import capture, depth
 from tasks.kd.errors import ShapeError
 from tasks.kd.students.bases import Basis, principal

@@ -7,9 +7,10 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from tasks.kd.data.padding import pad
+from tasks.kd.data.examples.padding import pad
 from tasks.kd.encoders.families import depth, width
 from tasks.kd.recipe.teachers import EnsembleRule
+from tasks.kd.targets.targets import run_teacher
 from tasks.kd.teacher.ensemble import (
     Ensemble,
     combine,
@@ -18,7 +19,6 @@ from tasks.kd.teacher.ensemble import (
     save_rule,
     teacher_sha256,
 )
-from tasks.kd.teacher.targets import run_teacher
 from tests.kd.conftest import make_split, make_teacher
 
 

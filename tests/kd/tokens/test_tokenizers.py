@@ -25,7 +25,7 @@ from transformers.models.auto.tokenization_auto import (
 )
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
-from tasks.kd.encoders.architectures import FAMILIES
+from tasks.kd.encoders.files.architectures import FAMILIES
 from tasks.kd.errors import DataError
 from tasks.kd.tokens.encoding import encode, read_tokenizer
 from tasks.kd.tokens.files import SLOW, find_tokenizer

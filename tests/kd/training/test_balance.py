@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.kd.data.batching import epoch_batches
+from tasks.kd.data.examples.batching import epoch_batches
 from tasks.kd.recipe.phases import Phase
 from tasks.kd.recipe.schedules import WeightSchedule
 from tasks.kd.training import loop as training

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from tasks.kd.data.prepared import NO_LABEL
+from tasks.kd.data.examples.prepared import NO_LABEL
 from tasks.kd.errors import ParamsError
 from tasks.kd.recipe.phases import Moment
 from tasks.kd.recipe.schedules import WeightSchedule

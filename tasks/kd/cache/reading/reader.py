@@ -17,12 +17,12 @@ from tasks.kd.cache.format.codec import DTYPES, Statistics, decode
 from tasks.kd.cache.format.fingerprint import example_key, fingerprint
 from tasks.kd.cache.format.manifest import File, Live, Manifest, Piece, Stream, describe_difference
 from tasks.kd.cache.store.store import Store, Verify
-from tasks.kd.data.padding import pad
-from tasks.kd.data.prepared import Ids
+from tasks.kd.data.examples.padding import pad
+from tasks.kd.data.examples.prepared import Ids
 from tasks.kd.encoders.families import skeleton
 from tasks.kd.errors import CacheCorruptError, CacheIncompleteError, CacheStaleError
 from tasks.kd.recipe.streams import kind_of, layer_of
-from tasks.kd.teacher.targets import derive, zero_padding
+from tasks.kd.targets.targets import derive, zero_padding
 
 _TRIES = 3
 

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from tasks.kd.cache.format.codec import Codec, Moments, Statistics, decode, encode, relative_error
-from tasks.kd.data.batching import split_by_tokens
-from tasks.kd.data.padding import pad
-from tasks.kd.data.prepared import Ids
+from tasks.kd.data.examples.batching import split_by_tokens
+from tasks.kd.data.examples.padding import pad
+from tasks.kd.data.examples.prepared import Ids
 from tasks.kd.encoders.families import ATTENTION_FAMILIES, depth, width
 from tasks.kd.errors import DataError, NonFiniteLossError
 from tasks.kd.recipe.streams import kind_of, layer_of
-from tasks.kd.teacher.targets import Targets, derive, run_teacher
+from tasks.kd.targets.targets import Targets, derive, run_teacher
 
 EXAMPLES = 256
 # Smaller batches than the writer's: attention is compared in float64, which would be all its peak.

@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from tasks.kd.cache.format.codec import Codec, decode, encode, statistics_of
 from tasks.kd.cache.store.store import Store
 from tasks.kd.cache.writing.writer import Job, distinct, job_bytes
-from tasks.kd.data.batching import split_by_tokens
-from tasks.kd.data.padding import pad
-from tasks.kd.data.prepared import Ids
+from tasks.kd.data.examples.batching import split_by_tokens
+from tasks.kd.data.examples.padding import pad
+from tasks.kd.data.examples.prepared import Ids
 from tasks.kd.recipe.streams import layer_of
-from tasks.kd.teacher.targets import derive, run_teacher
+from tasks.kd.targets.targets import derive, run_teacher
 
 _BATCHES = 4  # the first of them warms up
 

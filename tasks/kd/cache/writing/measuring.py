@@ -20,7 +20,7 @@ from tasks.kd.cache.format.manifest import Stream
 from tasks.kd.cache.store.store import Store
 from tasks.kd.cache.writing.calibration import Calibrated, Sample
 from tasks.kd.cache.writing.shards import commit_tensors
-from tasks.kd.data.prepared import Ids
+from tasks.kd.data.examples.prepared import Ids
 from tasks.kd.digests import read_json, sha256_file, sha256_json, write_json
 from tasks.kd.recipe.streams import layer_of
 

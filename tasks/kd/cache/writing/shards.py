@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from tasks.kd.cache.format.codec import Encoded
 from tasks.kd.cache.format.manifest import File
-from tasks.kd.data.prepared import Ids
+from tasks.kd.data.examples.prepared import Ids
 from tasks.kd.digests import commit_file, read_json, sha256_file, write_json
 
 

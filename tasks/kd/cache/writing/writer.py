@@ -46,20 +46,20 @@ from tasks.kd.cache.writing.shards import (
     note_name,
     shard_tensors,
 )
-from tasks.kd.data.batching import Rows, split_by_tokens
-from tasks.kd.data.padding import pad
-from tasks.kd.data.prepared import Ids
+from tasks.kd.data.examples.batching import Rows, split_by_tokens
+from tasks.kd.data.examples.padding import pad
+from tasks.kd.data.examples.prepared import Ids
 from tasks.kd.encoders.families import config_json, depth, pieces_of, width
 from tasks.kd.encoders.loading import attention_kernel
 from tasks.kd.errors import CacheQuotaError, DataError, NonFiniteLossError
-from tasks.kd.recipe.sections import CacheTeacher
 from tasks.kd.recipe.streams import (
     Plan,
     layer_of,
     plan,
     state_bytes,
 )
-from tasks.kd.teacher.targets import run_teacher
+from tasks.kd.recipe.training import CacheTeacher
+from tasks.kd.targets.targets import run_teacher
 
 __all__ = [
     "STATISTICS",

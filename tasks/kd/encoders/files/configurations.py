@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.kd.encoders.architectures import require_family
+from tasks.kd.encoders.files.architectures import require_family
 from tasks.kd.errors import DataError
 
 

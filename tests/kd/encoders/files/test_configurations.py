@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoConfig
 from transformers.activations import ACT2FN
 
-from tasks.kd.encoders.architectures import FAMILIES
+from tasks.kd.encoders.files.architectures import FAMILIES
 from tasks.kd.encoders.files.configurations import ACTIVATIONS, DECLARED, require_plain_config
 from tasks.kd.encoders.files.folder import BASES, read_config
 from tasks.kd.errors import DataError

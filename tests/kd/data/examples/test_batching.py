@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.kd.data.batching import epoch_batches, micro_batches, split_by_tokens
+from tasks.kd.data.examples.batching import epoch_batches, micro_batches, split_by_tokens
 
 lengths_of = st.lists(st.integers(1, 60), min_size=1, max_size=300).map(np.asarray)
 

@@ -9,8 +9,8 @@ from typing import Protocol
 
 import torch
 
-from tasks.kd.data.padding import pad
-from tasks.kd.data.prepared import Ids
+from tasks.kd.data.examples.padding import pad
+from tasks.kd.data.examples.prepared import Ids
 from tasks.kd.encoders.families import QKV, capture, embed, project, run_layer, scores
 from tasks.kd.recipe.streams import kind_of, layer_of
 from tasks.kd.shapes import require_shape

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tasks.kd.data.padding import Batch
+from tasks.kd.data.examples.padding import Batch
 from tasks.kd.recipe.phases import Moment, Phase
 from tasks.kd.totals import Total
 

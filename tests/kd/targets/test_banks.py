@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.kd.data.padding import Batch, pad
-from tasks.kd.data.prepared import Ids
+from tasks.kd.data.examples.padding import Batch, pad
+from tasks.kd.data.examples.prepared import Ids
 from tasks.kd.levels.losses.numerics import pool
 from tasks.kd.recipe.phases import Moment
-from tasks.kd.teacher.banks import banks
+from tasks.kd.targets.banks import banks
 from tests.kd.conftest import make_split
 from tests.makers.phases import one_phase
 from tests.makers.training_setup import make_parts

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from tasks.kd.data.batching import split_by_tokens
-from tasks.kd.data.prepared import Ids
+from tasks.kd.data.examples.batching import split_by_tokens
+from tasks.kd.data.examples.prepared import Ids
 from tasks.kd.levels.losses.numerics import pool
-from tasks.kd.teacher.targets import Targets
+from tasks.kd.targets.targets import Targets
 
 _BATCH_TOKENS = 8192
 
