@@ -17,6 +17,7 @@ import torch
 from torch.nn.utils import parametrizations
 
 from tasks.kd.data.examples.padding import Batch
+from tasks.kd.data.examples.trainable import Trainable
 from tasks.kd.encoders.families import capture
 from tasks.kd.errors import ParamsError
 from tasks.kd.levels import losses
@@ -58,7 +59,7 @@ class TeacherShape:
     banks: Mapping[int, torch.Tensor] = field(default_factory=dict)
 
 
-class Objective(torch.nn.Module):
+class Objective(Trainable):
     """Student + projections; `forward` gives each level's `Total` for one micro-batch.
 
     `student` is a sequence classifier; `teacher` may be None where no level reads one; `seed`
