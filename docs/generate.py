@@ -40,7 +40,7 @@ def main() -> None:
 def render_pages() -> dict[str, str]:
     """Path to text of every generated page."""
     from flows.cli import main as command_line
-    from tasks.kd.recipe import Recipe
+    from tasks.kd.recipe.recipe import Recipe
 
     return {
         "docs/cli.md": describe_commands(command_line, "stillhouse"),

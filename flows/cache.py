@@ -14,7 +14,7 @@ from flows.root import find_root
 from tasks.kd.errors import ParamsError
 
 if TYPE_CHECKING:
-    from tasks.kd.cache.clearing import Waste
+    from tasks.kd.cache.care.clearing import Waste
 
 F = TypeVar("F", bound=Callable[..., Any])
 

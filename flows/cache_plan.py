@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from tasks.kd.errors import ParamsError
 
 if TYPE_CHECKING:
-    from tasks.kd.cache.estimate import Estimate, Texts
-    from tasks.kd.recipe import Recipe
+    from tasks.kd.cache.format.estimate import Estimate, Texts
+    from tasks.kd.recipe.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Planned:
 
 def read_planned(root: Path, recipe: str) -> Planned:
     """The recipe of that name or path. Raises ParamsError for faults other than of its streams."""
-    from tasks.kd.recipes import find_recipe, load_recipe
+    from tasks.kd.recipe.files import find_recipe, load_recipe
 
     path = find_recipe(recipe, root)
     try:
@@ -73,7 +73,7 @@ def write_streams(planned: Planned) -> bool:
 def describe_plan(root: Path, planned: Planned) -> dict[str, Any]:
     """All figures, as JSON; bytes in total are None before the data are prepared."""
     from flows.care import open_store
-    from tasks.kd.cache.estimate import Teacher, estimate
+    from tasks.kd.cache.format.estimate import Teacher, estimate
 
     recipe, name = planned.recipe, planned.path.stem
     params, teacher = recipe.cache_teacher, recipe.train_teacher
@@ -132,8 +132,8 @@ def _fit(path: Path, error: ParamsError | None) -> tuple[bytes, tuple[str, ...]]
     from ruamel.yaml.error import YAMLError
 
     from flows.new import open_yaml
-    from tasks.kd.params import TrainStudent
-    from tasks.kd.phases import streams_read
+    from tasks.kd.recipe.phases import streams_read
+    from tasks.kd.recipe.training import TrainStudent
 
     try:
         document, dump = open_yaml(path)
@@ -162,7 +162,7 @@ def put_streams(section: Any, streams: tuple[str, ...]) -> None:
 
 def _load_text(path: Path, text: bytes, error: ParamsError) -> Recipe:
     """The recipe of a text. Raises the error given if it has other faults."""
-    from tasks.kd.recipes import load_recipe
+    from tasks.kd.recipe.files import load_recipe
 
     with tempfile.TemporaryDirectory() as folder:
         trial = Path(folder) / path.name
@@ -175,7 +175,7 @@ def _load_text(path: Path, text: bytes, error: ParamsError) -> Recipe:
 
 def _read_texts(card: Path) -> Texts | None:
     """What the training split holds; None before it is there."""
-    from tasks.kd.cache.estimate import Texts
+    from tasks.kd.cache.format.estimate import Texts
     from tasks.kd.digests import read_json
 
     if not card.is_file():
@@ -187,7 +187,7 @@ def _read_texts(card: Path) -> Texts | None:
 
 def _measured(manifest: Path) -> str | None:
     """Why the stage chose to run the teacher, if it did; a cache doesn't say what was measured."""
-    from tasks.kd.cache.manifest import Live, read_document
+    from tasks.kd.cache.format.manifest import Live, read_document
     from tasks.kd.errors import CacheError
 
     try:

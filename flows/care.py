@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tasks.kd.cache.caring import (
+from tasks.kd.cache.care.caring import (
     Entry,
     Fault,
     Kept,
@@ -20,10 +20,10 @@ from tasks.kd.cache.caring import (
     read_entries,
     read_needs,
 )
-from tasks.kd.cache.clearing import Waste, find_waste, remove
-from tasks.kd.cache.manifest import Live
-from tasks.kd.cache.store import store_place
-from tasks.kd.cache.users import User, forget, read_users
+from tasks.kd.cache.care.clearing import Waste, find_waste, remove
+from tasks.kd.cache.care.users import User, forget, read_users
+from tasks.kd.cache.format.manifest import Live
+from tasks.kd.cache.store.store import store_place
 from tasks.kd.errors import CacheError, KDError
 
 
@@ -74,7 +74,7 @@ def gone_users(root: Path, kept: Kept) -> list[User]:
 
 def recipe_names(root: Path) -> list[str]:
     """All that have a file, listed for DVC or not."""
-    from tasks.kd.recipes import RECIPES_FILE
+    from tasks.kd.recipe.files import RECIPES_FILE
 
     files = sorted((root / RECIPES_FILE).parent.glob("*.yaml"))
     return [path.stem for path in files if path.name != RECIPES_FILE.name]

@@ -9,7 +9,7 @@ from tasks.kd.errors import ParamsError
 
 def check_recipes(root: Path, recipe: str | None) -> list[str]:
     """Names of the recipes found valid. Raises ParamsError with the faults of all that are not."""
-    from tasks.kd.recipes import find_recipe
+    from tasks.kd.recipe.files import find_recipe
 
     paths = [find_recipe(recipe, root)] if recipe is not None else _find_all(root)
     faults = [fault for path in paths if (fault := _find_fault(root, path)) is not None]
@@ -19,7 +19,7 @@ def check_recipes(root: Path, recipe: str | None) -> list[str]:
 
 
 def _find_all(root: Path) -> list[Path]:
-    from tasks.kd.recipes import RECIPES_FILE, list_recipes
+    from tasks.kd.recipe.files import RECIPES_FILE, list_recipes
 
     listed = [root / "params" / f"{name}.yaml" for name in list_recipes(root)]
     others = sorted((root / "params").glob("*.yaml"))
@@ -28,7 +28,7 @@ def _find_all(root: Path) -> list[Path]:
 
 def _find_fault(root: Path, path: Path) -> str | None:
     from flows.sources import check_sources
-    from tasks.kd.recipes import check_inputs, load_recipe
+    from tasks.kd.recipe.files import check_inputs, load_recipe
 
     try:
         recipe = load_recipe(path)

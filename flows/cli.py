@@ -98,7 +98,7 @@ def new(name: str, base: str, preset: str | None, **sources: str | None) -> None
     levels and random texts are those of the recipe that is copied.
     """
     from flows.new import Sources, create_recipe
-    from tasks.kd.recipes import find_recipe
+    from tasks.kd.recipe.files import find_recipe
 
     root = find_root()
     origin = find_recipe(base, root)
@@ -132,7 +132,7 @@ def plan(recipe: str, *, as_json: bool) -> None:
     """Show which stages would run, and why."""
     from flows import show
     from flows.job import estimate_cache, read_job
-    from tasks.versioning import plan as plan_stages
+    from tasks.versioning.versioning import plan as plan_stages
 
     job = read_job(recipe)
     stages = plan_stages(job.root, job.name)

@@ -27,11 +27,11 @@ from prefect.states import Completed, Failed
 from flows.job import Job, Outcome, describe, read_job
 from flows.progress import Reporter
 from flows.show import decision_line, result_rows, seconds
-from tasks import reasons, versioning
 from tasks.kd.errors import KDError, ParamsError, RegistryError, StageError, TransientError
-from tasks.kd.gate import Decision
+from tasks.kd.gate.decision import Decision
 from tasks.registry import Version, open_registry
-from tasks.versioning import PlannedStage
+from tasks.versioning import reasons, versioning
+from tasks.versioning.versioning import PlannedStage
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -42,7 +42,7 @@ def write_figures(root: Path) -> None:
 
 def render_figures(root: Path) -> str:
     """The file's text for the recipes that are listed now."""
-    from tasks.kd.recipes import list_recipes
+    from tasks.kd.recipe.files import list_recipes
 
     outs = {name: f"../../artifacts/{name}/evaluate_student" for name in list_recipes(root)}
     if not outs:

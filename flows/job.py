@@ -11,7 +11,7 @@ from flows.root import find_root
 from tasks.kd.errors import ParamsError
 
 if TYPE_CHECKING:
-    from tasks.kd.recipe import Recipe
+    from tasks.kd.recipe.recipe import Recipe
     from tasks.registry import Produced
 
 
@@ -72,7 +72,7 @@ def read_job(recipe: str, root: Path | None = None) -> Job:
     Raises ParamsError with every fault and its line, also if params/recipes.yaml does not list
     the recipe, or lists other files than its sources read.
     """
-    from tasks.kd.recipes import check_inputs, find_recipe, load_recipe
+    from tasks.kd.recipe.files import check_inputs, find_recipe, load_recipe
 
     root = root or find_root()
     path = find_recipe(recipe, root).resolve()
@@ -91,7 +91,7 @@ def read_job(recipe: str, root: Path | None = None) -> Job:
 def describe(job: Job, flow_run_id: str | None = None) -> Produced:
     """The artifacts with their lineage, as the registry takes them."""
     from tasks.registry import Lineage, Produced
-    from tasks.versioning import git_state, out_hashes
+    from tasks.versioning.versioning import git_state, out_hashes
 
     commit, dirty = git_state(job.root)
     lineage = Lineage(commit, dirty, out_hashes(job.root, job.name), flow_run_id)
@@ -105,7 +105,7 @@ def find_settled(job: Job) -> Outcome | None:
     which has been carried out.
     """
     from tasks.registry import open_registry
-    from tasks.versioning import plan
+    from tasks.versioning.versioning import plan
 
     if any(stage.reasons for stage in plan(job.root, job.name)):
         return None
@@ -127,9 +127,9 @@ def estimate_cache(job: Job) -> int | None:
     More if the codec turns out to be too coarse for a stream, less by texts that are there twice;
     with `mode: auto`, if a cache is chosen; with `mode: live` none.
     """
-    from tasks.kd.cache.estimate import Texts, stored_bytes
-    from tasks.kd.cache.streams import plan
+    from tasks.kd.cache.format.estimate import Texts, stored_bytes
     from tasks.kd.digests import read_json
+    from tasks.kd.recipe.streams import plan
 
     path = job.artifacts / "prepare_data" / "data_card.json"
     if not path.is_file():

@@ -11,8 +11,8 @@ import click
 from tasks.kd.errors import DataError
 
 if TYPE_CHECKING:
-    from tasks.kd.standing import Counts
-    from tasks.kd.tables import Rows
+    from tasks.kd.data.tables import Rows
+    from tasks.kd.teacher.standing import Counts
 
 _TEXTS = 400  # of the training split, that the teacher is asked about
 _CLEAR = 0.5  # lead of the best order of labels, from which on it is taken
@@ -41,9 +41,9 @@ def note_label_map(document: Any, root: Path, rows: Rows | None) -> list[str]:
 
 def _generic_names(folder: Path) -> list[str] | None:
     """The names of a tuned classifier's labels where they are numbers; None where not."""
-    from tasks.kd.label_names import are_generic, read_label_names
-    from tasks.kd.model_folder import check_model_folder
-    from tasks.kd.weight_files import classifier_rows, read_headers
+    from tasks.kd.encoders.files.folder import check_model_folder
+    from tasks.kd.encoders.files.label_names import are_generic, read_label_names
+    from tasks.kd.encoders.files.weights import classifier_rows, read_headers
 
     try:
         fields = check_model_folder(folder)
@@ -56,7 +56,7 @@ def _generic_names(folder: Path) -> list[str] | None:
 
 def _sample(rows: Rows) -> Rows:
     """Some training rows, in each label's share."""
-    from tasks.kd.tables import stratified
+    from tasks.kd.data.tables import stratified
 
     if len(rows) <= _TEXTS:
         return rows
@@ -65,7 +65,7 @@ def _sample(rows: Rows) -> Rows:
 
 
 def _propose(document: Any, folder: Path, names: list[str], rows: Rows) -> list[str]:
-    from tasks.kd.label_names import in_order
+    from tasks.kd.encoders.files.label_names import in_order
 
     labels = in_order(rows.labels)
     if len(labels) > len(names):
@@ -83,10 +83,10 @@ def _propose(document: Any, folder: Path, names: list[str], rows: Rows) -> list[
 
 def _ask(folder: Path, rows: Rows, length: int) -> list[int]:
     """The teacher's answers, each the number of a label."""
-    from tasks.kd.encoders import load_classifier
-    from tasks.kd.inference import predict_torch
-    from tasks.kd.model_tokenizers import load_tokenizer
-    from tasks.kd.tokenization import encode
+    from tasks.kd.encoders.loading import load_classifier
+    from tasks.kd.export.running import predict_torch
+    from tasks.kd.tokens.encoding import encode
+    from tasks.kd.tokens.tokenizers import load_tokenizer
 
     teacher = load_tokenizer(folder)
     ids = encode(teacher.cut_at(min(length, teacher.positions or length)), rows.texts)
@@ -99,8 +99,8 @@ def _weigh(names: list[str], labels: list[str], rows: Rows, answers: Sequence[in
     """The names under which most answers are right, if they are clearly the teacher's."""
     import numpy as np
 
-    from tasks.kd.label_names import paste
-    from tasks.kd.standing import best_names, take_standing
+    from tasks.kd.encoders.files.label_names import paste
+    from tasks.kd.teacher.standing import best_names, take_standing
 
     count = len(names)
     truth = [labels.index(label) for label in rows.labels]
@@ -146,7 +146,7 @@ def _draw(names: list[str], labels: list[str], cells: Counts) -> list[str]:
 
 
 def _open(names: list[str], labels: list[str], reason: str) -> list[str]:
-    from tasks.kd.label_names import paste
+    from tasks.kd.encoders.files.label_names import paste
 
     example = paste(names, [*labels, *names[len(labels) :]])
     return [

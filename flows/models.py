@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.kd.errors import DataError
 
 if TYPE_CHECKING:
-    from tasks.kd.recipe import Recipe
+    from tasks.kd.recipe.recipe import Recipe
 
 
 def find_model_faults(
@@ -19,8 +19,8 @@ def find_model_faults(
 
     `name` is that of its source in the recipe, `named` the folder as the recipe has it.
     """
-    from tasks.kd.model_folder import check_model_folder
-    from tasks.kd.tokenizer_files import find_tokenizer
+    from tasks.kd.encoders.files.folder import check_model_folder
+    from tasks.kd.tokens.files import find_tokenizer
 
     field = f"fetch_sources.{name}.folder"
     try:
@@ -36,8 +36,8 @@ def find_model_faults(
 def _find_label_faults(
     folder: Path, fields: Mapping[str, Any], recipe: Recipe, name: str
 ) -> Iterator[tuple[str, str]]:
-    from tasks.kd.label_names import read_label_names, rename_labels
-    from tasks.kd.weight_files import classifier_rows, read_headers, require_head
+    from tasks.kd.encoders.files.label_names import read_label_names, rename_labels
+    from tasks.kd.encoders.files.weights import classifier_rows, read_headers, require_head
 
     config, field = folder / "config.json", f"fetch_sources.{name}.folder"
     try:

@@ -45,7 +45,7 @@ def create_recipe(
     """
     from flows.figures import write_figures
     from tasks.kd.digests import write_bytes
-    from tasks.kd.recipes import RECIPES_FILE, load_recipe
+    from tasks.kd.recipe.files import RECIPES_FILE, load_recipe
 
     path = root / "params" / f"{name}.yaml"
     _check_name(root, name, path)
@@ -92,8 +92,7 @@ def _fit_sources(document: Any, root: Path, sources: Sources) -> list[str]:
 
 
 def _check_name(root: Path, name: str, path: Path) -> None:
-    from tasks.kd.params import RECIPE_NAME
-    from tasks.kd.recipes import list_recipes
+    from tasks.kd.recipe.files import RECIPE_NAME, list_recipes
 
     if not re.match(RECIPE_NAME, name) or name in ("recipes", "presets"):
         raise ParamsError(
@@ -211,8 +210,8 @@ def _replace(section: Any, key: str, value: dict[str, Any]) -> None:
 
 def _shape_of(document: Any, root: Path) -> dict[str, int]:
     """The fields of train_teacher that say the shape of a teacher whose config.json is at hand."""
-    from tasks.kd.architectures import shape_of
-    from tasks.kd.model_folder import read_config
+    from tasks.kd.encoders.files.architectures import shape_of
+    from tasks.kd.encoders.files.folder import read_config
 
     teacher = document["fetch_sources"]["teacher"]
     config = root / str(teacher.get("folder", "")) / "config.json"
@@ -279,7 +278,7 @@ def _fit_pairs(phases: Any, depth: int, layers: int, wanted: int) -> None:
 
     Those of the uniform map stay those of the uniform map.
     """
-    from tasks.kd.layers import uniform
+    from tasks.kd.recipe.maps import uniform
 
     if layers == wanted or depth > min(layers, wanted):
         return
@@ -292,8 +291,8 @@ def _fit_pairs(phases: Any, depth: int, layers: int, wanted: int) -> None:
 def _fit_streams(document: Any) -> None:
     """Keep what the levels read of a teacher of that depth."""
     from flows.cache_plan import put_streams
-    from tasks.kd.params import TrainStudent
-    from tasks.kd.phases import streams_read
+    from tasks.kd.recipe.phases import streams_read
+    from tasks.kd.recipe.training import TrainStudent
 
     depth = int(document["train_teacher"]["layers"])
     try:
@@ -307,7 +306,7 @@ def _fit_streams(document: Any) -> None:
 def _check_and_list(root: Path, name: str, text: bytes) -> bytes:
     """The new params/recipes.yaml, once the recipe and its entry there have been found valid."""
     from flows.sources import check_sources
-    from tasks.kd.recipes import RECIPES_FILE, check_inputs, inputs_of, load_recipe
+    from tasks.kd.recipe.files import RECIPES_FILE, check_inputs, inputs_of, load_recipe
 
     with tempfile.TemporaryDirectory() as folder:
         trial = Path(folder)

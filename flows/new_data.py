@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.kd.data.local_files import PART_SUFFIXES, Kind
 from tasks.kd.errors import DataError, ParamsError
-from tasks.kd.local_files import PART_SUFFIXES, Kind
 
 if TYPE_CHECKING:
-    from tasks.kd.formats import Part
-    from tasks.kd.raw_splits import RawSplits
-    from tasks.kd.source_sections import FileFormat
-    from tasks.kd.tables import Rows
+    from tasks.kd.data.formats import Part
+    from tasks.kd.data.splits import RawSplits
+    from tasks.kd.data.tables import Rows
+    from tasks.kd.recipe.sources import FileFormat
 
 FORMATS = {suffix: kind for kind, suffixes in PART_SUFFIXES.items() for suffix in suffixes}
 Parts = Mapping[str, "Sequence[Part]"]
@@ -69,7 +69,7 @@ def read_training(document: Any, root: Path) -> Rows | None:
     """The usable training rows of a recipe's local tables; None where they can't be read here."""
     from pydantic import TypeAdapter
 
-    from tasks.kd.source_sections import FileFormat
+    from tasks.kd.recipe.sources import FileFormat
 
     data = document["fetch_sources"]["data"]
     if data["kind"] != "path":
@@ -85,7 +85,7 @@ def read_training(document: Any, root: Path) -> Rows | None:
 
 def _is_data_path(named: str) -> bool:
     """Whether a recipe may name it at all: nothing else is looked at."""
-    from tasks.kd.source_sections import require_data_path
+    from tasks.kd.recipe.sources import require_data_path
 
     try:
         require_data_path(named)
@@ -95,8 +95,8 @@ def _is_data_path(named: str) -> bool:
 
 
 def _find(root: Path, data: Any, split: str) -> list[Part]:
-    from tasks.kd.formats import Part
-    from tasks.kd.local_files import find_parts
+    from tasks.kd.data.formats import Part
+    from tasks.kd.data.local_files import find_parts
 
     named = data[split]
     if not _is_data_path(named):
@@ -106,14 +106,14 @@ def _find(root: Path, data: Any, split: str) -> list[Part]:
 
 
 def _propose_layout(kind: Kind, parts: Parts, prepare: Any) -> tuple[FileFormat, str]:
-    from tasks.kd.formats import Columns
-    from tasks.kd.source_sections import JsonLinesFormat, ParquetFormat
+    from tasks.kd.data.formats import Columns
+    from tasks.kd.recipe.sources import JsonLinesFormat, ParquetFormat
 
     if kind == "jsonl":
         return JsonLinesFormat(kind=kind), ""
     if kind == "parquet":
         return ParquetFormat(kind=kind), ""
-    from tasks.kd.formats.dialects import propose_layout
+    from tasks.kd.data.formats.dialects import propose_layout
 
     columns = Columns(str(prepare["text_column"]), str(prepare["label_column"]))
     return propose_layout(kind, [part for split in parts.values() for part in split[:1]], columns)
@@ -134,8 +134,8 @@ def _read_usable(parts: Parts, layout: FileFormat, document: Any, root: Path) ->
 
     Raises DataError for a row that can't be read.
     """
-    from tasks.kd.params import PrepareData
-    from tasks.kd.raw_splits import read_splits
+    from tasks.kd.data.splits import read_splits
+    from tasks.kd.recipe.sections import PrepareData
 
     if not all(parts.values()):
         return None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flows.job import describe, read_job
 from tasks.kd.errors import ParamsError, RegistryError
-from tasks.kd.gate import Decision
+from tasks.kd.gate.decision import Decision
 from tasks.registry import Version, open_registry
 
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.kd.data.formats.cells import list_names
+from tasks.kd.data.local_files import tracked_parts
 from tasks.kd.errors import DataError, ParamsError
-from tasks.kd.formats.cells import list_names
-from tasks.kd.local_files import tracked_parts
 
 if TYPE_CHECKING:
-    from tasks.kd.recipe import Recipe
-    from tasks.kd.source_sections import PathData
+    from tasks.kd.recipe.recipe import Recipe
+    from tasks.kd.recipe.sources import PathData
 
 
 def check_sources(root: Path, path: Path, recipe: Recipe) -> None:
@@ -21,7 +21,7 @@ def check_sources(root: Path, path: Path, recipe: Recipe) -> None:
     A file that DVC tracks, or that a stage makes, may be absent. Of a table that is here the
     header alone is read, or the first record; of a model all but the values of its weights.
     """
-    from tasks.kd.recipes import locate, read_yaml
+    from tasks.kd.recipe.files import locate, read_yaml
 
     document, made = read_yaml(path), _list_made(root)
     lines = []
@@ -34,8 +34,8 @@ def check_sources(root: Path, path: Path, recipe: Recipe) -> None:
 
 def _find_faults(root: Path, recipe: Recipe, made: set[str]) -> Iterator[tuple[str, str]]:
     """Each fault with the dotted name of the field that it is of."""
-    from tasks.kd.source_sections import HubData, HubModel, PathData, PathModel
-    from tasks.kd.sources import require_no_folder
+    from tasks.kd.data.sources import require_no_folder
+    from tasks.kd.recipe.sources import HubData, HubModel, PathData, PathModel
 
     sources, data = recipe.fetch_sources, recipe.fetch_sources.data
     models = {"teacher": sources.teacher, "student": sources.student}
@@ -55,8 +55,8 @@ def _find_folder_faults(
 ) -> Iterator[tuple[str, str]]:
     """What is wrong with a model's folder, found without loading it."""
     from flows.models import find_model_faults
-    from tasks.kd.local_files import require_inside
-    from tasks.kd.sources import MODEL_FILES
+    from tasks.kd.data.local_files import require_inside
+    from tasks.kd.data.sources import MODEL_FILES
 
     place, path = f"fetch_sources.{name}.folder", root / folder
     if (path / "config.json").exists():
@@ -79,8 +79,8 @@ def _find_split_faults(
     root: Path, recipe: Recipe, data: PathData, split: str, made: set[str]
 ) -> Iterator[tuple[str, str]]:
     """What is wrong with the files of a split, by their heads alone."""
-    from tasks.kd.formats import Columns, Part, read_header, require_same_columns
-    from tasks.kd.local_files import find_parts
+    from tasks.kd.data.formats import Columns, Part, read_header, require_same_columns
+    from tasks.kd.data.local_files import find_parts
 
     named, place = getattr(data, split), f"fetch_sources.data.{split}"
     columns = Columns(recipe.prepare_data.text_column, recipe.prepare_data.label_column)
@@ -121,7 +121,7 @@ def _comes_by_dvc(root: Path, named: str, made: set[str]) -> bool:
 
 def _list_made(root: Path) -> set[str]:
     """The outs of stages that the user added to dvc.yaml; the recipes' own have other places."""
-    from tasks.kd.recipes import read_yaml
+    from tasks.kd.recipe.files import read_yaml
 
     stages: Any = read_yaml(root / "dvc.yaml").get("stages") or {}
     outs = [out for stage in stages.values() for out in stage.get("outs", ())]

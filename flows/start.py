@@ -27,7 +27,7 @@ def run_flow(job: Job) -> Outcome:
 
 def push(job: Job) -> None:
     """Send what an earlier run could not; nothing happens without a remote."""
-    from tasks import versioning
+    from tasks.versioning import versioning
 
     versioning.push(job.root, job.name, on_line=say, on_progress=lambda _: None)
 

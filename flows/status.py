@@ -16,7 +16,7 @@ def read_status(root: Path) -> dict[str, Any]:
 
     `registry_fault` says why models are unknown, where MLflow can't be asked.
     """
-    from tasks.kd.recipes import list_recipes
+    from tasks.kd.recipe.files import list_recipes
     from tasks.registry import open_registry
 
     registry, fault = open_registry(root), None
@@ -42,7 +42,7 @@ def _exists(store: Store) -> bool:
 
 def _read_recipe(root: Path, name: str) -> dict[str, Any]:
     from flows.job import read_job
-    from tasks.versioning import plan
+    from tasks.versioning.versioning import plan
 
     entry: dict[str, Any] = {"recipe": name, "description": "", "fault": None, "stages": []}
     entry |= {"model": None, "champion": None, "candidate": None}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tasks.kd.tables import Rows
+    from tasks.kd.data.tables import Rows
 
 _SAMPLE = 2000  # texts: some seconds at most
 _STEP = 8
@@ -36,9 +36,9 @@ def propose_length(document: Any, root: Path, rows: Rows | None) -> list[str]:
 
 def _measure_length(folder: Path, texts: list[str]) -> tuple[int, int]:
     """The length that is wanted, and the longest that the teacher and the recipe allow."""
-    from tasks.kd.model_tokenizers import load_tokenizer
-    from tasks.kd.params import LONGEST_TEXT
-    from tasks.kd.token_counts import read_texts
+    from tasks.kd.recipe.sections import LONGEST_TEXT
+    from tasks.kd.tokens.counts import read_texts
+    from tasks.kd.tokens.tokenizers import load_tokenizer
 
     model = load_tokenizer(folder)
     reading = read_texts(model.tokenizer, texts, unknown_id=None)

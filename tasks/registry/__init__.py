@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.kd.gate import Decision
-from tasks.kd.params import Gate
+from tasks.kd.gate.decision import Decision
+from tasks.kd.recipe.sections import Gate
 from tasks.registry import live, promotion, tracing, tracking, versions
 from tasks.registry.produced import Lineage, Produced
 from tasks.registry.store import Store, open_store

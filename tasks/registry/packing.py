@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
     from mlflow.pyfunc import PyFuncModel
 
-_SERVED_STUDENT = Path(__file__).resolve().parent.parent / "served_student.py"
+_SERVED_STUDENT = Path(__file__).resolve().parents[1] / "serving" / "served_student.py"
 _REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pandas", "tokenizers")
 _META = "registered_model_meta"  # what MLflow adds to a model that it downloads by name
 _SUFFIXES = {".json", ".md", ".onnx", ".py", ".txt", ".yaml"}
@@ -157,7 +157,7 @@ def smoke_test(folder: Path) -> None:
 
 def check_parity(produced: Produced, folder: Path) -> None:
     """Let the packed model answer test texts again: it must say what was evaluated."""
-    from tasks.kd.data import read_split
+    from tasks.kd.data.examples.prepared import read_split
 
     split = read_split(produced.path("prepare_data", "test.arrow"))
     texts = dict(zip(split.example_ids, split.texts, strict=True))

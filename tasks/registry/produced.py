@@ -12,8 +12,8 @@ from typing import Any
 
 from tasks.kd.digests import sha256_json
 from tasks.kd.errors import DataError
-from tasks.kd.gate import Candidate
-from tasks.kd.recipe import Recipe
+from tasks.kd.gate.decision import Candidate
+from tasks.kd.recipe.recipe import Recipe
 
 STAGES = (
     "fetch_sources",

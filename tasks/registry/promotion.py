@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tasks.kd.digests import sha256_file, sha256_json, write_bytes, write_json
 from tasks.kd.errors import KDError, ParamsError, RegistryError
-from tasks.kd.gate import Champion, Decision, Rule, decide
-from tasks.kd.params import Gate
+from tasks.kd.gate.decision import Champion, Decision, Rule, decide
+from tasks.kd.recipe.sections import Gate
 from tasks.registry import packing
 from tasks.registry.produced import Produced, read_predictions
 from tasks.registry.store import Store
@@ -116,7 +116,7 @@ def _score_champion(store: Store, produced: Produced, champion: Version) -> Cham
 
 def _ask(store: Store, produced: Produced, champion: Version) -> Champion:
     """Let the champion answer the candidate's test examples."""
-    from tasks.kd.data import read_split
+    from tasks.kd.data.examples.prepared import read_split
 
     with tempfile.TemporaryDirectory(prefix="stillhouse-") as name:
         folder = packing.fetch_verified(store, champion.uri, champion.tags, Path(name))

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tasks.kd.cache import store as caches
-from tasks.kd.cache.manifest import MANIFEST, Manifest, read_document
+from tasks.kd.cache.format.manifest import MANIFEST, Manifest, read_document
+from tasks.kd.cache.store import store as caches
 from tasks.kd.errors import CacheError, RegistryError
 from tasks.registry.produced import STAGES
 from tasks.registry.promotion import RECORD_TAG

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from tasks.kd.cache.audit import audit
-from tasks.kd.cache.choice import choose, measure
-from tasks.kd.cache.codec import Codec
-from tasks.kd.cache.fingerprint import FORMAT_VERSION, base_fields_of, fingerprint
-from tasks.kd.cache.manifest import MANIFEST, Live, Manifest
-from tasks.kd.cache.reader import open_cache
-from tasks.kd.cache.users import register
-from tasks.kd.cache.writer import Job, write_cache, write_share
-from tasks.kd.data import read_data_card, read_split
-from tasks.kd.encoders import attention_kernel
-from tasks.kd.ensemble import load_teacher
+from tasks.kd.cache.care.users import register
+from tasks.kd.cache.format.codec import Codec
+from tasks.kd.cache.format.fingerprint import FORMAT_VERSION, base_fields_of, fingerprint
+from tasks.kd.cache.format.manifest import MANIFEST, Live, Manifest
+from tasks.kd.cache.reading.audit import audit
+from tasks.kd.cache.reading.reader import open_cache
+from tasks.kd.cache.writing.choice import choose, measure
+from tasks.kd.cache.writing.writer import Job, write_cache, write_share
+from tasks.kd.data.examples.prepared import read_data_card, read_split
+from tasks.kd.encoders.families import depth
+from tasks.kd.encoders.loading import attention_kernel
 from tasks.kd.errors import CacheCorruptError
-from tasks.kd.families import depth
-from tasks.kd.launch import run_processes
-from tasks.kd.params import CacheTeacher
-from tasks.kd.targets import LiveTargets, own_device
+from tasks.kd.processes.launch import run_processes
+from tasks.kd.recipe.training import CacheTeacher
+from tasks.kd.targets.targets import LiveTargets, own_device
+from tasks.kd.teacher.ensemble import load_teacher
 from tasks.stages import Stage, run_stage
-from tasks.stored import read_report, store_of
+from tasks.stages.stored import read_report, store_of
 
 
 def main(stage: Stage) -> None:

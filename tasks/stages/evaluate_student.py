@@ -14,11 +14,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from tasks.kd.data import Split, read_data_card, read_split
+from tasks.kd.data.examples.prepared import Split, read_data_card, read_split
 from tasks.kd.digests import read_json, sha256_file, write_json
-from tasks.kd.encoders import layers_of, load_classifier
-from tasks.kd.ensemble import load_teacher
-from tasks.kd.evaluation import (
+from tasks.kd.encoders.loading import layers_of, load_classifier
+from tasks.kd.evaluation.figures import (
     Answers,
     bin_confidence,
     cka_matrix,
@@ -28,17 +27,18 @@ from tasks.kd.evaluation import (
     count_right,
     read_outcome,
 )
-from tasks.kd.export import require_parity, write_onnx
-from tasks.kd.inference import (
+from tasks.kd.evaluation.report import Contents, Mistake, count, interval, percent, write_report
+from tasks.kd.evaluation.summary import write_curves, write_summary
+from tasks.kd.export.onnx import require_parity, write_onnx
+from tasks.kd.export.running import (
     TextClassifier,
     hidden_states,
     predict_onnx,
     predict_torch,
     time_in_pairs,
 )
-from tasks.kd.report import Contents, Mistake, count, interval, percent, write_report
-from tasks.kd.summary import write_curves, write_summary
-from tasks.kd.tokenization import encode, read_tokenizer, require_same_tokens
+from tasks.kd.teacher.ensemble import load_teacher
+from tasks.kd.tokens.encoding import encode, read_tokenizer, require_same_tokens
 from tasks.stages import Stage, run_stage
 
 _MISTAKES = 8

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tasks.kd.data import read_data_card, read_split
+from tasks.kd.data.examples.prepared import read_data_card, read_split
 from tasks.kd.digests import read_json
-from tasks.kd.encoders import load_classifier
+from tasks.kd.encoders.loading import load_classifier
 from tasks.kd.errors import ExportError
-from tasks.kd.export import Trained, export_student
+from tasks.kd.export.onnx import Trained, export_student
 from tasks.stages import Stage, run_stage
 
 

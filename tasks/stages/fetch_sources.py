@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tasks.kd.data.sources import fetch_data, fetch_model
 from tasks.kd.digests import sha256_file, write_json
+from tasks.kd.documents.sources import Sources
+from tasks.kd.encoders.files.folder import check_model_folder
+from tasks.kd.encoders.files.label_names import known_label_names, read_label_names
 from tasks.kd.errors import DataError
-from tasks.kd.label_names import known_label_names, read_label_names
-from tasks.kd.model_folder import check_model_folder
-from tasks.kd.model_tokenizers import compare_tokenizers, load_tokenizer
-from tasks.kd.params import FetchSources
-from tasks.kd.source_sections import ModelSource, PathModel
-from tasks.kd.sources import fetch_data, fetch_model
+from tasks.kd.recipe.sections import FetchSources
+from tasks.kd.recipe.sources import ModelSource, PathModel
+from tasks.kd.tokens.tokenizers import compare_tokenizers, load_tokenizer
 from tasks.stages import Stage, run_stage
 
 
@@ -34,13 +35,8 @@ def main(stage: Stage) -> None:
         _fetch_checked(source, stage.root, folder)
         require_one_vocabulary(stage.draft / "teacher", folder, f"more_teachers.{name}")
     files = sorted(path for path in stage.draft.rglob("*") if path.is_file())
-    write_json(
-        stage.draft / "sources.json",
-        {
-            **params.model_dump(mode="json"),
-            "files": {p.relative_to(stage.draft).as_posix(): sha256_file(p) for p in files},
-        },
-    )
+    digests = {path.relative_to(stage.draft).as_posix(): sha256_file(path) for path in files}
+    Sources(**params.model_dump(mode="json"), files=digests).write(stage.draft)
 
 
 def _fetch_checked(source: ModelSource, root: Path, out: Path) -> None:

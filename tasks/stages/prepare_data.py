@@ -12,26 +12,26 @@ import numpy as np
 from pydantic import TypeAdapter
 from tokenizers import Tokenizer
 
-from tasks.kd.data import Split, write_split
+from tasks.kd.data.examples.prepared import Split, write_split
+from tasks.kd.data.random_texts import random_texts
+from tasks.kd.data.splits import RawSplits, read_splits, warn_of_classes
+from tasks.kd.data.tables import Rows, list_parts, stratified
 from tasks.kd.digests import read_json, sha256_folder, sha256_json, write_json
+from tasks.kd.encoders.files.folder import read_config
+from tasks.kd.encoders.files.label_names import known_label_names, order_labels, read_label_names
+from tasks.kd.encoders.files.weights import classifier_rows, read_headers
 from tasks.kd.errors import DataError
-from tasks.kd.label_names import known_label_names, order_labels, read_label_names
-from tasks.kd.model_folder import read_config
-from tasks.kd.model_tokenizers import (
+from tasks.kd.recipe.sections import PrepareData
+from tasks.kd.recipe.sources import FileFormat
+from tasks.kd.tokens.counts import Reading, read_texts, require_known
+from tasks.kd.tokens.encoding import read_tokenizer, require_same_tokens
+from tasks.kd.tokens.tokenizers import (
     ModelTokenizer,
     load_tokenizer,
     read_own,
     write_tokenizer_folder,
 )
-from tasks.kd.params import PrepareData
-from tasks.kd.random_texts import random_texts
-from tasks.kd.raw_splits import RawSplits, read_splits, warn_of_classes
-from tasks.kd.source_sections import FileFormat
-from tasks.kd.tables import Rows, list_parts, stratified
-from tasks.kd.token_counts import Reading, read_texts, require_known
-from tasks.kd.tokenization import read_tokenizer, require_same_tokens
-from tasks.kd.vocabularies import require_same_pieces
-from tasks.kd.weight_files import classifier_rows, read_headers
+from tasks.kd.tokens.vocabularies import require_same_pieces
 from tasks.stages import Stage, run_stage
 
 _SAMPLE = 500  # texts that are compared with slower programs

@@ -9,32 +9,32 @@ from typing import Any
 
 import torch
 
-from tasks.kd import ranks
-from tasks.kd.banks import banks
-from tasks.kd.cache.agreement import agreed
-from tasks.kd.cache.audit import audit
-from tasks.kd.cache.calibration import deviations
-from tasks.kd.cache.fingerprint import base_fields_of
-from tasks.kd.cache.manifest import MANIFEST, Live, Manifest, read_document
-from tasks.kd.cache.reader import open_cache, require_fresh
-from tasks.kd.cache.users import register
-from tasks.kd.data import Ids, Split, read_data_card, read_split
-from tasks.kd.encoders import attention_kernel
-from tasks.kd.ensemble import load_teacher, named_member
+from tasks.kd.cache.care.users import register
+from tasks.kd.cache.format.fingerprint import base_fields_of
+from tasks.kd.cache.format.manifest import MANIFEST, Live, Manifest, read_document
+from tasks.kd.cache.reading.audit import audit
+from tasks.kd.cache.reading.reader import open_cache, require_fresh
+from tasks.kd.cache.writing.calibration import deviations
+from tasks.kd.data.examples.prepared import Ids, Split, read_data_card, read_split
+from tasks.kd.encoders.families import depth, width
+from tasks.kd.encoders.loading import attention_kernel
 from tasks.kd.errors import CacheCorruptError, CacheIncompleteError
-from tasks.kd.families import depth, width
-from tasks.kd.launch import run_training
-from tasks.kd.objective import Objective, TeacherShape, banked_layers, standardised_layers
-from tasks.kd.params import TrainStudent
-from tasks.kd.phases import streams_read
-from tasks.kd.student_sections import InitialCheckpoint, InitialWidthReduction, Student
-from tasks.kd.students import build_student, require_positions
-from tasks.kd.targets import LiveTargets, Targets, own_device
-from tasks.kd.training import Parts, steps_in_all, train
-from tasks.kd.weighing import hidden_moment
+from tasks.kd.levels.objective import Objective, TeacherShape, banked_layers, standardised_layers
+from tasks.kd.processes import ranks
+from tasks.kd.processes.agreement import agreed
+from tasks.kd.processes.launch import run_training
+from tasks.kd.recipe.phases import streams_read
+from tasks.kd.recipe.student import InitialCheckpoint, InitialWidthReduction, Student
+from tasks.kd.recipe.training import TrainStudent
+from tasks.kd.students.building import build_student, require_positions
+from tasks.kd.students.weighing import hidden_moment
+from tasks.kd.targets.banks import banks
+from tasks.kd.targets.targets import LiveTargets, Targets, own_device
+from tasks.kd.teacher.ensemble import load_teacher, named_member
+from tasks.kd.training.loop import Parts, steps_in_all, train
 from tasks.stages import Stage, run_stage
+from tasks.stages.stored import read_report, store_of
 from tasks.stages.train_teacher import habits, save
-from tasks.stored import read_report, store_of
 
 # Records compared with the teacher before a training; cache_teacher compared more.
 _AUDITED = 4

@@ -14,26 +14,30 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tasks.kd.architectures import shape_of
-from tasks.kd.data import Split, read_data_card, read_split
+from tasks.kd.data.examples.prepared import Split, read_data_card, read_split
 from tasks.kd.digests import read_json, write_json
-from tasks.kd.encoders import load_classifier, load_config, model_sha256, new_classifier
-from tasks.kd.ensemble import Ensemble, classifiers_of, load_teacher, save_rule, teacher_sha256
-from tasks.kd.ensemble_sections import MAIN, EnsembleRule
+from tasks.kd.encoders.families import count_parameters
+from tasks.kd.encoders.files.architectures import shape_of
+from tasks.kd.encoders.files.folder import read_config
+from tasks.kd.encoders.files.label_names import order_labels, read_label_names
+from tasks.kd.encoders.files.weights import classifier_rows, read_headers
+from tasks.kd.encoders.loading import load_classifier, load_config, model_sha256, new_classifier
 from tasks.kd.errors import DataError
-from tasks.kd.label_names import order_labels, read_label_names
-from tasks.kd.launch import run_training
-from tasks.kd.levels import LabelsLevel
-from tasks.kd.model_folder import read_config
-from tasks.kd.objective import Objective
-from tasks.kd.params import TrainTeacher
-from tasks.kd.phases import Phase
-from tasks.kd.sinks import Bar, JsonLines, Messages, Sink
-from tasks.kd.standing import Standing, find_causes, find_order, take_standing
-from tasks.kd.students import count_parameters
-from tasks.kd.targets import NoTargets
-from tasks.kd.training import Habits, Parts, predict, steps_in_all, train
-from tasks.kd.weight_files import classifier_rows, read_headers
+from tasks.kd.processes.launch import run_training
+from tasks.kd.recipe.teachers import MAIN, EnsembleRule
+from tasks.kd.recipe.training import TrainTeacher
+from tasks.kd.targets.targets import NoTargets
+from tasks.kd.teacher.ensemble import (
+    Ensemble,
+    classifiers_of,
+    load_teacher,
+    save_rule,
+    teacher_sha256,
+)
+from tasks.kd.teacher.fine_tuning import FineTuning
+from tasks.kd.teacher.standing import Standing, find_causes, find_order, take_standing
+from tasks.kd.training.loop import Habits, Parts, predict, steps_in_all, train
+from tasks.kd.training.sinks import Bar, JsonLines, Messages, Sink
 from tasks.stages import Stage, run_stage
 
 _BATCH_TOKENS = 8192
@@ -167,23 +171,15 @@ def fine_tune(stage: Stage) -> None:
     card = read_data_card(data)
     torch.manual_seed(params.optimizer.seed)
     teacher = new_classifier(stage.input("fetch_sources") / "teacher", card["labels"])
-    phase = Phase(
-        name="fine_tune",
-        epochs=params.epochs,
-        learning_rate=params.learning_rate,
-        optimizer="anew",
-        trained_layers="all",
-        balance_every=None,
-        levels=(LabelsLevel(level="prediction", loss="labels", weight=1.0),),
-    )
+    tuning = FineTuning(teacher, epochs=params.epochs, learning_rate=params.learning_rate)
     parts = Parts(
-        Objective(teacher, (phase,)),
+        tuning,
         NoTargets(),
         read_split(data / "train.arrow"),
         read_split(data / "dev.arrow"),
         card["pad_token_id"],
     )
-    steps = steps_in_all(params.optimizer, (phase,), parts.train)
+    steps = steps_in_all(params.optimizer, tuning.phases, parts.train)
     report = train(params.optimizer, parts, habits(stage, steps))
     if torch.distributed.is_initialized() and torch.distributed.get_rank():
         return

@@ -27,7 +27,7 @@ from docs.generate import describe_commands, find_stale, render_pages, walk_comm
 from docs.named_types import NamedType, collect_named_types, find_narrower
 from docs.pages import list_anchors
 from flows.cli import main as command_line
-from tasks.kd.recipe import Recipe
+from tasks.kd.recipe.recipe import Recipe
 
 LINK = re.compile(r"(?<!`)\[[^\]]*\]\((?P<target>[^)\s]+)\)")
 MAKE = re.compile(r"`make (?P<target>[a-z]+)")

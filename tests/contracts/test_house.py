@@ -5,24 +5,30 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import socket
 import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from flows.environment import TELEMETRY_OFF
 from tasks.kd import errors
 from tasks.kd.errors import KDError
-from tests.conftest import find_strays
+from tests.isolation import find_strays
 
 TARGETS = {
     "setup",
+    "format",
     "check",
+    "quick",
     "test",
+    "durations",
     "lowest",
     "demo",
     "bench",
@@ -109,6 +115,28 @@ def test_ci_calls_the_same_targets_as_people(root: Path) -> None:
     workflow = (root / ".github/workflows/ci.yml").read_text()
     assert "run: .ci/run" in workflow
     assert "run: make lowest" in workflow
+
+
+def test_the_workflow_pins_actions_by_digest_and_runs_both_pythons(root: Path) -> None:
+    workflow = (root / ".github/workflows/ci.yml").read_text()
+    used = re.findall(r"uses: (\S+)", workflow)
+    assert used
+    assert [
+        action for action in used if not re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40}", action)
+    ] == []
+    assert 'python: ["3.11", "3.12"]' in workflow
+
+
+def test_hooks_run_tools_that_are_installed(root: Path) -> None:
+    """What a commit runs is what `make setup` installs: nothing is fetched by the hooks."""
+    config = YAML(typ="safe").load(root / ".pre-commit-config.yaml")
+    hooks = [hook for source in config["repos"] for hook in source["hooks"]]
+    assert {source["repo"] for source in config["repos"]} == {"local"}
+    assert {hook["language"] for hook in hooks} == {"system"}
+    for hook in hooks:
+        program = hook["entry"].split()[0]
+        assert program.startswith(".venv/bin/")
+        assert shutil.which(Path(program).name, path=str(Path(sys.executable).parent)), program
 
 
 # --- the README's tree ---------------------------------------------------------------------------

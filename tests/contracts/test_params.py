@@ -13,9 +13,9 @@ from ruamel.yaml import YAML
 
 from docs.describe_params import find_models
 from tasks.kd.errors import ParamsError
-from tasks.kd.recipe import Recipe
-from tasks.kd.recipes import list_recipes, load_recipe
-from tasks.kd.sections import Section
+from tasks.kd.recipe.fields import Section
+from tasks.kd.recipe.files import list_recipes, load_recipe
+from tasks.kd.recipe.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted(path for path in (ROOT / "params").glob("*.yaml") if path.stem != "recipes")

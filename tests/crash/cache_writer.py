@@ -21,12 +21,12 @@ from typing import Any
 import torch
 
 from tasks.kd import digests
-from tasks.kd.cache import calibration, shards, writer
-from tasks.kd.cache.codec import Codec
-from tasks.kd.cache.store import Store
-from tasks.kd.cache.writer import Job, write_cache, write_share
+from tasks.kd.cache.format.codec import Codec
+from tasks.kd.cache.store.store import Store
+from tasks.kd.cache.writing import calibration, shards, writer
+from tasks.kd.cache.writing.writer import Job, write_cache, write_share
 from tasks.kd.errors import StageError
-from tasks.kd.launch import run_processes
+from tasks.kd.processes.launch import run_processes
 from tests.kd.cache.conftest import content_of, finished_in, identities_in, make_job, make_params
 from tests.kd.conftest import make_split
 

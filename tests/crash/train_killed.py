@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from tasks.kd import checkpoint, digests
-from tasks.kd.checkpoint import Checkpoints
+from tasks.kd import digests
 from tasks.kd.digests import sha256_file
-from tasks.kd.training import train
-from tests.kd.training_setup import PHASES, make_habits, make_parts, make_settings, records_of
+from tasks.kd.training import checkpoint
+from tasks.kd.training.checkpoint import Checkpoints
+from tasks.kd.training.loop import train
+from tests.makers.training_setup import PHASES, make_habits, make_parts, make_settings, records_of
 
 # Everything through which a checkpoint touches the disk; a step has about 18 such calls.
 TOUCHES = (

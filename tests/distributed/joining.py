@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 
 from tasks.kd.errors import KDError
-from tasks.kd.launch import run_training
-from tests.kd.training_setup import make_compute
+from tasks.kd.processes.launch import run_training
+from tests.makers.training_setup import make_compute
 
 WAIT_S = 2.0
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.kd.errors import KDError
-from tasks.kd.launch import run_training
-from tasks.kd.recipes import load_recipe
+from tasks.kd.processes.launch import run_training
+from tasks.kd.recipe.files import load_recipe
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "params" / "quickstart.yaml"
 MACHINES = 3
@@ -32,9 +32,10 @@ def work_in(folder: str, pause_s: float) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from tasks.kd import gradients, ranks
-    from tasks.kd.training import train
-    from tests.kd import training_setup as setup
+    from tasks.kd.processes import ranks
+    from tasks.kd.training import gradients
+    from tasks.kd.training.loop import train
+    from tests.makers import training_setup as setup
 
     torch.set_num_threads(1)
     parts = setup.without_dropout(setup.make_parts())

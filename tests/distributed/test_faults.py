@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import distributed
 
-from tasks.kd import ranks
 from tasks.kd.errors import KDError, NonFiniteLossError, ParamsError, TransientError
-from tasks.kd.launch import run_processes, run_training
-from tasks.kd.training import train
-from tests.kd.test_training_practice import blind_on
-from tests.kd.training_setup import make_compute, make_habits, make_parts, make_settings
+from tasks.kd.processes import ranks
+from tasks.kd.processes.launch import run_processes, run_training
+from tasks.kd.training.loop import train
+from tests.kd.training.test_practice import blind_on
+from tests.makers.training_setup import make_compute, make_habits, make_parts, make_settings
 
 PLACE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 

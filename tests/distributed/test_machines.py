@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tasks.kd.training import train
+from tasks.kd.training.loop import train
 from tests.distributed.machines import MACHINES, STEPS_BEFORE_THE_CUT
-from tests.kd.training_setup import (
+from tests.makers.training_setup import (
     make_habits,
     make_parts,
     make_settings,

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import distributed
 
-from tasks.kd import ranks
-from tasks.kd.launch import run_processes
+from tasks.kd.processes import ranks
+from tasks.kd.processes.launch import run_processes
 
 
 def gradients(rank: int) -> list[torch.Tensor]:

@@ -10,17 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tasks.kd import ranks
-from tasks.kd.data import NO_LABEL
+from tasks.kd.data.examples.prepared import NO_LABEL
 from tasks.kd.errors import DataError, KDError, ParamsError, StageError, TransientError
-from tasks.kd.launch import World, _guarded, run_processes, run_training
-from tasks.kd.schedules import WeightSchedule
-from tasks.kd.training import train
+from tasks.kd.processes import ranks
+from tasks.kd.processes.launch import World, _guarded, run_processes, run_training
+from tasks.kd.recipe.schedules import WeightSchedule
+from tasks.kd.training.loop import train
 from tests.distributed.level_gradients import save_gradients
-from tests.kd.phases import one_phase
-from tests.kd.test_training_memory import with_memory_for
-from tests.kd.test_training_practice import Poisoned
-from tests.kd.training_setup import (
+from tests.kd.training.test_memory import with_memory_for
+from tests.kd.training.test_practice import Poisoned
+from tests.makers.phases import one_phase
+from tests.makers.training_setup import (
     HIDDEN,
     KL,
     LABELS,

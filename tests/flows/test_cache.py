@@ -21,10 +21,10 @@ from click.testing import CliRunner, Result
 from flows import care
 from flows.cache import cache
 from flows.cli import main
-from tasks.kd.cache.fingerprint import FORMAT_VERSION, fingerprint
-from tasks.kd.cache.manifest import Live, Manifest
-from tasks.kd.cache.store import Store, open_store
-from tests.conftest import ROOT
+from tasks.kd.cache.format.fingerprint import FORMAT_VERSION, fingerprint
+from tasks.kd.cache.format.manifest import Live, Manifest
+from tasks.kd.cache.store.store import Store, open_store
+from tests.isolation import ROOT
 from tests.kd.cache.conftest import make_job, make_params, write
 from tests.kd.conftest import make_split
 
@@ -58,7 +58,7 @@ class Place:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Place:
     root, split = tmp_path_factory.mktemp("made"), make_split()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tasks.kd.cache.writer.MEBIBYTE", 2**14)
+        patch.setattr("tasks.kd.cache.writing.writer.MEBIBYTE", 2**14)
         manifests = [
             write(make_job(split, params), root / ".store")
             for params in (
@@ -105,7 +105,7 @@ def read(result: Result, code: int = 0) -> Any:
 @contextmanager
 def used_elsewhere(store: Path, name: str) -> Iterator[None]:
     """Another process reads an entry."""
-    code = "import sys; from pathlib import Path; from tasks.kd.cache.store import Store; "
+    code = "import sys; from pathlib import Path; from tasks.kd.cache.store.store import Store; "
     code += f"leave = Store(Path({str(store)!r})).use([{name!r}]); print(flush=True); "
     code += "sys.stdin.read()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}

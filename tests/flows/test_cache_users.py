@@ -14,10 +14,10 @@ from click.testing import CliRunner, Result
 
 from flows import job
 from flows.cli import main
-from tasks.kd.cache.manifest import Manifest
-from tasks.kd.cache.store import Store
-from tasks.kd.cache.users import register
-from tests.conftest import ROOT
+from tasks.kd.cache.care.users import register
+from tasks.kd.cache.format.manifest import Manifest
+from tasks.kd.cache.store.store import Store
+from tests.isolation import ROOT
 from tests.kd.cache.conftest import make_job, make_params, write
 from tests.kd.conftest import make_split
 
@@ -201,7 +201,7 @@ def test_the_estimate_is_the_plan_s_and_nothing_for_a_live_teacher(
 ) -> None:
     root = shared.roots["own"]
     (root / "params" / "recipes.yaml").write_text("recipes:\n  own: {inputs: []}\n")
-    monkeypatch.setattr("tasks.kd.recipes.check_inputs", lambda *_: None)
+    monkeypatch.setattr("tasks.kd.recipe.files.check_inputs", lambda *_: None)
     found = job.read_job("own", root)
     assert job.estimate_cache(found) is None
     card = found.artifacts / "prepare_data" / "data_card.json"

@@ -23,10 +23,10 @@ from prefect.settings import PREFECT_HOME
 from flows import distill as module
 from flows.distill import distill
 from flows.job import Outcome
-from tasks import versioning
 from tasks.kd.errors import DataError, KDError, ParamsError, StageError, TransientError
 from tasks.registry import open_registry
 from tasks.registry.produced import STAGES
+from tasks.versioning import versioning
 from tests.flows.conftest import IGNORED, MODEL, UPSTREAM, Project, record
 
 pytestmark = [pytest.mark.usefixtures("prefect_url"), pytest.mark.filterwarnings(IGNORED)]

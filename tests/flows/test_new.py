@@ -16,14 +16,14 @@ from tokenizers import Tokenizer
 
 from flows.cli import main
 from flows.new import list_presets
-from tasks.kd.levels import match
-from tasks.kd.phases import layer_levels
-from tasks.kd.recipes import check_inputs, load_recipe, read_inputs
+from tasks.kd.recipe.files import check_inputs, load_recipe, read_inputs
+from tasks.kd.recipe.levels import match
+from tasks.kd.recipe.phases import layer_levels
 from tests.flows.conftest import write_model
-from tests.kd.small_tables import CSV
-from tests.tiny import WORDS as TEAM_WORDS
-from tests.tiny import tiny_model, tiny_tokenizer
-from tests.tokenizer_folders import WORDS, wordpiece, write_folder
+from tests.makers.small_tables import CSV
+from tests.makers.tiny import WORDS as TEAM_WORDS
+from tests.makers.tiny import tiny_model, tiny_tokenizer
+from tests.makers.tokenizer_folders import WORDS, wordpiece, write_folder
 
 PATHS = ["--train", "data/a.csv", "--test", "data/b.csv", "--teacher", "data/encoder"]
 

@@ -14,9 +14,9 @@ from safetensors.numpy import load_file, save_file
 
 from flows.cli import main
 from tasks.kd.digests import read_json, write_json
-from tasks.kd.recipes import inputs_of, load_recipe
+from tasks.kd.recipe.files import inputs_of, load_recipe
 from tests.flows.conftest import Project, write_model
-from tests.kd.small_tables import layout_of
+from tests.makers.small_tables import layout_of
 
 ROW = {"text": "hello", "label": "greeting"}
 HEADER, LINE = ",".join(ROW), ",".join(ROW.values())

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from tasks.kd.cache import writer
-from tasks.kd.cache.fingerprint import base_fields
-from tasks.kd.cache.manifest import MANIFEST
-from tasks.kd.cache.reader import open_cache
-from tasks.kd.cache.store import Store
-from tasks.kd.cache.writer import Job, write_cache
+from tasks.kd.cache.format.fingerprint import base_fields
+from tasks.kd.cache.format.manifest import MANIFEST
+from tasks.kd.cache.reading.reader import open_cache
+from tasks.kd.cache.store.store import Store
+from tasks.kd.cache.writing import writer
+from tasks.kd.cache.writing.writer import Job, write_cache
 from tasks.kd.digests import sha256_file, write_json
 from tests.kd.cache.conftest import make_params
 

@@ -129,7 +129,7 @@ _PARSED: dict[bytes, Any] = {}
 
 def remember_yaml(case: Case) -> None:
     """Parse a case's YAML files here, once for all cases that have the same."""
-    from tasks.kd.recipes import read_yaml
+    from tasks.kd.recipe.files import read_yaml
 
     for path in (case.root / "dvc.yaml", *(case.root / "params").glob("*.yaml")):
         if (content := path.read_bytes()) not in _PARSED:
@@ -138,7 +138,7 @@ def remember_yaml(case: Case) -> None:
 
 def _hurry() -> None:
     """In the child alone: what was parsed is not parsed again, and the disk is not waited for."""
-    from tasks.kd import recipes
+    from tasks.kd.recipe import files as recipes
 
     read = recipes.read_yaml
 

@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from tasks.kd.digests import write_json
-from tasks.kd.encoders import model_sha256
+from tasks.kd.encoders.loading import model_sha256
 from tasks.stages import INPUTS
-from tests.kd.small_tables import CSV
-from tests.tiny import WORDS, tiny_model, tiny_tokenizer
+from tests.makers.small_tables import CSV
+from tests.makers.tiny import WORDS, tiny_model, tiny_tokenizer
 
 TOPICS = {"corn": WORDS[:20], "money": WORDS[20:40], "ships": WORDS[40:]}
 CODE = Path(__file__).resolve().parents[2]

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks.kd.data import read_split
+from tasks.kd.data.examples.prepared import read_split
 from tasks.kd.digests import read_json
-from tasks.kd.encoders import load_classifier
+from tasks.kd.encoders.loading import load_classifier
 from tasks.kd.errors import DataError
-from tasks.kd.inference import predict_torch
-from tasks.kd.params import EvaluateStudent, ExportStudent
+from tasks.kd.export.running import predict_torch
+from tasks.kd.recipe.sections import EvaluateStudent, ExportStudent
 from tasks.stages import Stage, evaluate_student, export_student
-from tests.kd.training_setup import make_compute
-from tests.tiny import LABELS, tiny_artifacts, tiny_tokenizer
+from tests.makers.tiny import LABELS, tiny_artifacts, tiny_tokenizer
+from tests.makers.training_setup import make_compute
 
 COMPUTE = make_compute(checkpoint_every_s=60.0)
 

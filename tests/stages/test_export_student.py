@@ -8,11 +8,11 @@ import pytest
 
 from tasks.kd.digests import read_json, write_json
 from tasks.kd.errors import ExportError
-from tasks.kd.params import ExportStudent
+from tasks.kd.recipe.sections import ExportStudent
 from tasks.stages import Stage
 from tasks.stages.export_student import main
-from tests.kd.training_setup import make_compute
-from tests.tiny import LABELS, tiny_artifacts
+from tests.makers.tiny import LABELS, tiny_artifacts
+from tests.makers.training_setup import make_compute
 
 
 @pytest.fixture

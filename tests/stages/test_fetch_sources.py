@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from tasks.kd.digests import sha256_file
 from tasks.kd.errors import DataError
 from tasks.stages.fetch_sources import require_one_vocabulary
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.makers.tiny import tiny_model, tiny_tokenizer
 
 
 def test_it_leaves_the_sources_with_their_digests(finished: Any) -> None:

@@ -11,15 +11,15 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from tasks.kd.data import Split, read_data_card, read_split
+from tasks.kd.data.examples.prepared import Split, read_data_card, read_split
 from tasks.kd.digests import Digests, read_json, write_json
 from tasks.kd.errors import DataError
-from tasks.kd.model_tokenizers import load_tokenizer, write_tokenizer_folder
-from tasks.kd.tokenization import encode
+from tasks.kd.tokens.encoding import encode
+from tasks.kd.tokens.tokenizers import load_tokenizer, write_tokenizer_folder
 from tasks.stages import INPUTS, digest_code
 from tasks.stages.prepare_data import prove_tokens
+from tests.makers.tokenizer_folders import TEXTS, WORDS, wordpiece, write_folder
 from tests.stages.conftest import CODE
-from tests.tokenizer_folders import TEXTS, WORDS, wordpiece, write_folder
 
 
 def test_it_leaves_splits_that_are_what_the_card_says(finished: Any) -> None:
@@ -214,7 +214,7 @@ def served_tokenizer(exported: Path) -> Tokenizer:
     """The tokenizer of the model as MLflow serves it."""
     with warnings.catch_warnings():  # mlflow.pyfunc warns of a type hint in its own base class
         warnings.simplefilter("ignore")
-        from tasks.served_student import ServedStudent
+        from tasks.serving.served_student import ServedStudent
     served = ServedStudent()
     files = {"network": "model.onnx", "tokenizer": "tokenizer.json", "student": "student.json"}
     artifacts = {name: str(exported / file) for name, file in files.items()}
@@ -421,8 +421,8 @@ def bring_code(project: Any) -> None:
             "artifacts/small/fetch_sources",
             "echo word1,corn >> artifacts/small/fetch_sources/data/train.csv",
         ),
-        ("tasks/kd/tables.py", "echo '# other' >> tasks/kd/tables.py"),
-        ("tasks/kd/tables.py", "rm tasks/kd/tables.py"),
+        ("tasks/kd/data/tables.py", "echo '# other' >> tasks/kd/data/tables.py"),
+        ("tasks/kd/data/tables.py", "rm tasks/kd/data/tables.py"),
         ("tasks/stages/prepare_data.py", "echo '# other' >> tasks/stages/prepare_data.py"),
     ],
 )
@@ -448,7 +448,8 @@ def test_an_out_that_was_made_from_what_is_no_longer_there_is_not_kept(
     [
         "sed -i 's/latency_examples: .*/latency_examples: 21/' params/small.yaml",
         "echo '# other' >> tasks/registry/store.py",
-        "touch artifacts/small/fetch_sources/data/train.csv params/small.yaml tasks/kd/tables.py",
+        "touch artifacts/small/fetch_sources/data/train.csv params/small.yaml",
+        "touch tasks/kd/data/tables.py",
     ],
 )
 def test_what_had_no_part_in_an_out_may_change(broken: Any, command: str) -> None:

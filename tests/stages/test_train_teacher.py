@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tasks.kd.encoders import load_classifier, model_sha256
-from tasks.kd.ensemble import parse_rule, save_rule, teacher_sha256
+from tasks.kd.encoders.loading import load_classifier, model_sha256
 from tasks.kd.errors import DataError
-from tasks.kd.standing import take_standing
+from tasks.kd.teacher.ensemble import parse_rule, save_rule, teacher_sha256
+from tasks.kd.teacher.standing import take_standing
 from tasks.stages import INPUTS
 from tasks.stages.train_teacher import Answers, require_worth
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tasks.kd.cache.manifest import Manifest, read_document
-from tasks.kd.cache.reader import CachedTargets
-from tasks.kd.cache.writer import Job
+from tasks.kd.cache.format.manifest import Manifest, read_document
+from tasks.kd.cache.reading.reader import CachedTargets
+from tasks.kd.cache.writing.writer import Job
 from tasks.kd.digests import sha256_json
 from tasks.kd.errors import CacheCorruptError
 from tests.kd.cache.conftest import open_written, write

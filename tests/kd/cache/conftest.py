@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.kd.cache.fingerprint import base_fields
-from tasks.kd.cache.manifest import Manifest
-from tasks.kd.cache.reader import CachedTargets, open_cache
-from tasks.kd.cache.store import LOCK, USE, Store
-from tasks.kd.cache.writer import Job, write_cache
-from tasks.kd.data import Ids, Split
+from tasks.kd.cache.format.fingerprint import base_fields
+from tasks.kd.cache.format.manifest import Manifest
+from tasks.kd.cache.reading.reader import CachedTargets, open_cache
+from tasks.kd.cache.store.store import LOCK, USE, Store
+from tasks.kd.cache.writing.writer import Job, write_cache
+from tasks.kd.data.examples.prepared import Ids, Split
 from tasks.kd.digests import sha256_file
-from tasks.kd.encoders import attention_kernel
-from tasks.kd.params import CacheTeacher
-from tasks.kd.targets import LiveTargets, run_teacher
+from tasks.kd.encoders.loading import attention_kernel
+from tasks.kd.recipe.training import CacheTeacher
+from tasks.kd.targets.targets import LiveTargets, run_teacher
 from tests.kd.conftest import VOCABULARY, make_split, make_teacher
 
 STREAMS = ("logits", "hidden.0", "hidden.2", "hidden.4", "attention.2", "relation.4")
@@ -130,7 +130,7 @@ def one_thread() -> None:
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several shards although the data are few."""
-    monkeypatch.setattr("tasks.kd.cache.writer.MEBIBYTE", 2**14)
+    monkeypatch.setattr("tasks.kd.cache.writing.writer.MEBIBYTE", 2**14)
 
 
 @pytest.fixture(autouse=True)
@@ -148,7 +148,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
         passes.append(tuple(streams))
         return run_teacher(teacher, ids, mask, passes[-1])
 
-    monkeypatch.setattr("tasks.kd.cache.writer.run_teacher", watched)
+    monkeypatch.setattr("tasks.kd.cache.writing.writer.run_teacher", watched)
     return passes
 
 
@@ -158,7 +158,7 @@ def written(tmp_path_factory: pytest.TempPathFactory, split: Split) -> tuple[Job
     store = tmp_path_factory.mktemp("store")
     job = make_job(split, make_params())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tasks.kd.cache.writer.MEBIBYTE", 2**14)
+        patch.setattr("tasks.kd.cache.writing.writer.MEBIBYTE", 2**14)
         return job, write(job, store), store
 
 

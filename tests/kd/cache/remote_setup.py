@@ -11,8 +11,8 @@ from typing import Any
 
 import fsspec
 
-from tasks.kd.cache.manifest import MANIFEST
-from tasks.kd.cache.remote import Remote
+from tasks.kd.cache.format.manifest import MANIFEST
+from tasks.kd.cache.store.remote import Remote
 
 ENTRY = "9f2c"
 SIZES = {"shard-00000.safetensors": 5000, "shard-00001.safetensors": 70_000, "slices": 0}

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from tasks.kd import ranks
-from tasks.kd.cache.agreement import agreed
-from tasks.kd.cache.manifest import read_document
-from tasks.kd.cache.store import Store
+from tasks.kd.cache.format.manifest import read_document
+from tasks.kd.cache.store.store import Store
 from tasks.kd.errors import CacheCorruptError, KDError, StageError
-from tasks.kd.launch import run_processes
+from tasks.kd.processes import ranks
+from tasks.kd.processes.agreement import agreed
+from tasks.kd.processes.launch import run_processes
 from tasks.stages.train_student import _part
 from tests.kd.cache.conftest import MEND
 

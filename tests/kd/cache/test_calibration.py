@@ -13,12 +13,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.kd.cache.calibration import EXAMPLES, Sample, deviations, sample
-from tasks.kd.cache.codec import Moments, decode, encode, statistics_of
-from tasks.kd.cache.writer import distinct
-from tasks.kd.data import Ids, Split
+from tasks.kd.cache.format.codec import Moments, decode, encode, statistics_of
+from tasks.kd.cache.writing.calibration import EXAMPLES, Sample, deviations, sample
+from tasks.kd.cache.writing.writer import distinct
+from tasks.kd.data.examples.prepared import Ids, Split
 from tasks.kd.errors import DataError
-from tasks.kd.targets import LiveTargets
+from tasks.kd.targets.targets import LiveTargets
 from tests.kd.cache.conftest import (
     CODECS,
     job_of,
@@ -249,7 +249,7 @@ def test_what_was_measured_is_in_the_manifest(
 def test_calibration_of_a_large_set_runs_few_texts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.kd.cache.calibration.EXAMPLES", 6)
+    monkeypatch.setattr("tasks.kd.cache.writing.calibration.EXAMPLES", 6)
     job = job_of(texts_of(range(3, 33)), make_params())
     manifest = write(job, tmp_path)
     live = live_of(job)

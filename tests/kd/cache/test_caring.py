@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.kd.cache.caring import (
+from tasks.kd.cache.care.caring import (
     Entry,
     Fault,
     Kept,
@@ -21,11 +21,11 @@ from tasks.kd.cache.caring import (
     read_entries,
     read_needs,
 )
-from tasks.kd.cache.fingerprint import FORMAT_VERSION, fingerprint
-from tasks.kd.cache.manifest import Live, Manifest
-from tasks.kd.cache.store import Store, open_store, store_place
-from tasks.kd.cache.writer import Job
-from tasks.kd.data import Split
+from tasks.kd.cache.format.fingerprint import FORMAT_VERSION, fingerprint
+from tasks.kd.cache.format.manifest import Live, Manifest
+from tasks.kd.cache.store.store import Store, open_store, store_place
+from tasks.kd.cache.writing.writer import Job
+from tasks.kd.data.examples.prepared import Split
 from tasks.kd.errors import CacheCorruptError, DataError, ParamsError
 from tests.kd.cache.conftest import make_job, make_params, write
 
@@ -281,7 +281,7 @@ def test_a_stream_written_again_with_other_shards_is_not_the_one_that_a_recipe_t
 ) -> None:
     _, manifest, store = copied
     shutil.rmtree(store / manifest.streams["hidden.2"].fingerprint)
-    monkeypatch.setattr("tasks.kd.cache.writer.MEBIBYTE", 2**20)
+    monkeypatch.setattr("tasks.kd.cache.writing.writer.MEBIBYTE", 2**20)
     other = write(make_job(split, make_params(streams=("hidden.2",))), store)
     (fault,) = verify(Kept(Store(store)), Needs({"x": manifest, "y": other}, {}))
     assert fault.recipes == ("x",)

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.kd.cache.choice import Measured, choose, measure
-from tasks.kd.cache.store import Store
-from tasks.kd.data import Split
+from tasks.kd.cache.store.store import Store
+from tasks.kd.cache.writing.choice import Measured, choose, measure
+from tasks.kd.data.examples.prepared import Split
 from tests.kd.cache.conftest import CODECS, job_of, make_job, make_params, texts_of, write
-from tests.kd.small_families import small
+from tests.makers.small_families import small
 
 GIB = 2**30
 # A pass of 10 µs a token, storing 2, reading 1: the cache costs 12 once and saves 9 an epoch.

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from tasks.kd.cache.caring import Kept, Needs, open_kept, read_entries
-from tasks.kd.cache.clearing import TRIAL_S, Waste, find_waste, remove
-from tasks.kd.cache.manifest import Manifest
-from tasks.kd.cache.store import Store, open_store
-from tasks.kd.cache.writer import Job
-from tasks.kd.data import Split
+from tasks.kd.cache.care.caring import Kept, Needs, open_kept, read_entries
+from tasks.kd.cache.care.clearing import TRIAL_S, Waste, find_waste, remove
+from tasks.kd.cache.format.manifest import Manifest
+from tasks.kd.cache.store.store import Store, open_store
+from tasks.kd.cache.writing.writer import Job
+from tasks.kd.data.examples.prepared import Split
 from tasks.kd.errors import CacheCorruptError, CacheError
-from tests.conftest import ROOT
+from tests.isolation import ROOT
 from tests.kd.cache.conftest import make_job, make_params, open_written, write
 
 Copied = tuple[Job, Manifest, Path]
@@ -27,7 +27,7 @@ NOTHING = Needs({}, {})
 HOLD = """
 import sys
 from pathlib import Path
-from tasks.kd.cache.store import Store
+from tasks.kd.cache.store.store import Store
 store, how, name = Store(Path(sys.argv[1])), sys.argv[2], sys.argv[3]
 if how == "use":
     leave = store.use([name])

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.kd.cache.manifest import Manifest, Stream, parse_document
-from tasks.kd.cache.store import Store
-from tasks.kd.cache.writer import Job, write_cache, write_share
-from tasks.kd.data import Split
+from tasks.kd.cache.format.manifest import Manifest, Stream, parse_document
+from tasks.kd.cache.store.store import Store
+from tasks.kd.cache.writing.writer import Job, write_cache, write_share
+from tasks.kd.data.examples.prepared import Split
 from tasks.kd.digests import canonical_json, sha256_json
 from tasks.kd.errors import CacheCorruptError
 from tests.kd.cache.breaking import stop_after
@@ -89,7 +89,7 @@ def test_the_finished_cache_is_found_and_the_teacher_not_run_again(
 ) -> None:
     job = job_with(0.02, split)
     manifest, before = write(job, tmp_path), content_of(tmp_path)
-    monkeypatch.setattr("tasks.kd.cache.calibration.run_teacher", None)
+    monkeypatch.setattr("tasks.kd.cache.writing.calibration.run_teacher", None)
     asked.clear()
     assert write(job, tmp_path) == manifest
     assert asked == []
@@ -153,7 +153,7 @@ def test_a_cache_of_before_this_bound_is_written_again(
 ) -> None:
     job = job_with(0.02, split)
     with monkeypatch.context() as patch:
-        patch.setattr("tasks.kd.cache.writer.too_coarse", lambda *_: {})
+        patch.setattr("tasks.kd.cache.writing.writer.too_coarse", lambda *_: {})
         before = write(job, tmp_path)
     assert before.coarser == {}
     assert before.computed["attention.2"] > 0.02

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from tasks.kd.cache.codec import (
+from tasks.kd.cache.format.codec import (
     DTYPES,
     Encoded,
     Statistics,

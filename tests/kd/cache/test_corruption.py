@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from tasks.kd.cache.manifest import MANIFEST
-from tasks.kd.data import Ids
+from tasks.kd.cache.format.manifest import MANIFEST
+from tasks.kd.data.examples.prepared import Ids
 from tasks.kd.errors import CacheError
 from tests.kd.cache.breaking import artifact, forge, open_artifact
 from tests.kd.cache.conftest import (
@@ -65,7 +65,7 @@ class Subject:
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tasks.kd.cache.writer.MEBIBYTE", 2**12)
+        patch.setattr("tasks.kd.cache.writing.writer.MEBIBYTE", 2**12)
         return Subject(tmp_path_factory.mktemp("corruption"))
 
 

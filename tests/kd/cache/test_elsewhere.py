@@ -11,15 +11,15 @@ import pytest
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
-from tasks.kd.cache.audit import audit
-from tasks.kd.cache.manifest import Manifest
-from tasks.kd.cache.reader import CachedTargets, open_cache
-from tasks.kd.cache.remote import LocalCopies, Remote
-from tasks.kd.cache.store import Store, open_store
-from tasks.kd.cache.writer import Job, write_cache
-from tasks.kd.data import Split
+from tasks.kd.cache.format.manifest import Manifest
+from tasks.kd.cache.reading.audit import audit
+from tasks.kd.cache.reading.reader import CachedTargets, open_cache
+from tasks.kd.cache.store.remote import LocalCopies, Remote
+from tasks.kd.cache.store.store import Store, open_store
+from tasks.kd.cache.writing.writer import Job, write_cache
+from tasks.kd.data.examples.prepared import Split
 from tasks.kd.errors import CacheCorruptError, CacheIncompleteError
-from tasks.kd.targets import LiveTargets
+from tasks.kd.targets.targets import LiveTargets
 from tests.kd.cache.conftest import MEND, make_job, make_params
 from tests.kd.conftest import make_teacher
 
@@ -91,7 +91,7 @@ def test_what_is_elsewhere_is_not_computed_again(
 ) -> None:
     job = make_job(split, make_params())
     manifest = fill(job, store_at(url, tmp_path / "here"))
-    monkeypatch.setattr("tasks.kd.cache.writer.write_share", refuse)
+    monkeypatch.setattr("tasks.kd.cache.writing.writer.write_share", refuse)
     there = store_at(url, tmp_path / "there")
     assert fill(make_job(split, make_params()), there) == manifest
     more = make_job(split, make_params(streams=("logits", "hidden.2", "attention.3")))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.kd.cache.estimate import (
+from tasks.kd.cache.format.estimate import (
     CODECS,
     Estimate,
     Teacher,
@@ -19,9 +19,9 @@ from tasks.kd.cache.estimate import (
     estimate,
     recompute_share,
 )
-from tasks.kd.cache.manifest import Manifest
-from tasks.kd.cache.streams import Recompute, plan
-from tasks.kd.cache.writer import Job
+from tasks.kd.cache.format.manifest import Manifest
+from tasks.kd.cache.writing.writer import Job
+from tasks.kd.recipe.streams import Recompute, plan
 
 BASE = Teacher(layers=12, width=768, heads=12, intermediate=3072)
 TINYBERT = (
@@ -134,7 +134,7 @@ def test_every_codec_is_in_the_table_and_the_larger_take_more() -> None:
 
 
 def test_an_estimate_loads_nothing_but_the_standard_library(root: Path) -> None:
-    code = "import sys, tasks.kd.cache.estimate; print(*sys.modules)"
+    code = "import sys, tasks.kd.cache.format.estimate; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )

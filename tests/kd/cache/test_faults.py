@@ -16,13 +16,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from tasks.kd.cache.audit import audit
-from tasks.kd.cache.manifest import MANIFEST, Manifest
-from tasks.kd.cache.writer import Job
-from tasks.kd.data import Ids, Split
+from tasks.kd.cache.format.manifest import MANIFEST, Manifest
+from tasks.kd.cache.reading.audit import audit
+from tasks.kd.cache.writing.writer import Job
+from tasks.kd.data.examples.prepared import Ids, Split
 from tasks.kd.digests import write_json
 from tasks.kd.errors import CacheError, CacheQuotaError, NonFiniteLossError
-from tasks.kd.targets import run_teacher
+from tasks.kd.targets.targets import run_teacher
 from tests.kd.cache.conftest import (
     content_of,
     finished_in,
@@ -107,8 +107,8 @@ def one_rare_text() -> list[Ids]:
 @pytest.fixture
 def rarely_calibrated(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the shortest and the longest text alone."""
-    monkeypatch.setattr("tasks.kd.cache.calibration.EXAMPLES", 2)
-    monkeypatch.setattr("tasks.kd.cache.writer.MEBIBYTE", 2**13)
+    monkeypatch.setattr("tasks.kd.cache.writing.calibration.EXAMPLES", 2)
+    monkeypatch.setattr("tasks.kd.cache.writing.writer.MEBIBYTE", 2**13)
 
 
 @pytest.mark.usefixtures("rarely_calibrated")
@@ -124,7 +124,7 @@ def test_nan_in_one_text_is_named_with_the_text_and_earlier_shards_are_kept(
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr("tasks.kd.cache.writer.run_teacher", unlucky)
+        patch.setattr("tasks.kd.cache.writing.writer.run_teacher", unlucky)
         with pytest.raises(NonFiniteLossError, match=r"hidden\.3 holds NaN.*text begins \["):
             write(job, store)
     kept = finished_in(store)
@@ -234,10 +234,10 @@ def test_a_full_disk_is_named_whatever_was_being_written(
         if what == "tensors":
             text = "Error while serializing: I/O error: No space left on device (os error 28)"
             failing = full(save_file, SafetensorError(text))
-            patch.setattr("tasks.kd.cache.shards.save_file", failing)
+            patch.setattr("tasks.kd.cache.writing.shards.save_file", failing)
         else:
             failing = full(write_json, OSError(errno.ENOSPC, "No space left on device"))
-            patch.setattr("tasks.kd.cache.shards.write_json", failing)
+            patch.setattr("tasks.kd.cache.writing.shards.write_json", failing)
         with pytest.raises(CacheQuotaError, match="disk filled up"):
             write(job, tmp_path / "store")
     kept = finished_in(tmp_path / "store")
@@ -251,7 +251,7 @@ def test_what_is_no_full_disk_is_not_called_one(
     def fail(*args: Any) -> None:
         raise SafetensorError("Error while serializing: something else")
 
-    monkeypatch.setattr("tasks.kd.cache.shards.save_file", fail)
+    monkeypatch.setattr("tasks.kd.cache.writing.shards.save_file", fail)
     with pytest.raises(SafetensorError, match="something else"):
         write(make_job(split, make_params()), tmp_path)
 

@@ -20,14 +20,14 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
 
-from tasks.kd.cache.codec import Statistics, encode, statistics_of
-from tasks.kd.cache.fingerprint import example_key
-from tasks.kd.cache.manifest import MANIFEST, Manifest, read_document
-from tasks.kd.cache.reader import CachedTargets, open_cache
-from tasks.kd.cache.shards import commit_tensors, shard_tensors
-from tasks.kd.cache.store import Store
-from tasks.kd.cache.writer import distinct
-from tasks.kd.data import Ids
+from tasks.kd.cache.format.codec import Statistics, encode, statistics_of
+from tasks.kd.cache.format.fingerprint import example_key
+from tasks.kd.cache.format.manifest import MANIFEST, Manifest, read_document
+from tasks.kd.cache.reading.reader import CachedTargets, open_cache
+from tasks.kd.cache.store.store import Store
+from tasks.kd.cache.writing.shards import commit_tensors, shard_tensors
+from tasks.kd.cache.writing.writer import distinct
+from tasks.kd.data.examples.prepared import Ids
 from tasks.kd.digests import read_json, sha256_file
 from tests.golden.make_cache import EXPECTED, RECIPES, STORE, TEXTS
 from tests.kd.cache.conftest import job_of, make_params, texts_of, write

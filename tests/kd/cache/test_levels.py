@@ -16,16 +16,17 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from tasks.kd.banks import banks
-from tasks.kd.cache.audit import tolerance
-from tasks.kd.cache.calibration import deviations
-from tasks.kd.data import Split
-from tasks.kd.levels import Level
-from tasks.kd.objective import Batch, Moment, Objective, TeacherShape, banked_layers
-from tasks.kd.phases import Phase, streams_read
-from tasks.kd.student_sections import InitialRandom, Student
-from tasks.kd.students import build_student
-from tasks.kd.targets import Targets, pad
+from tasks.kd.cache.reading.audit import tolerance
+from tasks.kd.cache.writing.calibration import deviations
+from tasks.kd.data.examples.padding import Batch, pad
+from tasks.kd.data.examples.prepared import Split
+from tasks.kd.levels.objective import Objective, TeacherShape, banked_layers
+from tasks.kd.recipe.levels import Level
+from tasks.kd.recipe.phases import Moment, Phase, streams_read
+from tasks.kd.recipe.student import InitialRandom, Student
+from tasks.kd.students.building import build_student
+from tasks.kd.targets.banks import banks
+from tasks.kd.targets.targets import Targets
 from tests.kd.cache.conftest import (
     CODECS,
     live_of,
@@ -38,7 +39,7 @@ from tests.kd.cache.conftest import (
     write,
 )
 from tests.kd.conftest import make_teacher
-from tests.kd.phases import one_phase
+from tests.makers.phases import one_phase
 
 SERVED = [
     *(f"{codec} projections" for codec in CODECS),

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-import tasks.kd.cache.remote as remotes
-from tasks.kd.cache.remote import LocalCopies, Remote
+import tasks.kd.cache.store.remote as remotes
+from tasks.kd.cache.store.remote import LocalCopies, Remote
 from tasks.kd.errors import (
     CacheCorruptError,
     CacheError,
@@ -287,7 +287,7 @@ def test_a_disk_that_fills_up_is_named_and_nothing_is_left_behind(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     copies = LocalCopies(tmp_path / "copies", near, limit_bytes=10**6)
-    monkeypatch.setattr("tasks.kd.cache.remote.commit_file", fill)
+    monkeypatch.setattr("tasks.kd.cache.store.remote.commit_file", fill)
     with pytest.raises(CacheQuotaError, match="No space left"):
         copies.path(ENTRY, files[0])
     assert kept(tmp_path / "copies") == {}
@@ -342,7 +342,7 @@ def test_a_lock_ends_although_a_forked_child_has_its_descriptor(
 
     real = os.open
     with monkeypatch.context() as patch:
-        patch.setattr("tasks.kd.cache.remote.os.open", open_and_fork)
+        patch.setattr("tasks.kd.cache.store.remote.os.open", open_and_fork)
         with remotes._locked(tmp_path / "lock"):
             pass
     with remotes._locked(tmp_path / "lock", wait=False):
@@ -353,7 +353,7 @@ PREAMBLE = """
 import fcntl, hashlib, os, random, signal, sys
 from dataclasses import dataclass
 from pathlib import Path
-from tasks.kd.cache.remote import LocalCopies, Remote
+from tasks.kd.cache.store.remote import LocalCopies, Remote
 
 @dataclass(frozen=True)
 class File:

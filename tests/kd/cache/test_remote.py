@@ -19,8 +19,8 @@ from fsspec.registry import _registry
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
-from tasks.kd.cache.manifest import MANIFEST
-from tasks.kd.cache.remote import LocalCopies, Remote
+from tasks.kd.cache.format.manifest import MANIFEST
+from tasks.kd.cache.store.remote import LocalCopies, Remote
 from tasks.kd.errors import (
     CacheCorruptError,
     CacheError,

@@ -10,7 +10,7 @@ from http.client import IncompleteRead
 
 import pytest
 
-from tasks.kd.cache.remote_faults import named_faults, redact
+from tasks.kd.cache.store.faults import named_faults, redact
 from tasks.kd.errors import CacheError, CacheQuotaError, KDError, TransientError
 
 # Libraries of the drivers, which we do not use ourselves.

@@ -13,11 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.kd.cache.audit import audit, tolerance
-from tasks.kd.cache.streams import kind_of, plan
-from tasks.kd.cache.writer import distinct
-from tasks.kd.data import Split
-from tasks.kd.targets import LiveTargets, Targets
+from tasks.kd.cache.reading.audit import audit, tolerance
+from tasks.kd.cache.writing.writer import distinct
+from tasks.kd.data.examples.prepared import Split
+from tasks.kd.recipe.streams import kind_of, plan
+from tasks.kd.targets.targets import LiveTargets, Targets
 from tests.kd.cache.conftest import (
     CODECS,
     STREAMS,
@@ -32,7 +32,7 @@ from tests.kd.cache.conftest import (
     write,
 )
 from tests.kd.conftest import make_split, make_teacher
-from tests.kd.small_families import CONFIGS, small
+from tests.makers.small_families import CONFIGS, small
 
 # Everything of layer 3, so that its output can be computed again.
 MORE = (*STREAMS, "hidden.1", "hidden.3", "attention.3", "relation.3", "relation.1", "attention.1")
@@ -220,7 +220,7 @@ def test_streams_whose_shards_are_cut_elsewhere_are_served_together(
 ) -> None:
     """One stream of an earlier recipe with other shards; a third where all texts are in one."""
     for size, streams in ((2**12, ("hidden.2",)), (2**13, ("hidden.3",)), (2**20, STREAMS)):
-        monkeypatch.setattr("tasks.kd.cache.writer.MEBIBYTE", size)
+        monkeypatch.setattr("tasks.kd.cache.writing.writer.MEBIBYTE", size)
         job = make_job(split, make_params(streams=streams))
         manifest = write(job, tmp_path)
     counts = {name: len(stream.shards) for name, stream in manifest.streams.items()}
@@ -283,7 +283,8 @@ def test_the_audit_s_records_are_the_same_ones_each_time(
     for _ in range(2):
         seen.append([])
         monkeypatch.setattr(
-            "tasks.kd.cache.audit.compare", lambda a, b, ids, c: seen[-1].append(ids.tobytes())
+            "tasks.kd.cache.reading.audit.compare",
+            lambda a, b, ids, c: seen[-1].append(ids.tobytes()),
         )
         live = LiveTargets(make_teacher(), STREAMS, pad_id=0)
         assert audit(cached, live, split.input_ids, count=7) == 7

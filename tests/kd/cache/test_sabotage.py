@@ -16,13 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tasks.kd.batching import epoch_batches, micro_batches
-from tasks.kd.cache.audit import audit, compare, tolerance
-from tasks.kd.cache.fingerprint import differences, fingerprint, stream_fields
-from tasks.kd.cache.manifest import MANIFEST
-from tasks.kd.cache.reader import open_cache
-from tasks.kd.cache.store import Store
-from tasks.kd.data import Split
+from tasks.kd.cache.format.fingerprint import differences, fingerprint, stream_fields
+from tasks.kd.cache.format.manifest import MANIFEST
+from tasks.kd.cache.reading.audit import audit, compare, tolerance
+from tasks.kd.cache.reading.reader import open_cache
+from tasks.kd.cache.store.store import Store
+from tasks.kd.data.examples.batching import epoch_batches, micro_batches
+from tasks.kd.data.examples.prepared import Split
 from tasks.kd.errors import (
     CacheCorruptError,
     CacheIncompleteError,
@@ -30,7 +30,7 @@ from tasks.kd.errors import (
     CacheStaleError,
     DataError,
 )
-from tasks.kd.targets import run_teacher
+from tasks.kd.targets.targets import run_teacher
 from tests.kd.cache.breaking import (
     artifact,
     change,
@@ -55,7 +55,7 @@ from tests.kd.cache.conftest import (
     write,
 )
 from tests.kd.conftest import make_split, make_teacher
-from tests.kd.small_families import small
+from tests.makers.small_families import small
 
 
 def test_the_copy_is_whole_until_it_is_broken(copied: Any, split: Split, tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_batched_generator_that_returns_other_rows_states_is_found_by_the_audit(
             found[stream] = found[stream].roll(1, 0)
         return found
 
-    monkeypatch.setattr("tasks.kd.cache.writer.run_teacher", mixed)
+    monkeypatch.setattr("tasks.kd.cache.writing.writer.run_teacher", mixed)
     # One length, so that no row is cut; texts that differ.
     job = job_of(texts_of([8] * 20), make_params())
     manifest = write(job, tmp_path)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from tasks.kd.cache.audit import audit
-from tasks.kd.cache.manifest import MANIFEST, Manifest
-from tasks.kd.cache.store import Store
-from tasks.kd.data import Split
+from tasks.kd.cache.format.manifest import MANIFEST, Manifest
+from tasks.kd.cache.reading.audit import audit
+from tasks.kd.cache.store.store import Store
+from tasks.kd.data.examples.prepared import Split
 from tests.kd.cache.conftest import (
     STREAMS,
     content_of,

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from tasks.kd.cache.streams import (
+from tasks.kd.data.examples.prepared import Split
+from tasks.kd.recipe.streams import (
     STREAM,
     in_order,
     kind_of,
@@ -21,7 +22,6 @@ from tasks.kd.cache.streams import (
     state_bytes,
     stream_bytes,
 )
-from tasks.kd.data import Split
 from tests.kd.cache.conftest import CODECS, make_job, make_params, write
 
 LAYERS = 5

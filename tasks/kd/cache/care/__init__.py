@@ -1,0 +1,1 @@
+"""Listing, verifying and clearing a store."""

@@ -1,0 +1,455 @@
+"""Caring for a store: what lies in it, which recipes need it, and whether it is whole.
+
+Nothing here loads torch or opens a shard: manifests say it all, and digests are of plain files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Literal
+
+from tasks.kd.cache.format.manifest import (
+    MANIFEST,
+    File,
+    Live,
+    Manifest,
+    Piece,
+    Stream,
+    parse_document,
+    read_document,
+    verify_file,
+)
+from tasks.kd.cache.store.store import LOCK, USE, Document, Store
+from tasks.kd.errors import (
+    CacheCorruptError,
+    CacheError,
+    CacheIncompleteError,
+    DataError,
+    ParamsError,
+)
+from tasks.kd.recipe.streams import in_order
+
+if TYPE_CHECKING:
+    from tasks.kd.cache.store.remote import Remote
+
+TRIAL = "trial-"  # begins the name of what `choice.measure` and `compare` put beside the entries
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A store to be cared for: this machine's folder and, where its place is a URL, what is there.
+
+    Other than `open_store`, which a stage reads and writes through, this makes nothing and evicts
+    nothing.
+    """
+
+    store: Store
+    remote: Remote | None = None
+
+    @property
+    def place(self) -> str:
+        """Where it is, without secrets."""
+        return self.remote.where if self.remote is not None else str(self.store.folder)
+
+
+def open_kept(place: str, local: Path) -> Kept:
+    """The store of `store_place`. Raises ParamsError for a URL that fsspec can't open."""
+    if "://" not in place:
+        return Kept(Store(Path(place)))
+    from tasks.kd.cache.store.remote import Remote
+
+    return Kept(Store(local), Remote(place))
+
+
+# --- what recipes need ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What each recipe's cache is made of; `faults` are of manifests that can't be read."""
+
+    manifests: Mapping[str, Manifest | Live]
+    faults: Mapping[str, CacheError]
+
+    def read_by(self, recipe: str) -> list[Stream | Piece]:
+        """The streams and pieces that a recipe reads; none where it runs its teacher."""
+        manifest = self.manifests.get(recipe)
+        return list(manifest.entries) if isinstance(manifest, Manifest) else []
+
+    @cached_property
+    def recipes(self) -> dict[str, tuple[str, ...]]:
+        """Recipes by the fingerprint of what they need."""
+        found: dict[str, tuple[str, ...]] = {}
+        for recipe, manifest in self.manifests.items():
+            for name in (manifest.fingerprint, *(doc.fingerprint for doc in self.read_by(recipe))):
+                found[name] = (*found.get(name, ()), recipe)
+        return found
+
+    @property
+    def digests(self) -> set[str]:
+        """Digests of all files that a recipe needs."""
+        return {
+            f.sha256 for recipe in self.manifests for doc in self.read_by(recipe) for f in doc.files
+        }
+
+
+def read_needs(manifests: Mapping[str, Path]) -> Needs:
+    """What recipes need, from the path of each one's present manifest."""
+    found: dict[str, Manifest | Live] = {}
+    faults: dict[str, CacheError] = {}
+    for recipe, path in manifests.items():
+        try:
+            document = read_document(path)
+            if not isinstance(document, Manifest | Live):
+                raise CacheCorruptError("not the manifest of a recipe's cache", where=path)
+            found[recipe] = document
+        except CacheError as error:
+            faults[recipe] = error
+    return Needs(found, faults)
+
+
+def files_of(document: Document) -> tuple[File, ...]:
+    """The files of an entry's own; a cache has none, its streams and pieces are entries."""
+    return document.files if isinstance(document, Stream | Piece) else ()
+
+
+# --- what lies there -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry here, or (`remote`) at the store's URL.
+
+    `document` is its manifest if it is finished, `fault` what is wrong with the one that it has.
+    `last_use` is in seconds since 1970. What is used on other machines can't be seen.
+    """
+
+    fingerprint: str
+    remote: bool
+    document: Document | None
+    fault: str | None
+    bytes: int
+    recipes: tuple[str, ...]
+    last_use: float | None
+    in_use: bool
+
+    @property
+    def state(self) -> Literal["finished", "unfinished", "damaged"]:
+        """`damaged` is of the manifest: to see the same of files takes reading them."""
+        if self.fault is not None:
+            return "damaged"
+        return "finished" if self.document is not None else "unfinished"
+
+    @property
+    def what(self) -> str:
+        """Name and codec of a stream, the name of a piece, how many a cache has of each."""
+        made_of = self.document.made_of if self.document is not None else {}
+        if isinstance(self.document, Stream):
+            return f"{made_of.get('stream')} {self.document.codec}"
+        if isinstance(self.document, Manifest):
+            return f"{len(self.document.streams)} streams, {len(self.document.pieces)} pieces"
+        return str(made_of.get("piece", ""))
+
+    @property
+    def teacher(self) -> str:
+        """Digest of the teacher's weights; empty where there is no manifest to say it."""
+        return str(self.document.made_of.get("teacher_sha256", "")) if self.document else ""
+
+    @property
+    def counts(self) -> tuple[int, int] | None:
+        """Examples and tokens of a stream or a cache."""
+        if isinstance(self.document, Stream | Manifest):
+            return self.document.examples, self.document.tokens
+        return None
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Fingerprints of a cache's streams and pieces."""
+        if not isinstance(self.document, Manifest):
+            return ()
+        found: dict[str, Stream | Piece] = {**self.document.streams, **self.document.pieces}
+        names = (*in_order(self.document.streams), *in_order(self.document.pieces))
+        return tuple(found[name].fingerprint for name in names)
+
+
+def read_entries(kept: Kept, needs: Needs) -> list[Entry]:
+    """All entries, each cache before its streams and pieces. Reads manifests, no more."""
+    here = [_read_here(kept.store, name, needs) for name in kept.store.entries()]
+    there = [_read_there(kept.remote, name, needs) for name in _names(kept.remote)]
+    found = [entry for entry in (*here, *there) if entry is not None]
+    order: dict[tuple[bool, str], int] = {}
+    for entry in sorted(found, key=lambda e: (e.remote, not e.recipes, e.fingerprint)):
+        if entry.members:
+            for name in (entry.fingerprint, *entry.members):
+                order.setdefault((entry.remote, name), len(order))
+    return sorted(found, key=lambda e: (order.get((e.remote, e.fingerprint), len(order)), e.remote))
+
+
+def _names(remote: Remote | None) -> list[str]:
+    return remote.entries() if remote is not None else []
+
+
+def _read_here(store: Store, name: str, needs: Needs) -> Entry | None:
+    """None for a folder with nothing but locks: `remove` leaves it, as a writer may wait there."""
+    folder, fault = store.entry(name), None
+    document: Document | None = None
+    try:
+        document = _named(read_document(folder / MANIFEST), name, folder)
+    except CacheIncompleteError:
+        pass
+    except CacheError as error:
+        fault = str(error)
+    sizes = sizes_of(folder)
+    in_use = store.in_use(name)
+    if not sizes and not in_use:
+        return None
+    last_use = None
+    with suppress(FileNotFoundError):
+        last_use = (folder / USE).stat().st_mtime
+    return Entry(
+        fingerprint=name,
+        remote=False,
+        document=document,
+        fault=fault,
+        bytes=sum(f.bytes for f in files_of(document)) if document else sum(sizes.values()),
+        recipes=needs.recipes.get(name, ()),
+        last_use=last_use,
+        in_use=in_use,
+    )
+
+
+def _read_there(remote: Remote | None, name: str, needs: Needs) -> Entry | None:
+    text = remote.manifest(name) if remote is not None else None
+    if text is None or remote is None:
+        return None  # deleted a moment ago
+    document, fault, where = None, None, f"{remote.where}/{name}/{MANIFEST}"
+    try:
+        document = _named(parse_document(text, where), name, where)
+    except CacheError as error:
+        fault = str(error)
+    return Entry(
+        fingerprint=name,
+        remote=True,
+        document=document,
+        fault=fault,
+        bytes=sum(file.bytes for file in files_of(document)) if document else 0,
+        recipes=needs.recipes.get(name, ()),
+        last_use=None,
+        in_use=False,
+    )
+
+
+def _named(document: Document, name: str, where: object) -> Document:
+    """Raise CacheCorruptError for the manifest of another entry."""
+    if document.fingerprint != name:
+        raise CacheCorruptError(
+            "an entry holds the manifest of another",
+            where=where,
+            expected=f"fingerprint {name}",
+            found=document.fingerprint,
+        )
+    return document
+
+
+def sizes_of(folder: Path) -> dict[str, int]:
+    """Bytes by name of what lies in an entry's folder, but for its locks."""
+    found = {}
+    with suppress(FileNotFoundError):
+        for path in folder.iterdir():
+            with suppress(FileNotFoundError):
+                if path.name not in (LOCK, USE) and path.is_file():
+                    found[path.name] = path.stat().st_size
+    return found
+
+
+# --- whether it is whole -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with an entry, or (without a fingerprint) with a recipe's own manifest."""
+
+    fingerprint: str
+    what: str
+    recipes: tuple[str, ...]
+    remote: bool = False
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An entry as a recipe's manifest, or that of a cache in the store, says that it is."""
+
+    document: Document
+    recipe: str | None
+
+
+@dataclass(frozen=True)
+class Check:
+    """What is to be compared byte for byte, and what manifests alone have shown."""
+
+    whole: tuple[Entry, ...]
+    unfinished: tuple[Entry, ...]
+    faults: tuple[Fault, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Of all files to be read."""
+        return sum(entry.bytes for entry in self.whole)
+
+    @property
+    def files(self) -> int:
+        """How many there are."""
+        return sum(len(files_of(entry.document)) for entry in self.whole if entry.document)
+
+
+def choose(
+    entries: Sequence[Entry], needs: Needs, names: Sequence[str], known: Iterable[str]
+) -> tuple[set[str], set[str]]:
+    """Recipes and fingerprints that are meant by names of recipes and beginnings of fingerprints.
+
+    `known` are all recipes. Raises ParamsError for a name that means nothing or several things,
+    DataError for a recipe that has no cache yet.
+    """
+    recipes, known, fingerprints = set(), list(known), {entry.fingerprint for entry in entries}
+    meant: set[str] = set()
+    for name in names:
+        if name in known:
+            if name not in needs.manifests and name not in needs.faults:
+                raise DataError(
+                    f"recipe {name} has no teacher cache yet",
+                    mend=f"dvc repro cache_teacher@{name}",
+                )
+            recipes.add(name)
+            continue
+        found = {one for one in fingerprints if len(name) >= 4 and one.startswith(name)}
+        if len(found) != 1:
+            raise ParamsError(
+                f"{name!r} means no recipe and no entry of the store"
+                if not found
+                else f"{name!r} means several entries of the store",
+                expected=_one_of(sorted(found) or _near(name, known, fingerprints)),
+                mend="stillhouse cache ls",
+            )
+        meant |= found
+    return recipes, meant
+
+
+def _near(name: str, known: list[str], fingerprints: set[str]) -> list[str]:
+    starts = {one[: max(len(name), 8)]: one for one in sorted(fingerprints)}
+    near = get_close_matches(name, [*known, *starts], n=3, cutoff=0.5)
+    return near or known
+
+
+def _one_of(names: list[str]) -> str | None:
+    return f"one of {', '.join(names)}" if names else None
+
+
+def prepare(entries: Sequence[Entry], needs: Needs, chosen: tuple[set[str], set[str]]) -> Check:
+    """What is to be compared: the recipes and entries chosen, or all if none is.
+
+    What a recipe's manifest names must be there and finished, or being written. What no recipe
+    names may be unfinished.
+    """
+    recipes, meant = chosen
+    everything = not recipes and not meant
+    if everything:
+        recipes = {*needs.manifests, *needs.faults}
+    required = _required(entries, needs, recipes, meant)
+    if everything:
+        meant = {entry.fingerprint for entry in entries}
+    selected = [
+        entry
+        for entry in entries
+        if entry.fingerprint in {*meant, *required} or recipes & {*entry.recipes}
+    ]
+    faults = [Fault("", str(needs.faults[r]), (r,)) for r in sorted(recipes & {*needs.faults})]
+    faults += [
+        Fault(entry.fingerprint, entry.fault, entry.recipes, entry.remote)
+        for entry in selected
+        if entry.fault is not None
+    ]
+    for name, wanted in required.items():
+        faults += _unmet(wanted, [entry for entry in selected if entry.fingerprint == name])
+    return Check(
+        whole=tuple(entry for entry in selected if entry.state == "finished"),
+        unfinished=tuple(entry for entry in selected if entry.state == "unfinished"),
+        faults=tuple(faults),
+    )
+
+
+def _required(
+    entries: Sequence[Entry], needs: Needs, recipes: set[str], meant: set[str]
+) -> dict[str, list[Wanted]]:
+    """What must be finished, by fingerprint: what recipes read, and the members of a cache."""
+    caches = [e.document for e in entries if e.fingerprint in meant and e.members]
+    members = [doc for one in caches if isinstance(one, Manifest) for doc in one.entries]
+    read = [document for recipe in recipes for document in needs.read_by(recipe)]
+    names = {*meant, *(document.fingerprint for document in (*members, *read))}
+    wanted = [
+        Wanted(document, recipe)
+        for recipe in sorted(needs.manifests)
+        for document in needs.read_by(recipe)
+        if document.fingerprint in names
+    ]
+    wanted += [Wanted(document, None) for document in members]
+    found: dict[str, list[Wanted]] = {}
+    for one in wanted:
+        found.setdefault(one.document.fingerprint, []).append(one)
+    return found
+
+
+def _unmet(wanted: list[Wanted], found: list[Entry]) -> Iterator[Fault]:
+    """What of one fingerprint is not as it is wanted, whatever its files are."""
+    document = wanted[0].document
+    for entry in found:
+        others = [w for w in wanted if entry.document not in (None, w.document)]
+        if others:
+            what = f"{document.title} was written again since: its manifest is another"
+            recipes = tuple(w.recipe for w in others if w.recipe is not None)
+            yield Fault(entry.fingerprint, what, recipes, entry.remote)
+    if all(entry.state == "unfinished" and not entry.in_use for entry in found):
+        recipes = tuple(w.recipe for w in wanted if w.recipe is not None)
+        what = f"{document.title} is not there, or not finished"
+        yield Fault(document.fingerprint, what, recipes)
+
+
+def compare(kept: Kept, check: Check, *, on_bytes: Callable[[int], None]) -> Iterator[Fault]:
+    """Compare every byte; each file that is missing or differs is a fault.
+
+    Files of a URL are fetched for it, one at a time. `on_bytes` is called with the size of each
+    file when it is done. Raises TransientError and CacheError where the store can't be asked.
+    """
+    for entry in check.whole:
+        for file in files_of(entry.document) if entry.document is not None else ():
+            what = _fetch(kept, entry, file) if entry.remote else _read(kept.store, entry, file)
+            if what is not None:
+                yield Fault(entry.fingerprint, what, entry.recipes, entry.remote)
+            on_bytes(file.bytes)
+
+
+def _read(store: Store, entry: Entry, file: File) -> str | None:
+    path = store.entry(entry.fingerprint) / file.name
+    try:
+        verify_file(path, file)
+    except CacheError as error:
+        return str(error)
+    except OSError as error:
+        return f"a file of the teacher cache can't be read: {path}. Found {error.strerror}."
+    return None
+
+
+def _fetch(kept: Kept, entry: Entry, file: File) -> str | None:
+    assert kept.remote is not None
+    kept.store.folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=kept.store.folder, prefix=TRIAL) as folder:
+        try:
+            kept.remote.fetch(entry.fingerprint, file, Path(folder) / file.name)
+        except (CacheCorruptError, CacheIncompleteError) as error:
+            return str(error)
+    return None

@@ -1,0 +1,1 @@
+"""Reading them back, verified."""

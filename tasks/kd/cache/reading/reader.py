@@ -1,0 +1,311 @@
+"""Reading a cache: memory-mapped, any example at any time, never a wrong one."""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+
+from tasks.kd.cache.format.codec import DTYPES, Statistics, decode
+from tasks.kd.cache.format.fingerprint import example_key, fingerprint
+from tasks.kd.cache.format.manifest import File, Live, Manifest, Piece, Stream, describe_difference
+from tasks.kd.cache.store.store import Store, Verify
+from tasks.kd.data.examples.padding import pad
+from tasks.kd.data.examples.prepared import Ids
+from tasks.kd.encoders.families import skeleton
+from tasks.kd.errors import CacheCorruptError, CacheIncompleteError, CacheStaleError
+from tasks.kd.recipe.streams import kind_of, layer_of
+from tasks.kd.targets.targets import derive, zero_padding
+
+_TRIES = 3
+
+
+def open_cache(
+    manifest: Manifest,
+    store: Store,
+    *,
+    expected: dict[str, Any],
+    pad_id: int,
+    mend: str,
+    verify: Verify = True,
+) -> CachedTargets:
+    """Open the cache that a manifest names: every byte compared, or sizes alone.
+
+    With `verify` (i, n), the i-th of n processes compares its part of the files; none may use the
+    cache before all have said that theirs is whole (`agreement.agreed`).
+
+    `expected` are the fingerprint's fields as they must be now. Raises CacheStaleError with the
+    fields that differ, CacheIncompleteError for what is not in the store, CacheCorruptError for
+    what differs from its digest.
+    """
+    require_fresh(manifest, expected, mend=mend)
+    store.require(manifest, verify=verify, mend=mend)
+    return CachedTargets(manifest, store, pad_id=pad_id)
+
+
+def require_fresh(document: Manifest | Live, expected: dict[str, Any], *, mend: str) -> None:
+    """Raise CacheStaleError, with the fields that differ, unless made of what is expected."""
+    if fingerprint(expected) != document.fingerprint:
+        raise CacheStaleError(
+            "the teacher cache is stale",
+            where=f"fingerprint {document.fingerprint}",
+            advice=f"It differs in {describe_difference(expected, document)}.",
+            mend=mend,
+        )
+
+
+class CachedTargets:
+    """`Targets` from disk. Shards stay memory-mapped; a batch is gathered into one buffer each.
+
+    All streams hold the same records in the same order (by length, then key), so one index of one
+    stream finds them all; each stream's own copy of the token ids is compared on every read.
+    """
+
+    def __init__(self, manifest: Manifest, store: Store, *, pad_id: int) -> None:
+        self.manifest = manifest
+        self.streams = manifest.served
+        self._pad_id = pad_id
+        leave = store.use(entry.fingerprint for entry in manifest.entries)
+        weakref.finalize(self, leave)
+        mapped = _Mapped(store)
+        self._stored = {
+            name: _StoredStream(name, stream, mapped) for name, stream in manifest.streams.items()
+        }
+        smallest = min(self._stored.values(), key=_StoredStream.size, default=None)
+        self._index = _Index(smallest) if smallest is not None else None
+        self._frozen = _frozen(manifest.pieces, mapped)
+
+    def on(self, device: torch.device) -> CachedTargets:
+        """Itself, computing there what it computes."""
+        self._frozen.to(device)
+        return self
+
+    def fetch(self, input_ids: Sequence[Ids]) -> dict[str, torch.Tensor]:
+        """Each stream of the given examples.
+
+        Raises CacheIncompleteError for an example that is not in the cache and CacheCorruptError
+        for a record whose token ids are not the example's.
+        """
+        ids_BT, mask_BT = pad(input_ids, self._pad_id)
+        found: dict[str, torch.Tensor] = {}
+        if self._index is not None:
+            records = self._index.find(input_ids)
+            for name, stored in self._stored.items():
+                found[name] = stored.gather(records, input_ids, mask_BT)
+        if self.manifest.computed:
+            states = {layer_of(s): x for s, x in found.items() if kind_of(s) == "hidden"}
+            found.update(derive(self._frozen, self.manifest.computed, states, ids_BT, mask_BT))
+        return {name: found[name] for name in self.streams}
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A shard's tensors, backed by the memory map."""
+
+    keys: npt.NDArray[np.uint8]
+    offsets: npt.NDArray[np.int64]
+    input_ids: npt.NDArray[np.int32]
+    values: torch.Tensor
+    scale: torch.Tensor | None
+
+
+class _Mapped:
+    """Shards that are open. Where the store has a bound, the longest unused are let go.
+
+    On Linux a file that was removed keeps its blocks for as long as it is mapped.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._bound = store, store.open_bytes
+        self._shards: OrderedDict[tuple[str, str], tuple[int, _Shard]] = OrderedDict()
+
+    def shard(self, entry: Stream, file: File) -> _Shard:
+        """A shard, opened if it is not."""
+        name = (entry.fingerprint, file.name)
+        if name not in self._shards:
+            tensors = self.tensors(entry, file)
+            _require_shard(tensors, entry, file)
+            shard = _Shard(
+                tensors["keys"].numpy(),
+                tensors["offsets"].numpy(),
+                tensors["input_ids"].numpy(),
+                tensors["values"],
+                tensors.get("scale"),
+            )
+            self._shards[name] = (file.bytes, shard)
+            while self._bound is not None and self._open_bytes() > self._bound:
+                if len(self._shards) == 1:
+                    break
+                self._shards.popitem(last=False)
+        self._shards.move_to_end(name)
+        return self._shards[name][1]
+
+    def tensors(self, entry: Stream | Piece, file: File) -> dict[str, torch.Tensor]:
+        """All tensors of a file. Raises CacheCorruptError if it is no safetensors file."""
+        for _ in range(_TRIES - 1 if self._bound is not None else 0):
+            try:
+                return self._tensors(entry, file)
+            except FileNotFoundError:  # another process made room between fetching and opening
+                continue
+        return self._tensors(entry, file)
+
+    def _tensors(self, entry: Stream | Piece, file: File) -> dict[str, torch.Tensor]:
+        path = self._store.path(entry, file)
+        try:
+            with safe_open(path, framework="pt") as opened:
+                names = opened.keys()
+                return {name: opened.get_tensor(name) for name in names}
+        except SafetensorError as error:
+            raise CacheCorruptError(
+                "a file of the teacher cache is damaged", where=path, found=error
+            ) from None
+
+    def metadata(self, entry: Piece, file: File) -> dict[str, str]:
+        """A file's own notes."""
+        with safe_open(self._store.path(entry, file), framework="pt") as opened:
+            return dict(opened.metadata())
+
+    def _open_bytes(self) -> int:
+        return sum(size for size, _ in self._shards.values())
+
+
+class _StoredStream:
+    """One stream's shards."""
+
+    def __init__(self, name: str, stream: Stream, mapped: _Mapped) -> None:
+        self.name, self.stream, self._mapped = name, stream, mapped
+        self.firsts = np.cumsum([0, *(shard.examples for shard in stream.shards)])
+        self._statistics: Statistics | None = None
+        if stream.statistics is not None:
+            tensors = mapped.tensors(stream, stream.statistics)
+            expected = dict.fromkeys(("mean", "deviation"), (torch.float32, (stream.width,)))
+            _require_tensors(tensors, expected, stream.statistics)
+            self._statistics = Statistics(tensors["mean"], tensors["deviation"])
+
+    def size(self) -> int:
+        """Bytes of its shards."""
+        return sum(file.bytes for file in self.stream.shards)
+
+    def shard(self, number: int) -> _Shard:
+        """A shard by number."""
+        return self._mapped.shard(self.stream, self.stream.shards[number])
+
+    def gather(
+        self, records: npt.NDArray[np.int64], input_ids: Sequence[Ids], mask_BT: torch.Tensor
+    ) -> torch.Tensor:
+        """The records' values, decoded: logits [B, C], hidden [B, T, D] with zeros at padding."""
+        places = [
+            self._place(int(record), ids) for record, ids in zip(records, input_ids, strict=True)
+        ]
+        if self.name == "logits":
+            return torch.stack([shard.values[row] for shard, row, _, _ in places])
+        if self.stream.codec != "int8":
+            padded = torch.zeros((*mask_BT.shape, self.stream.width))
+            for row, (shard, _, start, end) in enumerate(places):
+                padded[row, : end - start] = shard.values[start:end]
+            return padded
+        values = torch.zeros((*mask_BT.shape, self.stream.width), dtype=torch.int8)
+        scale = torch.zeros((*mask_BT.shape, 1), dtype=torch.float16)
+        for row, (shard, _, start, end) in enumerate(places):
+            assert shard.scale is not None
+            values[row, : end - start] = shard.values[start:end]
+            scale[row, : end - start] = shard.scale[start:end]
+        return zero_padding(decode(values, scale, self._statistics), mask_BT)
+
+    def _place(self, record: int, ids: Ids) -> tuple[_Shard, int, int, int]:
+        """A record's shard, row, first and last token; its ids are the example's."""
+        number = int(np.searchsorted(self.firsts, record, side="right")) - 1
+        shard = self.shard(number)
+        row = record - int(self.firsts[number])
+        start, end = int(shard.offsets[row]), int(shard.offsets[row + 1])
+        if end - start != len(ids) or not np.array_equal(shard.input_ids[start:end], ids):
+            raise CacheCorruptError(
+                "a record's token ids are not those of the example",
+                where=f"{self.name}, {self.stream.shards[number].name}, record {row}",
+            )
+        return shard, row, start, end
+
+
+class _Index:
+    """Where an example's record is: records are sorted by length and then by key."""
+
+    def __init__(self, stored: _StoredStream) -> None:
+        parts = []
+        for number in range(len(stored.stream.shards)):
+            shard = stored.shard(number)  # copied from, not held: it may have to go again
+            keys = np.ascontiguousarray(shard.keys).view(">u8")[:, 0].astype(np.uint64)
+            parts.append((np.diff(shard.offsets), keys))
+        lengths = np.concatenate([part[0] for part in parts])
+        self._keys = np.concatenate([part[1] for part in parts])
+        present, firsts = np.unique(lengths, return_index=True)
+        ends = np.append(firsts[1:], len(lengths))
+        self._groups = {
+            int(n): (int(a), int(b)) for n, a, b in zip(present, firsts, ends, strict=True)
+        }
+
+    def find(self, input_ids: Sequence[Ids]) -> npt.NDArray[np.int64]:
+        """Record numbers. Raises CacheIncompleteError, naming the text, for one that is not there.
+
+        Half of the key is compared here; the token ids themselves when the record is read.
+        """
+        records = np.empty(len(input_ids), dtype=np.int64)
+        for row, ids in enumerate(input_ids):
+            first, end = self._groups.get(len(ids), (0, 0))
+            raw = np.ascontiguousarray(ids, dtype="<i4").tobytes()
+            key = np.uint64(int.from_bytes(example_key(raw)[:8], "big"))
+            at = first + int(np.searchsorted(self._keys[first:end], key))
+            if at >= end or self._keys[at] != key:
+                raise CacheIncompleteError(
+                    "an example is not in the teacher cache",
+                    where=f"text of {len(ids)} tokens that begins {ids[:8].tolist()}",
+                    advice="The cache was made of other data.",
+                )
+            records[row] = at
+        return records
+
+
+def _require_shard(tensors: Mapping[str, torch.Tensor], stream: Stream, file: File) -> None:
+    """Raise CacheCorruptError unless a shard's tensors are what the manifest says of them."""
+    examples, tokens = file.examples, file.tokens
+    logits = stream.made_of["stream"] == "logits"
+    expected = {
+        "keys": (torch.uint8, (examples, 16)),
+        "offsets": (torch.int64, (examples + 1,)),
+        "input_ids": (torch.int32, (tokens,)),
+        "values": (DTYPES[stream.codec], (examples if logits else tokens, stream.width)),
+    }
+    if stream.codec == "int8":
+        expected["scale"] = (torch.float16, (tokens, 1))
+    _require_tensors(tensors, expected, file)
+
+
+def _require_tensors(
+    tensors: Mapping[str, torch.Tensor],
+    expected: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    file: File,
+) -> None:
+    found = {name: (value.dtype, tuple(value.shape)) for name, value in tensors.items()}
+    if found != expected:
+        raise CacheCorruptError(
+            "a file of the teacher cache holds other tensors than its manifest says",
+            where=file.name,
+            expected=expected,
+            found=found,
+        )
+
+
+def _frozen(pieces: Mapping[str, Piece], mapped: _Mapped) -> torch.nn.Module:
+    """The teacher's frozen pieces, as a model that has nothing else."""
+    if not pieces:
+        return torch.nn.Module()
+    tensors = {name: mapped.tensors(piece, piece.weights) for name, piece in pieces.items()}
+    first = next(iter(pieces.values()))
+    config = mapped.metadata(first, first.weights)["config"]
+    return skeleton(config, tensors)

@@ -1,0 +1,1 @@
+"""Where caches are kept: a folder, or a URL with local copies."""

@@ -1,0 +1,451 @@
+"""The store elsewhere: entries of the teacher cache behind a URL, and bounded copies of them here.
+
+A remote store is laid out as the local one is, so that a mirror made by any tool is a store too:
+
+    <entry>/<name>           a file of the entry
+    <entry>/<name>.sha256    its digest, as `sha256sum -c` reads it; written after the file
+    <entry>/manifest.json    written last: an entry without it is unfinished and not offered
+
+Why digests lie beside the files. What an interrupted upload has left must be told from what is
+still to come. A size does not tell a stale file from the right one, reading back costs as much as
+uploading again, and what a store keeps of a digest differs by driver (S3's ETag of a file that was
+uploaded in parts is none). A side object is the same everywhere, and written last it never vouches
+for half a file. It decides what is uploaded again, no more: what comes down is compared with the
+manifest's digest every time.
+
+Errors are of the `KDError` tree, in one line, with passwords and tokens cut out of URLs. Retries
+are the drivers' own; so are credentials, which they find in their usual places, such as
+AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+import fsspec
+
+from tasks.kd.cache.format.manifest import MANIFEST
+from tasks.kd.cache.store.faults import local_faults, named_faults, one_line, redact
+from tasks.kd.digests import commit_file, sha256_file
+from tasks.kd.errors import (
+    CacheCorruptError,
+    CacheFormatError,
+    CacheIncompleteError,
+    CacheQuotaError,
+    ParamsError,
+    TransientError,
+)
+
+SIDE = ".sha256"
+
+# Where a file needs its folder first and is written in place, byte by byte. Elsewhere an object
+# appears whole or not at all, and a request for a folder may create a bucket (s3fs does).
+_FOLDERS = {"file", "local", "sftp", "ssh"}
+_EXTRAS = {"s3": "s3", "s3a": "s3"}
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class FileLike(Protocol):
+    """What a manifest says of a file."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the entry's folder."""
+
+    @property
+    def bytes(self) -> int:
+        """Its size."""
+
+    @property
+    def sha256(self) -> str:
+        """The hex digest of its content."""
+
+
+class Remote:
+    """A store behind a URL that fsspec reads. Holds no connection: may be pickled and forked."""
+
+    def __init__(self, url: str) -> None:
+        """Name the store, `s3://bucket/prefix` or `file:///folder`; nothing is connected to yet.
+
+        Raises ParamsError where the URL is none or its driver is not installed.
+        """
+        self._url = url.rstrip("/") if url.partition("://")[2].strip("/") else url
+        self.where = redact(self._url)
+        scheme, separator, rest = url.partition("://")
+        if not (scheme and separator) or not (rest.strip("/") or scheme == "memory"):
+            raise ParamsError(
+                "a remote store needs a URL",
+                where=self.where,
+                expected="scheme://place, such as s3://bucket/prefix or file:///folder",
+            )
+        self._written_in_place = scheme in _FOLDERS
+        try:
+            self._open()
+        except (ImportError, ValueError) as error:
+            raise ParamsError(
+                f"no driver for {scheme}:// is installed",
+                where=self.where,
+                found=one_line(error, self._url),
+                mend=f"pip install 'stillhouse[{_EXTRAS[scheme]}]'" if scheme in _EXTRAS else None,
+            ) from None
+
+    def __repr__(self) -> str:
+        return f"Remote({self.where!r})"
+
+    def manifest(self, entry: str) -> bytes | None:
+        """The bytes of an entry's manifest.json; None for an entry that is unfinished or absent."""
+        files, folder = self._place(entry)
+        try:
+            with named_faults(self._url):
+                content: bytes = files.cat_file(f"{folder}/{MANIFEST}")
+        except FileNotFoundError:
+            return None
+        return content
+
+    def entries(self) -> list[str]:
+        """Names of the finished entries, sorted."""
+        files, root = self._open()
+        try:
+            with named_faults(self._url):
+                rows = files.ls(root, detail=True)
+        except FileNotFoundError:
+            return []
+        names = sorted(PurePosixPath(row["name"]).name for row in rows if _is_folder(row))
+        return [name for name in names if _NAME.fullmatch(name) and MANIFEST in self._sizes(name)]
+
+    def upload(self, folder: Path, files: Sequence[FileLike]) -> None:
+        """Copy a finished entry there: `folder/manifest.json` last, after the named files.
+
+        A file that is there with the same size and digest is not sent again, so that an upload
+        which was interrupted goes on where it was. A file is compared with its digest before it is
+        sent. Several uploads of the same files at once do no harm: each puts whole files with the
+        same content. Where an entry with another manifest is there, that manifest goes first.
+
+        Raises CacheIncompleteError or CacheCorruptError for a local file that is not as it is
+        named, ParamsError where the bucket is not there, TransientError and CacheError.
+        """
+        with local_faults(folder):
+            manifest = _read_manifest(folder)
+        there = self.manifest(folder.name)
+        if there not in (None, manifest):
+            self._remove(folder.name, MANIFEST)
+        sizes = self._sizes(folder.name)
+        named = [file for file in files if file.name != MANIFEST]
+        for file in named:
+            if not self._has(folder.name, file, sizes):
+                self._send(folder, file, sizes)
+        if there != manifest:
+            self._commit(folder.name, named, manifest)
+
+    def fetch(self, entry: str, file: FileLike, temporary: Path) -> None:
+        """Copy a file of an entry here, size and digest verified.
+
+        Under a temporary name: the caller renames the verified file, or removes what there is.
+        Raises CacheIncompleteError where it is not there and CacheCorruptError where it differs
+        from its size or digest.
+        """
+        files, folder = self._place(entry, file.name)
+        temporary.touch()  # a folder that can't be written is found before the store is asked
+        try:
+            with named_faults(self._url):
+                files.get_file(f"{folder}/{file.name}", str(temporary))
+        except FileNotFoundError:
+            raise CacheIncompleteError(
+                "the remote store lacks a file of the teacher cache",
+                where=f"{self.where}/{entry}/{file.name}",
+            ) from None
+        _verify(temporary, file, where=f"{self.where}/{entry}/{file.name}")
+
+    def delete(self, entry: str) -> None:
+        """Remove an entry, its manifest first, so that nobody is offered half of one."""
+        files, folder = self._place(entry)
+        names = self._sizes(entry)
+        for name in sorted(names, key=lambda name: name != MANIFEST):
+            self._remove(entry, name)
+        if names and self._written_in_place:
+            with named_faults(self._url):
+                files.rmdir(folder)
+
+    def _open(self) -> tuple[Any, str]:
+        """The driver and the path of the store. fsspec keeps one driver per process and thread."""
+        files, root = fsspec.core.url_to_fs(self._url)
+        files.invalidate_cache()  # others write there too
+        return files, str(root).rstrip("/")
+
+    def _place(self, *names: str) -> tuple[Any, str]:
+        """The driver and the path of an entry; every name is checked."""
+        for name in names:
+            _check_name(name, self.where)
+        files, root = self._open()
+        return files, f"{root}/{names[0]}"
+
+    def _sizes(self, entry: str) -> dict[str, int]:
+        """Name to bytes of what lies in an entry's folder, finished or not."""
+        files, folder = self._place(entry)
+        try:
+            with named_faults(self._url):
+                rows = files.ls(folder, detail=True)
+        except FileNotFoundError:
+            return {}
+        return {PurePosixPath(r["name"]).name: int(r["size"]) for r in rows if not _is_folder(r)}
+
+    def _has(self, entry: str, file: FileLike, sizes: dict[str, int]) -> bool:
+        side = f"{file.name}{SIDE}"
+        if sizes.get(file.name) != file.bytes or side not in sizes:
+            return False
+        files, folder = self._place(entry, file.name)
+        try:
+            with named_faults(self._url):
+                said: bytes = files.cat_file(f"{folder}/{side}")
+        except FileNotFoundError:
+            return False
+        return said == _side(file)
+
+    def _send(self, folder: Path, file: FileLike, sizes: dict[str, int]) -> None:
+        """Put a file, then its digest; a digest of what was there before goes first."""
+        path, side = folder / file.name, f"{file.name}{SIDE}"
+        _check_name(file.name, folder)
+        with local_faults(folder):
+            if not path.is_file():
+                raise CacheIncompleteError("a file of the teacher cache is not there", where=path)
+            _verify(path, file, where=path)
+        if side in sizes:
+            self._remove(folder.name, side)
+        self._write(folder.name, file.name, lambda files, to: files.put_file(str(path), to))
+        self._write(folder.name, side, lambda files, to: files.pipe_file(to, _side(file)))
+
+    def _commit(self, entry: str, named: Sequence[FileLike], manifest: bytes) -> None:
+        """Put the manifest, if what it names is there: somebody may have deleted meanwhile."""
+        sizes = self._sizes(entry)
+        lost = [file.name for file in named if sizes.get(file.name) != file.bytes]
+        if lost:
+            raise TransientError(
+                "the entry changed in the remote store while it was uploaded",
+                where=f"{self.where}/{entry}",
+                found=f"{', '.join(lost)} missing or of another size",
+                advice="It was not finished; upload it again.",
+            )
+        self._write(entry, MANIFEST, lambda files, to: files.pipe_file(to, manifest))
+
+    def _write(self, entry: str, name: str, put: Callable[[Any, str], None]) -> None:
+        """Put one object whole or not at all."""
+        files, folder = self._place(entry)
+        try:
+            with named_faults(self._url):
+                if self._written_in_place:
+                    files.makedirs(folder, exist_ok=True)
+                    _put_renamed(files, f"{folder}/{name}", put)
+                else:
+                    put(files, f"{folder}/{name}")
+        except FileNotFoundError as error:
+            raise ParamsError(
+                "the remote store has no such place",
+                where=self.where,
+                found=one_line(error, self._url),
+            ) from None
+
+    def _remove(self, entry: str, name: str) -> None:
+        files, folder = self._place(entry)
+        with suppress(FileNotFoundError), named_faults(self._url):
+            files.rm_file(f"{folder}/{name}")
+
+
+class LocalCopies:
+    """A bounded folder of files of a remote store, each at `<sha256>/<name>`.
+
+    What is read is fetched; the least recently used goes when the bound is passed. The digest is
+    part of the path because an entry that was written again has other bytes under the same names,
+    and one process may still follow the old manifest while another follows the new. Processes may
+    share the folder: placing and evicting happen under one lock, downloads in parallel, each file
+    by one process while the others that want it wait. Locks are `flock`, which the kernel releases
+    on death, so the folder has to be on this machine's own disk.
+
+    The bound holds for finished copies; a download adds its own file until it is placed. An evicted
+    file that is memory-mapped stays readable to whoever mapped it (Linux removes the name at once
+    and frees the bytes with the last map).
+    """
+
+    def __init__(self, folder: Path, remote: Remote, *, limit_bytes: int) -> None:
+        """Open the folder, or make it; clean up after dead processes; keep to the limit.
+
+        Raises ParamsError for a folder that holds anything else: what lies in it gets evicted.
+        """
+        self._folder, self._remote, self._limit_bytes = folder, remote, limit_bytes
+        self._lock, self._coming = folder / ".copies.lock", folder / ".coming"
+        self._verified: set[Path] = set()
+        with local_faults(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            names = {path.name for path in folder.iterdir()}
+            if names and self._lock.name not in names:
+                raise ParamsError(
+                    "the folder for copies of the remote store holds other things",
+                    where=folder,
+                    expected="an empty folder, or one that was made for this",
+                )
+            self._lock.touch()
+            self._coming.mkdir(exist_ok=True)
+            self._sweep()
+            with _locked(self._lock):
+                self._make_room(0)
+
+    def path(self, entry: str, file: FileLike) -> Path:
+        """The verified copy of a file of an entry, fetched if need be, and marked as just used.
+
+        Open it at once: another process may evict it (then ask again). A copy is trusted if its
+        size is right and this process fetched it or has compared it with its digest once; one that
+        is damaged is fetched again.
+
+        Raises CacheQuotaError for a file that alone passes the limit, and what `Remote.fetch` does.
+        """
+        for name in (entry, file.name):
+            _check_name(name, self._remote.where)
+        if not _SHA256.fullmatch(file.sha256):
+            raise CacheFormatError("not a digest", where=file.name, found=repr(file.sha256))
+        if file.bytes > self._limit_bytes:
+            raise CacheQuotaError(
+                "a file of the teacher cache is larger than all the room for local copies",
+                where=f"{self._remote.where}/{entry}/{file.name}",
+                expected=f"at most {self._limit_bytes} bytes",
+                found=f"{file.bytes} bytes",
+            )
+        path = self._folder / file.sha256 / file.name
+        with local_faults(self._folder):
+            while not self._use(path, file):
+                self._fetch(entry, file, path)
+        return path
+
+    def _use(self, path: Path, file: FileLike) -> bool:
+        """Mark a good copy as used; False where there is none, or none any more."""
+        try:
+            good = path.stat().st_size == file.bytes
+            if good and path not in self._verified:
+                good = sha256_file(path) == file.sha256
+            if not good:
+                path.unlink()
+                return False
+            self._verified.add(path)
+            _touch(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _fetch(self, entry: str, file: FileLike, path: Path) -> None:
+        with _locked(self._coming / f"{file.sha256}.lock"):
+            if self._use(path, file):  # whoever held the lock has fetched it
+                return
+            part = self._coming / f"{file.sha256}.{uuid.uuid4().hex}.part"
+            try:
+                with _locked(self._lock):  # so that the download finds room on the disk
+                    self._make_room(file.bytes)
+                self._remote.fetch(entry, file, part)
+                with _locked(self._lock):  # others have placed files meanwhile
+                    self._make_room(file.bytes)
+                    path.parent.mkdir(exist_ok=True)
+                    _touch(part)
+                    commit_file(part, path)
+                self._verified.add(path)
+            finally:
+                part.unlink(missing_ok=True)
+
+    def _make_room(self, wanted_bytes: int) -> None:
+        """Evict, least recently used first, until as much fits. The caller holds the lock."""
+        copies = []
+        for path in self._folder.glob("[!.]*/*"):
+            with suppress(FileNotFoundError):  # another process found it damaged
+                found = path.stat()
+                copies.append((found.st_mtime_ns, found.st_size, path))
+        total = wanted_bytes + sum(size for _, size, _ in copies)
+        for _, size, path in sorted(copies):
+            if total <= self._limit_bytes:
+                return
+            path.unlink(missing_ok=True)
+            total -= size
+            with suppress(OSError):  # the same content has another name too
+                path.parent.rmdir()
+
+    def _sweep(self) -> None:
+        """Remove what processes that died while fetching have left."""
+        for part in self._coming.glob("*.part"):
+            with (
+                suppress(BlockingIOError),  # alive
+                _locked(self._coming / f"{part.name.partition('.')[0]}.lock", wait=False),
+            ):
+                part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold a file's lock. Without waiting, BlockingIOError if another holds it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child forked meanwhile holds the descriptor too
+        os.close(descriptor)
+
+
+def _touch(path: Path) -> None:
+    """Set the time of use to now, in full: what the kernel sets itself moves in milliseconds."""
+    now = time.time_ns()
+    os.utime(path, ns=(now, now))
+
+
+def _verify(path: Path, file: FileLike, *, where: object) -> None:
+    """Raise CacheCorruptError unless a local file has the size and digest that it should."""
+    found: tuple[int, str | None] = path.stat().st_size, None
+    if found[0] == file.bytes:
+        found = file.bytes, sha256_file(path)
+    if found != (file.bytes, file.sha256):
+        raise CacheCorruptError(
+            "a file of the teacher cache differs from its manifest",
+            where=where,
+            expected=f"{file.bytes} bytes with sha256 {file.sha256}",
+            found=f"{found[0]} bytes" + (f" with sha256 {found[1]}" if found[1] else ""),
+        )
+
+
+def _put_renamed(files: Any, to: str, put: Callable[[Any, str], None]) -> None:
+    """Put under a temporary name beside, then rename."""
+    folder, _, name = to.rpartition("/")
+    temporary = f"{folder}/.{name}.{uuid.uuid4().hex}.part"
+    try:
+        put(files, temporary)
+        files.mv(temporary, to)
+    except BaseException:
+        with suppress(OSError):
+            files.rm_file(temporary)
+        raise
+
+
+def _read_manifest(folder: Path) -> bytes:
+    try:
+        return (folder / MANIFEST).read_bytes()
+    except FileNotFoundError:
+        raise CacheIncompleteError(
+            "only a finished entry is uploaded", where=folder, expected=MANIFEST
+        ) from None
+
+
+def _check_name(name: str, where: object) -> None:
+    """Refuse a name that leads out of its folder or means many."""
+    if not _NAME.fullmatch(name):
+        raise CacheFormatError("not a name of an entry or a file", where=where, found=repr(name))
+
+
+def _is_folder(row: dict[str, Any]) -> bool:
+    return bool(row["type"] == "directory")
+
+
+def _side(file: FileLike) -> bytes:
+    """What is kept of a digest; sha256sum's own format."""
+    return f"{file.sha256}  {file.name}\n".encode()

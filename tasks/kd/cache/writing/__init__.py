@@ -1,0 +1,1 @@
+"""Writing a teacher's outputs."""

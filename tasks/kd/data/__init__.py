@@ -1,0 +1,1 @@
+"""Text: sources, tables, splits and batches."""

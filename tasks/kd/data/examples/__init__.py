@@ -1,0 +1,1 @@
+"""Prepared examples: read, grouped into batches and padded."""

@@ -1,0 +1,1 @@
+"""Encoders: their folders, families and inner layers."""

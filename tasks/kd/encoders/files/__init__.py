@@ -1,0 +1,1 @@
+"""The files of a model's folder, looked at without loading it."""

@@ -1,0 +1,250 @@
+"""The report of an evaluation: one HTML file that needs nothing else, and its plots as PNG.
+
+`Contents` in, text out: no file is read, no clock, no network, so that the same figures make the
+same page. All text is escaped by the template engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from tasks.kd.digests import write_bytes
+from tasks.kd.evaluation.figures import Bin
+from tasks.kd.evaluation.plots import (
+    History,
+    Plot,
+    as_svg,
+    draw_accuracy,
+    draw_confusion,
+    draw_level,
+    draw_losses,
+    draw_reliability,
+    draw_similarity,
+    level_names,
+    save_png,
+)
+
+_TEXT_LENGTH = 320
+_THIN = "\u202f"  # narrow space that does not break: between a number and its unit
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A test text that the teacher gets right and the student wrong; scores are softmax."""
+
+    text: str
+    label: str
+    answer: str
+    student_score: float
+    teacher_score: float
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All a report shows. `metrics` is metrics.json; lineage is (name, value) pairs."""
+
+    metrics: Mapping[str, Any]
+    data_card: Mapping[str, Any]
+    confidence: float
+    teacher_bins: Sequence[Bin]
+    student_bins: Sequence[Bin]
+    teacher_history: History
+    student_history: History
+    mistakes: Sequence[Mistake]
+    lineage: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table teacher against student; `spans` are for the picture of intervals."""
+
+    name: str
+    teacher: str
+    student: str
+    teacher_interval: str = ""
+    student_interval: str = ""
+    ratio: str = ""
+    spans: tuple[tuple[float, float, float], ...] = ()
+
+
+def write_report(contents: Contents, out: Path) -> None:
+    """Write report.html and plots/*.png."""
+    plots = draw_plots(contents)
+    # The page first: drawing at a PNG's resolution moves a figure's layout by a hair.
+    write_bytes(out / "report.html", render_report(contents, plots).encode())
+    folder = out / "plots"
+    folder.mkdir(exist_ok=True)
+    for plot in plots.values():
+        save_png(plot, folder)
+
+
+def draw_plots(contents: Contents) -> dict[str, Plot]:
+    """Every plot by its name, in the order of the report."""
+    metrics, history = contents.metrics, contents.student_history
+    plots = [draw_accuracy(history, contents.teacher_history)]
+    if levels := level_names(history):
+        plots.append(draw_losses(history))
+        plots.extend(draw_level(history, level) for level in levels)
+    plots += [
+        draw_confusion("teacher", metrics["confusion"]["teacher"], metrics["labels"]),
+        draw_confusion("student", metrics["confusion"]["student"], metrics["labels"]),
+        draw_reliability(contents.teacher_bins, contents.student_bins),
+        draw_similarity(metrics["similarity"]["cka"]),
+    ]
+    return {plot.name: plot for plot in plots}
+
+
+def render_report(contents: Contents, plots: Mapping[str, Plot]) -> str:
+    """The page. Raises jinja2's UndefinedError if `metrics` lacks a figure."""
+    environment = Environment(
+        loader=PackageLoader("tasks.kd.evaluation"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=percent, count=count, cut=cut, difference=difference)
+    metrics = contents.metrics
+    return environment.get_template("report.html.j2").render(
+        contents=contents,
+        metrics=metrics,
+        headline=summarise(metrics),
+        confidence=percent(contents.confidence, 0),
+        quality=_quality_rows(metrics),
+        cost=_cost_rows(metrics),
+        classes=sorted(metrics["per_class"], key=lambda row: (-row["support"], row["label"])),
+        widest=max(0.05, *(abs(c["student_f1"] - c["teacher_f1"]) for c in metrics["per_class"])),
+        ratios=_ratios(metrics),
+        plots=plots,
+        svg={name: as_svg(plot) for name, plot in plots.items()},
+        left_out=list_left_out(contents.data_card["dropped"]),
+        learning=[name for name in plots if name.startswith("learning-")],
+    )
+
+
+def list_left_out(dropped: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Why rows were left out and how many, in words; reasons of no row are not said."""
+    found: list[tuple[str, int]] = []
+    for reason, rows in dropped.items():
+        parts = list_left_out(rows) if isinstance(rows, Mapping) else [("", rows)]
+        found += [(f"{reason.replace('_', ' ')} {part}".strip(), n) for part, n in parts if n]
+    return found
+
+
+def summarise(metrics: Mapping[str, Any]) -> str:
+    """The result in one sentence."""
+    ratios = _ratios(metrics)
+    return (
+        f"The student keeps {percent(metrics['retention']['value'])} of its teacher’s accuracy, "
+        f"in {percent(ratios['size'], 0)} of the space "
+        f"and {percent(ratios['time'], 0)} of the time."
+    )
+
+
+def _ratios(metrics: Mapping[str, Any]) -> dict[str, float]:
+    teacher, student = metrics["teacher"], metrics["student"]
+    return {
+        "size": student["size_bytes"] / teacher["size_bytes"],
+        "time": student["latency_ms"]["p50"] / teacher["latency_ms"]["p50"],
+        "speed": teacher["latency_ms"]["p50"] / student["latency_ms"]["p50"],
+    }
+
+
+def _quality_rows(metrics: Mapping[str, Any]) -> list[Row]:
+    names = {
+        "accuracy": "Accuracy",
+        "lead": "Lead over the best constant answer",
+        "macro_f1": "Macro-F1",
+        "ece": "Calibration error (ECE)",
+    }
+    rows = []
+    for key, name in names.items():
+        if key not in metrics["student"]:  # no lead on a test split of one label
+            continue
+        teacher, student = metrics["teacher"][key], metrics["student"][key]
+        rows.append(
+            Row(
+                name,
+                percent(teacher["value"]),
+                percent(student["value"]),
+                teacher_interval=interval(teacher),
+                student_interval=interval(student),
+                spans=_place((teacher, student)),
+            )
+        )
+    return rows
+
+
+def _cost_rows(metrics: Mapping[str, Any]) -> list[Row]:
+    teacher, student = metrics["teacher"], metrics["student"]
+    measured = [
+        (f"Latency, {label}", *(who["latency_ms"][key] for who in (teacher, student)), _as_ms)
+        for key, label in (("p50", "median"), ("p95", "95th percentile"), ("mean", "mean"))
+    ]
+    measured += [
+        ("Size of the ONNX file", teacher["size_bytes"], student["size_bytes"], _as_megabytes),
+        ("Parameters", teacher["parameters"], student["parameters"], _as_millions),
+        ("Layers", teacher["layers"], student["layers"], count),
+    ]
+    return [
+        Row(name, show(before), show(after), ratio=f"{after / before:.2f}{_THIN}×")
+        for name, before, after, show in measured
+    ]
+
+
+def _place(pair: Sequence[Mapping[str, float]]) -> tuple[tuple[float, float, float], ...]:
+    """(low, value, high) of each figure on a common scale from 0 to 100."""
+    ends = [(min(f["low"], f["value"]), f["value"], max(f["high"], f["value"])) for f in pair]
+    least, most = min(low for low, _, _ in ends), max(high for _, _, high in ends)
+    scale = 100 / ((most - least) or 1.0)
+    return tuple(
+        (scale * (low - least), scale * (value - least), scale * (high - least))
+        for low, value, high in ends
+    )
+
+
+# --- numbers and texts as people read them -------------------------------------------------------
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A share as percent."""
+    return f"{100 * share:.{digits}f}{_THIN}%"
+
+
+def interval(figure: Mapping[str, float]) -> str:
+    """An interval as percent."""
+    return f"{100 * figure['low']:.1f} to {100 * figure['high']:.1f}"
+
+
+def difference(share: float) -> str:
+    """A difference of shares, in points of percent, with its sign."""
+    text = f"{100 * share:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+def count(value: float) -> str:
+    """A whole number with its thousands apart."""
+    return f"{round(value):,}".replace(",", _THIN)
+
+
+def cut(text: str, length: int = _TEXT_LENGTH) -> str:
+    """A text's beginning, up to the end of a word."""
+    text = " ".join(text.split())
+    return text if len(text) <= length else text[:length].rsplit(" ", 1)[0] + "\u00a0…"
+
+
+def _as_ms(value: float) -> str:
+    return f"{value:.2f}{_THIN}ms"
+
+
+def _as_megabytes(value: float) -> str:
+    return f"{value / 1e6:.1f}{_THIN}MB"
+
+
+def _as_millions(value: float) -> str:
+    return f"{value / 1e6:.1f}{_THIN}M"

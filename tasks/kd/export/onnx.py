@@ -1,0 +1,279 @@
+"""A trained student as files to serve: ONNX in float32 and int8, tokenizer, model card.
+
+The exported graph takes `input_ids` and `attention_mask` (int64 [B, T], both axes free) and gives
+`logits` (float32 [B, C]); token types are zeros inside it. The same weights give the same bytes:
+what the exporter notes about the machine (source paths, traces) is taken out.
+
+N examples, B examples of a batch, T tokens, C classes.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from tasks.kd.data.examples.padding import pad_rows
+from tasks.kd.data.examples.prepared import Ids
+from tasks.kd.digests import write_bytes, write_json
+from tasks.kd.errors import ExportError
+from tasks.kd.export.int8 import write_int8
+from tasks.kd.export.running import Logits, open_session, predict_onnx, predict_torch, run_session
+from tasks.kd.recipe.sections import ExportStudent
+from tasks.kd.teacher.ensemble import classifiers_of
+from tasks.kd.tokens.encoding import read_tokenizer
+
+FLOAT32, INT8 = "model.onnx", "model.int8.onnx"
+SERVED = {"float32": FLOAT32, "int8": INT8}
+INPUTS = ("input_ids", "attention_mask")
+OUTPUT = "logits"
+
+_PARITY_BATCH = 16
+_PROTOBUF_LIMIT = 2**31 - 2**26  # a protobuf message ends at 2 GiB; leave room for the graph
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained student and what its files must say of it."""
+
+    model: torch.nn.Module
+    tokenizer: Path
+    labels: tuple[str, ...]
+    max_length_tokens: int
+    pad_token_id: int
+    card: dict[str, Any]
+
+
+def export_student(
+    trained: Trained, examples: Sequence[Ids], *, params: ExportStudent, out: Path
+) -> dict[str, Any]:
+    """Write all files of the student into `out`, check them against torch, return the report.
+
+    Raises ExportError if the float32 file's logits differ from torch by more than
+    `max_logit_difference`, or if int8 is to be served and agrees too seldom.
+    """
+    float32, int8 = out / FLOAT32, out / INT8
+    write_onnx(trained.model, float32)
+    write_int8(float32, int8)
+    chosen = list(examples[: params.parity_examples])
+    pad = trained.pad_token_id
+    difference = require_parity(
+        trained.model, float32, chosen, pad_token_id=pad, limit=params.max_logit_difference
+    )
+    agreement = measure_agreement(float32, int8, chosen, pad_token_id=pad)
+    if params.serve == "int8":
+        require_agreement(agreement, int8, limit=params.min_int8_agreement)
+    write_tokenizer(trained.tokenizer, out / "tokenizer.json", trained.max_length_tokens)
+    report = {
+        "max_logit_difference": difference,
+        "int8_agreement": agreement,
+        "int8_agreement_suffices": agreement >= params.min_int8_agreement,
+        "parity_examples": len(chosen),
+        "sizes": {path.name: path.stat().st_size for path in (float32, int8)},
+        "serve": SERVED[params.serve],
+    }
+    write_json(out / "student.json", _contract(trained, SERVED[params.serve]))
+    write_bytes(out / "model_card.md", _model_card(trained, report).encode())
+    write_json(out / "report.json", report)
+    return report
+
+
+def _contract(trained: Trained, served: str) -> dict[str, Any]:
+    return {
+        "labels": list(trained.labels),
+        "max_length_tokens": trained.max_length_tokens,
+        "pad_token_id": trained.pad_token_id,
+        "serve": served,
+        "inputs": list(INPUTS),
+        "output": OUTPUT,
+    }
+
+
+def _model_card(trained: Trained, report: dict[str, Any]) -> str:
+    environment = Environment(
+        loader=PackageLoader("tasks.kd.export"),
+        undefined=StrictUndefined,
+        autoescape=False,  # noqa: S701  Markdown, and names are quoted as code in it
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["code"] = _as_code
+    template = environment.get_template("model_card.md.j2")
+    return template.render(student=trained, report=report, **trained.card)
+
+
+def _as_code(name: str) -> str:
+    """A name as Markdown code, on one line, whatever is in it."""
+    return "`` " + " ".join(name.replace("`", "'").split()) + " ``"
+
+
+def write_tokenizer(source: Path, target: Path, max_length_tokens: int) -> None:
+    """Write a tokenizer.json that cuts at the maximum length and does not pad."""
+    tokenizer = read_tokenizer(source, max_length_tokens)
+    write_bytes(target, tokenizer.to_str().encode())
+
+
+# --- torch to ONNX -------------------------------------------------------------------------------
+
+
+class _LogitsOnly(torch.nn.Module):
+    """Two tensors in, one out: the classifier without its keyword arguments."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Logits [B, C] from int64 [B, T]."""
+        logits: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+        return logits
+
+
+def write_onnx(model: torch.nn.Module, path: Path, *, one_file: bool = True) -> None:
+    """Write a transformers classifier as float32 ONNX; it is left in evaluation mode.
+
+    `one_file=False` puts the weights of a model beyond protobuf's 2 GiB beside the file.
+    Raises ExportError for such a model otherwise.
+    """
+    size = sum(parameter.numel() * 4 for parameter in model.parameters())
+    if size > _PROTOBUF_LIMIT and one_file:
+        raise ExportError(
+            "the model does not fit one ONNX file",
+            where=path,
+            expected=f"at most {_PROTOBUF_LIMIT} bytes of float32 weights",
+            found=size,
+        )
+    program = _trace(model)
+    if size > _PROTOBUF_LIMIT:
+        program.save(str(path), external_data=True)
+        return
+    proto = program.model_proto
+    _forget_the_machine(proto)
+    write_bytes(path, proto.SerializeToString(deterministic=True))
+
+
+def _trace(model: torch.nn.Module) -> Any:
+    """The model as an ONNX program, through torch.export.
+
+    Attention is traced in its plain form: the fused kernels' fallbacks make a larger graph.
+    """
+    example = torch.tensor([[5, 6, 7, 8, 9, 6, 7], [8, 9, 5, 6, 7, 0, 0]])
+    mask = (example != 0).long()
+    axes = {0: "batch", 1: "sequence"}
+    kernels: list[tuple[Any, str]] = []
+    for part in classifiers_of(model):
+        config: Any = part.config
+        kernels.append((part, config._attn_implementation))
+        kernels[-1][0].set_attn_implementation("eager")
+    try:
+        with _quiet_exporter():
+            return torch.onnx.export(
+                _LogitsOnly(model).eval(),
+                (example, mask),
+                dynamo=True,
+                input_names=list(INPUTS),
+                output_names=[OUTPUT],
+                dynamic_shapes=(axes, axes),
+                verbose=False,
+            )
+    finally:
+        for part, kernel in kernels:
+            part.set_attn_implementation(kernel)
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Without the exporter's remarks on its own innards; other warnings pass."""
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = registration.level
+    registration.setLevel(logging.ERROR)  # "torchvision is not installed"
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r".*LeafSpec.*is deprecated", FutureWarning)
+            warnings.filterwarnings("ignore", r"# The axis name: .* will not be used", UserWarning)
+            yield
+    finally:
+        registration.setLevel(level)
+
+
+def _forget_the_machine(proto: onnx.ModelProto) -> None:
+    """Take out stack traces, source paths and comments, so that equal weights are equal bytes."""
+    graph = proto.graph
+    parts: list[Any] = [proto, graph]
+    for group in (graph.node, graph.initializer, graph.input, graph.output, graph.value_info):
+        parts.extend(group)
+    for part in parts:
+        part.doc_string = ""
+        del part.metadata_props[:]
+
+
+# --- parity --------------------------------------------------------------------------------------
+
+
+def require_parity(
+    model: torch.nn.Module,
+    path: Path,
+    examples: Sequence[Ids],
+    *,
+    pad_token_id: int,
+    limit: float,
+) -> float:
+    """Largest absolute difference of the file's logits from torch's.
+
+    Examples go through ONNX in batches of mixed length, as a server would pad them, and through
+    torch in batches of like length: a mask that is ignored shows as a difference.
+    Raises ExportError if it passes the limit, or is not a number.
+    """
+    exported = predict_padded(path, examples, pad_token_id=pad_token_id)
+    trained = predict_torch(model, examples, pad_token_id=pad_token_id)
+    difference = float(np.abs(exported - trained).max())
+    if not difference <= limit:
+        raise ExportError(
+            "the exported student's logits differ from the trained one's",
+            where=path,
+            expected=f"at most {limit:g} (max_logit_difference) over {len(examples)} examples",
+            found=f"{difference:.3g}",
+        )
+    return difference
+
+
+def predict_padded(path: Path, examples: Sequence[Ids], *, pad_token_id: int) -> Logits:
+    """Logits float32 [N, C] in batches of examples as they come, whatever their lengths."""
+    session = open_session(path)
+    starts = range(0, len(examples), _PARITY_BATCH)
+    rows = [range(start, min(start + _PARITY_BATCH, len(examples))) for start in starts]
+    batches = [pad_rows(examples, chosen, pad_token_id) for chosen in rows]
+    return np.concatenate([run_session(session, batch) for batch in batches])
+
+
+def measure_agreement(
+    float32: Path, int8: Path, examples: Sequence[Ids], *, pad_token_id: int
+) -> float:
+    """Share of examples that both files give the same class, each example alone."""
+    classes = [
+        predict_onnx(path, examples, pad_token_id=pad_token_id, alone=True).argmax(axis=1)
+        for path in (float32, int8)
+    ]
+    return float(np.mean(classes[0] == classes[1]))
+
+
+def require_agreement(agreement: float, path: Path, *, limit: float) -> None:
+    """Raise ExportError if the int8 file agrees with the float32 file less often than `limit`."""
+    if agreement < limit:
+        raise ExportError(
+            "the int8 student answers differently from the float32 one too often",
+            where=path,
+            expected=f"agreement of at least {limit:g} (min_int8_agreement)",
+            found=f"{agreement:.4f}",
+            advice="Set export_student.serve to float32, or lower the limit.",
+        )

@@ -1,0 +1,1 @@
+"""What a person writes: typed sections, what must hold between them, and their files."""

@@ -1,0 +1,1 @@
+"""A student's start: its shape and its first weights."""

@@ -1,0 +1,44 @@
+"""The other texts' vectors that a contrastive level tells an example's own from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from tasks.kd.data.examples.batching import split_by_tokens
+from tasks.kd.data.examples.prepared import Ids
+from tasks.kd.levels.losses.numerics import pool
+from tasks.kd.targets.targets import Targets
+
+_BATCH_TOKENS = 8192
+
+
+def banks(
+    targets: Targets, input_ids: Sequence[Ids], layers: Sequence[int], *, count: int, seed: int
+) -> dict[int, torch.Tensor]:
+    """Means [N, D] of the teacher's states over the tokens of N distinct texts, by layer.
+
+    N is `count`, or as many texts as there are; which ones is decided by the seed alone, so that
+    every process has the same. Nothing is read where no layer is asked for.
+    """
+    if not layers:
+        return {}
+    first: dict[bytes, int] = {}
+    for row, ids in enumerate(input_ids):
+        first.setdefault(ids.tobytes(), row)
+    rows = np.random.default_rng(seed).permutation(list(first.values()))[:count]
+    lengths = np.asarray([len(input_ids[row]) for row in rows])
+    by_length = np.argsort(lengths, kind="stable")  # so that a batch holds what it is bound to
+    parts: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
+    for part in split_by_tokens(by_length, lengths, max_tokens=_BATCH_TOKENS):
+        texts = [input_ids[rows[place]] for place in part]
+        streams = targets.fetch(texts)
+        mask_BT = (
+            torch.arange(max(map(len, texts))) < torch.tensor([len(x) for x in texts])[:, None]
+        )
+        for layer in layers:
+            parts[layer].append(pool(streams[f"hidden.{layer}"].float(), mask_BT))
+    drawn = torch.from_numpy(np.argsort(by_length))  # the first so many are a level's negatives
+    return {layer: torch.cat(found)[drawn] for layer, found in parts.items()}

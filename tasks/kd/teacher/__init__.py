@@ -1,0 +1,1 @@
+"""A teacher, or several as one, and what its answers are worth."""

@@ -1,0 +1,1 @@
+"""A model's own tokenizer: its files, what is wrong with them, and encoding with it."""
