@@ -23,8 +23,8 @@ from tasks.kd.cache.format.fingerprint import (
 from tasks.kd.data.examples.batching import Rows
 from tasks.kd.data.examples.prepared import Ids
 from tasks.kd.encoders.families import width
-from tasks.kd.recipe.sections import CacheTeacher
 from tasks.kd.recipe.streams import Plan, plan, state_bytes
+from tasks.kd.recipe.training import CacheTeacher
 
 MEBIBYTE = 2**20
 
