@@ -11,7 +11,8 @@ from tasks.kd.cache.reading.reader import open_cache
 from tasks.kd.cache.writing.choice import choose, measure
 from tasks.kd.cache.writing.job import CacheJob
 from tasks.kd.cache.writing.writer import write_cache, write_share
-from tasks.kd.data.examples.prepared import read_data_card, read_split
+from tasks.kd.data.examples.prepared import read_split
+from tasks.kd.documents.data_card import DataCard
 from tasks.kd.encoders.families import depth
 from tasks.kd.encoders.loading import attention_kernel
 from tasks.kd.errors import CacheCorruptError
@@ -61,11 +62,11 @@ def main(stage: Stage) -> None:
 def make_job(stage: Stage) -> CacheJob:
     """The teacher, on this process's own device, the examples and the settings of a stage."""
     data, teacher_folder = stage.input("prepare_data"), stage.input("train_teacher")
-    card, split = read_data_card(data), read_split(data / "train.arrow")
+    card, split = DataCard.read(data), read_split(data / "train.arrow")
     teacher = load_teacher(teacher_folder).to(own_device())
     report = read_report(teacher_folder)
     base = base_fields_of(card, report, attention=attention_kernel(teacher))
-    return CacheJob(teacher, split.input_ids, card["pad_token_id"], base, stage.params)
+    return CacheJob(teacher, split.input_ids, card.pad_token_id, base, stage.params)
 
 
 def _write(stage: Stage, job: CacheJob) -> Manifest:
