@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tokenizers import AddedToken, Tokenizer
 
@@ -54,7 +54,7 @@ class ModelTokenizer:
 
     files: TokenizerFiles
     tokenizer: Tokenizer
-    truncation_side: str
+    truncation_side: Literal["left", "right"]
     pad_token_id: int
     pieces: Mapping[str, str]  # special pieces by role: cls_token, sep_token, …
 
