@@ -17,8 +17,8 @@ from tasks.kd.cache.reading.reader import CachedTargets, open_cache
 from tasks.kd.cache.store.store import Store
 from tasks.kd.cache.writing.writer import Job, write_cache
 from tasks.kd.data.examples.prepared import Split
-from tasks.kd.recipe.sections import CacheTeacher
 from tasks.kd.recipe.streams import Recompute
+from tasks.kd.recipe.training import CacheTeacher
 
 CODECS: tuple[Codec, ...] = ("float32", "float16", "bfloat16", "int8")
 HIDDEN = ("logits", "hidden.0", "hidden.2", "hidden.4", "hidden.6")

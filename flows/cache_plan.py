@@ -133,7 +133,7 @@ def _fit(path: Path, error: ParamsError | None) -> tuple[bytes, tuple[str, ...]]
 
     from flows.new import open_yaml
     from tasks.kd.recipe.phases import streams_read
-    from tasks.kd.recipe.sections import TrainStudent
+    from tasks.kd.recipe.training import TrainStudent
 
     try:
         document, dump = open_yaml(path)

@@ -92,8 +92,7 @@ def _fit_sources(document: Any, root: Path, sources: Sources) -> list[str]:
 
 
 def _check_name(root: Path, name: str, path: Path) -> None:
-    from tasks.kd.recipe.files import list_recipes
-    from tasks.kd.recipe.sections import RECIPE_NAME
+    from tasks.kd.recipe.files import RECIPE_NAME, list_recipes
 
     if not re.match(RECIPE_NAME, name) or name in ("recipes", "presets"):
         raise ParamsError(
@@ -293,7 +292,7 @@ def _fit_streams(document: Any) -> None:
     """Keep what the levels read of a teacher of that depth."""
     from flows.cache_plan import put_streams
     from tasks.kd.recipe.phases import streams_read
-    from tasks.kd.recipe.sections import TrainStudent
+    from tasks.kd.recipe.training import TrainStudent
 
     depth = int(document["train_teacher"]["layers"])
     try:

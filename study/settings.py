@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from ruamel.yaml import YAML
 
+from tasks.kd.recipe.compute import Compute
 from tasks.kd.recipe.fields import NotNegative, Positive, PositiveFloat, Section, Seed, Sha256
-from tasks.kd.recipe.sections import CacheTeacher, Compute, Optimizer
 from tasks.kd.recipe.student import Student
+from tasks.kd.recipe.training import CacheTeacher, Optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / ".work" / "study"

@@ -24,9 +24,9 @@ from safetensors import SafetensorError
 
 from tasks.kd.digests import Digests, replace_folder, sha256_json, write_json
 from tasks.kd.errors import DataError, KDError, StageError
+from tasks.kd.recipe.compute import Compute
 from tasks.kd.recipe.files import inputs_of, load_recipe
 from tasks.kd.recipe.recipe import Recipe
-from tasks.kd.recipe.sections import Compute
 
 _CODE = Path(__file__).parents[1]
 INPUTS: dict[str, tuple[str, ...]] = {

@@ -15,7 +15,7 @@ from tasks.kd.encoders.families import depth
 from tasks.kd.encoders.loading import attention_kernel
 from tasks.kd.errors import CacheCorruptError
 from tasks.kd.processes.launch import run_processes
-from tasks.kd.recipe.sections import CacheTeacher
+from tasks.kd.recipe.training import CacheTeacher
 from tasks.kd.targets.targets import LiveTargets, own_device
 from tasks.kd.teacher.ensemble import load_teacher
 from tasks.stages import Stage, run_stage

@@ -24,8 +24,8 @@ from tasks.kd.processes import ranks
 from tasks.kd.processes.agreement import agreed
 from tasks.kd.processes.launch import run_training
 from tasks.kd.recipe.phases import streams_read
-from tasks.kd.recipe.sections import TrainStudent
 from tasks.kd.recipe.student import InitialCheckpoint, InitialWidthReduction, Student
+from tasks.kd.recipe.training import TrainStudent
 from tasks.kd.students.building import build_student, require_positions
 from tasks.kd.students.weighing import hidden_moment
 from tasks.kd.targets.banks import banks

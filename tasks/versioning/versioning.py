@@ -29,8 +29,7 @@ from tasks.kd.errors import (
     TransientError,
     from_record,
 )
-from tasks.kd.recipe.files import read_inputs, read_yaml
-from tasks.kd.recipe.sections import RECIPE_NAME
+from tasks.kd.recipe.files import RECIPE_NAME, read_inputs, read_yaml
 from tasks.versioning import imports
 from tasks.versioning.reasons import explain, find_missing, stem_of
 

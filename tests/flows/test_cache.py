@@ -24,7 +24,7 @@ from flows.cli import main
 from tasks.kd.cache.format.fingerprint import FORMAT_VERSION, fingerprint
 from tasks.kd.cache.format.manifest import Live, Manifest
 from tasks.kd.cache.store.store import Store, open_store
-from tests.conftest import ROOT
+from tests.isolation import ROOT
 from tests.kd.cache.conftest import make_job, make_params, write
 from tests.kd.conftest import make_split
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tasks.kd.levels.objective import Objective, TeacherShape
+from tasks.kd.recipe.compute import Compute
 from tasks.kd.recipe.levels import (
     AttentionKLLevel,
     AttentionMSELevel,
@@ -19,8 +20,8 @@ from tasks.kd.recipe.levels import (
     RelationLevel,
 )
 from tasks.kd.recipe.phases import Phase
-from tasks.kd.recipe.sections import Compute, Optimizer
 from tasks.kd.recipe.student import InitialRandom, Student
+from tasks.kd.recipe.training import Optimizer
 from tasks.kd.students.building import build_student
 from tasks.kd.targets.targets import LiveTargets
 from tasks.kd.training import gradients
@@ -109,6 +110,12 @@ def make_parts(phases: tuple[Phase, ...] = PHASES, *, width: int = 16, examples:
         make_split(20, seed=2),
         0,
     )
+
+
+def objective_of(parts: Parts) -> Objective:
+    """What is trained, as the levels' objective that it is."""
+    assert isinstance(parts.objective, Objective)
+    return parts.objective
 
 
 def make_compute(**changes: Any) -> Compute:

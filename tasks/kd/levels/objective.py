@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from tasks.kd.data.examples.padding import Batch
+from tasks.kd.data.examples.trainable import Trainable
 from tasks.kd.encoders.families import capture
 from tasks.kd.errors import ParamsError
 from tasks.kd.levels.comparison import Comparison
@@ -44,7 +45,7 @@ class TeacherShape:
     banks: Mapping[int, torch.Tensor] = field(default_factory=dict)
 
 
-class Objective(torch.nn.Module):
+class Objective(Trainable):
     """Student + projections; `forward` gives each level's `Total` for one micro-batch.
 
     `student` is a sequence classifier; `teacher` may be None where no level reads one; `seed`

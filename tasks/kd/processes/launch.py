@@ -15,7 +15,7 @@ from tasks.kd.errors import (
     find_kind,
     from_record,
 )
-from tasks.kd.recipe.sections import Compute
+from tasks.kd.recipe.compute import Compute
 
 # Of processes on one machine, where one that dies is noticed at once by the others' connections.
 _TIMEOUT_S = 1800.0

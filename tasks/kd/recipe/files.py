@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from tasks.kd.errors import ParamsError
 from tasks.kd.recipe.recipe import Recipe
-from tasks.kd.recipe.sections import RECIPE_NAME
 from tasks.kd.recipe.sources import PathData, PathModel, is_pattern, is_repository_path
 
+RECIPE_NAME = r"^[a-z0-9][a-z0-9_-]{0,31}$"
 RECIPES_FILE = Path("params/recipes.yaml")
 REMOTE = "params/remote"
 _INPUTS = ("train", "test", "teacher", "student", "more_teachers")

@@ -11,21 +11,18 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from tasks.kd.encoders.files.architectures import ATTENTION_FAMILIES
+from tasks.kd.recipe.compute import Compute
 from tasks.kd.recipe.fields import Section, Text
 from tasks.kd.recipe.levels import RelationLevel
 from tasks.kd.recipe.maps import chosen
 from tasks.kd.recipe.phases import layer_levels, layers_reached, streams_read
 from tasks.kd.recipe.sections import (
-    CacheTeacher,
-    Compute,
     EvaluateStudent,
     ExportStudent,
     FetchSources,
     Gate,
     PrepareData,
     Register,
-    TrainStudent,
-    TrainTeacher,
 )
 from tasks.kd.recipe.streams import layer_of
 from tasks.kd.recipe.student import (
@@ -35,6 +32,7 @@ from tasks.kd.recipe.student import (
     InitialWidthReduction,
 )
 from tasks.kd.recipe.teachers import MAIN, WeightedLogits
+from tasks.kd.recipe.training import CacheTeacher, TrainStudent, TrainTeacher
 
 
 class Recipe(Section):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -52,14 +52,6 @@ class Reading:
     def tokens_for_99_percent(self) -> int:
         """The length that keeps 99 % of the texts whole."""
         return int(np.quantile(self.whole, KEPT, method="inverted_cdf"))
-
-    def describe(self, max_length_tokens: int) -> dict[str, Any]:
-        """The figures for the data card."""
-        return {
-            "cut_fraction": self.cut_fraction(max_length_tokens),
-            "tokens_for_99_percent": self.tokens_for_99_percent,
-            "unknown_fraction": self.unknown_fraction,
-        }
 
 
 def read_texts(tokenizer: Tokenizer, texts: Sequence[str], *, unknown_id: int | None) -> Reading:

@@ -11,7 +11,7 @@ import torch
 from tasks.kd.encoders.families import depth, pieces_of
 from tasks.kd.errors import ParamsError
 from tasks.kd.recipe.phases import Phase
-from tasks.kd.recipe.sections import Optimizer
+from tasks.kd.recipe.training import Optimizer
 
 _NO_DECAY = ("bias", "LayerNorm.weight", "norm.weight")
 _FUSED_ON = ("cpu", "cuda")

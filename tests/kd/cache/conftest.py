@@ -20,7 +20,7 @@ from tasks.kd.cache.writing.writer import Job, write_cache
 from tasks.kd.data.examples.prepared import Ids, Split
 from tasks.kd.digests import sha256_file
 from tasks.kd.encoders.loading import attention_kernel
-from tasks.kd.recipe.sections import CacheTeacher
+from tasks.kd.recipe.training import CacheTeacher
 from tasks.kd.targets.targets import LiveTargets, run_teacher
 from tests.kd.conftest import VOCABULARY, make_split, make_teacher
 

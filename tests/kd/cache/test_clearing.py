@@ -19,7 +19,7 @@ from tasks.kd.cache.store.store import Store, open_store
 from tasks.kd.cache.writing.writer import Job
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.errors import CacheCorruptError, CacheError
-from tests.conftest import ROOT
+from tests.isolation import ROOT
 from tests.kd.cache.conftest import make_job, make_params, open_written, write
 
 Copied = tuple[Job, Manifest, Path]

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tasks.kd.errors import NonFiniteLossError
-from tasks.kd.recipe.sections import Optimizer
+from tasks.kd.recipe.training import Optimizer
 from tasks.kd.training import loop as training
 from tasks.kd.training.loop import Parts, Scored, evaluate, train
 from tasks.kd.training.optimizers import update_average

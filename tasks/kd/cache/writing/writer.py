@@ -52,13 +52,13 @@ from tasks.kd.data.examples.prepared import Ids
 from tasks.kd.encoders.families import config_json, depth, pieces_of, width
 from tasks.kd.encoders.loading import attention_kernel
 from tasks.kd.errors import CacheQuotaError, DataError, NonFiniteLossError
-from tasks.kd.recipe.sections import CacheTeacher
 from tasks.kd.recipe.streams import (
     Plan,
     layer_of,
     plan,
     state_bytes,
 )
+from tasks.kd.recipe.training import CacheTeacher
 from tasks.kd.targets.targets import run_teacher
 
 __all__ = [
