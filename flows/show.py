@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from tasks.kd.documents.evaluation import Figure, Metrics
+    from tasks.kd.gate.decision import Decision
     from tasks.versioning.versioning import PlannedStage
 
 _STATUS_STYLE = {"ok": "green", "warn": "yellow", "fail": "bold red"}
@@ -34,13 +35,12 @@ def result_rows(metrics: Metrics) -> list[dict[str, str]]:
     ]
 
 
-def decision_line(decision: Mapping[str, Any]) -> str:
+def decision_line(decision: Decision) -> str:
     """The verdict, and for a refusal each rule that was not met, with its numbers."""
-    refused = [rule for rule in decision["rules"] if not rule["passed"]]
-    if decision["verdict"] == "promote":
+    if decision.verdict == "promote":
         return "every rule of the gate passed"
     return "refused by the gate: " + "; ".join(
-        f"{rule['name']}, {rule['explanation']}" for rule in refused
+        f"{rule.name}, {rule.explanation}" for rule in decision.refused_by
     )
 
 
@@ -82,15 +82,15 @@ def value_rows(value: Mapping[str, Any], key: str = "") -> list[dict[str, str]]:
     return rows
 
 
-def decision_rows(decision: Mapping[str, Any]) -> list[dict[str, str]]:
+def decision_rows(decision: Decision) -> list[dict[str, str]]:
     """Rows rule / verdict / explanation of a decision."""
     return [
         {
-            "rule": str(rule["name"]),
-            "verdict": "passed" if rule["passed"] else "refused",
-            "explanation": str(rule["explanation"]),
+            "rule": rule.name,
+            "verdict": "passed" if rule.passed else "refused",
+            "explanation": rule.explanation,
         }
-        for rule in decision["rules"]
+        for rule in decision.rules
     ]
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
@@ -187,7 +188,7 @@ def _measure_cost(stage: Stage, subjects: Subjects) -> tuple[Cost, Cost]:
     )
 
 
-def _describe_cost(model: Any, times_ms: Sequence[float], size_bytes: int) -> Cost:
+def _describe_cost(model: Any, times_ms: npt.NDArray[np.float64], size_bytes: int) -> Cost:
     return Cost(
         latency_ms=Latency(
             p50=float(np.percentile(times_ms, 50)),
