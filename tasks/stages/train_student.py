@@ -16,6 +16,7 @@ from tasks.kd.cache.reading.audit import audit
 from tasks.kd.cache.reading.reader import open_cache, require_fresh
 from tasks.kd.cache.writing.calibration import deviations
 from tasks.kd.data.examples.prepared import Ids, Split, read_data_card, read_split
+from tasks.kd.data.examples.targets import Targets
 from tasks.kd.encoders.families import depth, width
 from tasks.kd.encoders.loading import attention_kernel
 from tasks.kd.errors import CacheCorruptError, CacheIncompleteError
@@ -29,7 +30,7 @@ from tasks.kd.recipe.training import TrainStudent
 from tasks.kd.students.building import build_student, require_positions
 from tasks.kd.students.weighing import hidden_moment
 from tasks.kd.targets.banks import banks
-from tasks.kd.targets.targets import LiveTargets, Targets, own_device
+from tasks.kd.targets.targets import LiveTargets, own_device
 from tasks.kd.teacher.ensemble import load_teacher, named_member
 from tasks.kd.training.loop import Parts, steps_in_all, train
 from tasks.stages import Stage, run_stage

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from tasks.kd.data.examples.prepared import Split, read_data_card, read_split
+from tasks.kd.data.examples.targets import NoTargets
 from tasks.kd.digests import read_json, write_json
 from tasks.kd.encoders.families import count_parameters
 from tasks.kd.encoders.files.architectures import shape_of
@@ -26,7 +27,6 @@ from tasks.kd.errors import DataError
 from tasks.kd.processes.launch import run_training
 from tasks.kd.recipe.teachers import MAIN, EnsembleRule
 from tasks.kd.recipe.training import TrainTeacher
-from tasks.kd.targets.targets import NoTargets
 from tasks.kd.teacher.ensemble import (
     Ensemble,
     classifiers_of,
