@@ -1,11 +1,10 @@
-"""What the objective asks of a teacher: one interface, served from the cache or by the teacher."""
+"""The teacher itself as targets, and the streams of one batch from it or from its frozen pieces."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from typing import Protocol
 
 import torch
 
@@ -14,27 +13,6 @@ from tasks.kd.data.examples.prepared import Ids
 from tasks.kd.encoders.families import QKV, capture, embed, project, run_layer, scores
 from tasks.kd.recipe.streams import kind_of, layer_of
 from tasks.kd.shapes import require_shape
-
-
-class Targets(Protocol):
-    """The teacher's streams for given examples, padded to the longest."""
-
-    def fetch(self, input_ids: Sequence[Ids]) -> dict[str, torch.Tensor]:
-        """Float32, by stream name, in the machine's memory whatever computed it.
-
-        `logits` [B, C], `hidden.<l>` [B, T, D], `attention.<l>` [B, H, T, T] (scores before the
-        softmax), `relation.<l>` [B, T, 3, D] (queries, keys, values). Hidden states and relations
-        are zero at padding; what attention holds there means nothing.
-        """
-        ...
-
-
-class NoTargets:
-    """For training on labels alone."""
-
-    def fetch(self, input_ids: Sequence[Ids]) -> dict[str, torch.Tensor]:  # noqa: ARG002
-        """Nothing."""
-        return {}
 
 
 class LiveTargets:
