@@ -115,6 +115,8 @@ def print_findings(findings: Iterable[Mapping[str, str]]) -> None:
         console.print(line.append(f"{finding['name']}: {finding['seen']}", style="default"))
         if finding["status"] != "ok":
             console.print(Text(f"      mend: {finding['mend']}"))
+        if finding["status"] != "ok" and finding["more"]:
+            console.print(Text(f"      more: {finding['more']}"))
 
 
 def seconds(value: float) -> str:
