@@ -77,7 +77,7 @@ class ModelTokenizer:
         return positions - (self.pad_token_id + 1 if after else 0)
 
     def cut_at(self, max_length_tokens: int) -> Tokenizer:
-        """A copy that cuts longer texts on the teacher's side. Raises DataError if it can't be saved."""
+        """A copy that cuts longer texts on the teacher's side. Raises DataError if saving fails."""
         with refusing("the tokenizer can't be saved and read again", self.files.places):
             tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
         tokenizer.enable_truncation(max_length_tokens, direction=self.truncation_side)
