@@ -16,19 +16,16 @@ import torch
 
 from tasks.kd.data.examples.prepared import Split, read_data_card, read_split
 from tasks.kd.digests import read_json, write_json
+from tasks.kd.encoders.families import count_parameters
 from tasks.kd.encoders.files.architectures import shape_of
 from tasks.kd.encoders.files.folder import read_config
 from tasks.kd.encoders.files.label_names import order_labels, read_label_names
 from tasks.kd.encoders.files.weights import classifier_rows, read_headers
 from tasks.kd.encoders.loading import load_classifier, load_config, model_sha256, new_classifier
 from tasks.kd.errors import DataError
-from tasks.kd.levels.objective import Objective
 from tasks.kd.processes.launch import run_training
-from tasks.kd.recipe.levels import LabelsLevel
-from tasks.kd.recipe.phases import Phase
 from tasks.kd.recipe.teachers import MAIN, EnsembleRule
 from tasks.kd.recipe.training import TrainTeacher
-from tasks.kd.students.building import count_parameters
 from tasks.kd.targets.targets import NoTargets
 from tasks.kd.teacher.ensemble import (
     Ensemble,
@@ -37,6 +34,7 @@ from tasks.kd.teacher.ensemble import (
     save_rule,
     teacher_sha256,
 )
+from tasks.kd.teacher.fine_tuning import FineTuning
 from tasks.kd.teacher.standing import Standing, find_causes, find_order, take_standing
 from tasks.kd.training.loop import Habits, Parts, predict, steps_in_all, train
 from tasks.kd.training.sinks import Bar, JsonLines, Messages, Sink
@@ -173,23 +171,15 @@ def fine_tune(stage: Stage) -> None:
     card = read_data_card(data)
     torch.manual_seed(params.optimizer.seed)
     teacher = new_classifier(stage.input("fetch_sources") / "teacher", card["labels"])
-    phase = Phase(
-        name="fine_tune",
-        epochs=params.epochs,
-        learning_rate=params.learning_rate,
-        optimizer="anew",
-        trained_layers="all",
-        balance_every=None,
-        levels=(LabelsLevel(level="prediction", loss="labels", weight=1.0),),
-    )
+    tuning = FineTuning(teacher, epochs=params.epochs, learning_rate=params.learning_rate)
     parts = Parts(
-        Objective(teacher, (phase,)),
+        tuning,
         NoTargets(),
         read_split(data / "train.arrow"),
         read_split(data / "dev.arrow"),
         card["pad_token_id"],
     )
-    steps = steps_in_all(params.optimizer, (phase,), parts.train)
+    steps = steps_in_all(params.optimizer, tuning.phases, parts.train)
     report = train(params.optimizer, parts, habits(stage, steps))
     if torch.distributed.is_initialized() and torch.distributed.get_rank():
         return

@@ -6,17 +6,25 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import click
 import pytest
 from pydantic import BaseModel, Field
 
 from docs import generate
-from docs.describe_params import collect_models, describe_model, describe_recipe, describe_type
+from docs.describe_params import (
+    collect_models,
+    describe_model,
+    describe_named_type,
+    describe_recipe,
+    describe_type,
+)
 from docs.generate import describe_commands, find_stale, render_pages, walk_commands
+from docs.named_types import NamedType, collect_named_types, find_narrower
 from docs.pages import list_anchors
 from flows.cli import main as command_line
 from tasks.kd.recipe.recipe import Recipe
@@ -94,13 +102,14 @@ def test_the_recipe_page_has_every_field_of_every_model() -> None:
     page = describe_recipe(Recipe)
     models: list[type[BaseModel]] = [Recipe, *collect_models(Recipe, set())]
     assert len(models) > 20
+    named = collect_named_types(models, describe_type)
     for model in models:
         for name, field in model.model_fields.items():
             title = field.alias or name
             row = f"| [`{title}`](#{title}) |" if f"\n## {title}\n" in page else f"| `{title}` |"
             assert row in page, f"{model.__name__}.{name}"
         if model is not Recipe:
-            assert describe_model(model) in page, model.__name__
+            assert describe_model(model, named) in page, model.__name__
 
 
 def test_every_link_within_the_recipe_page_has_its_heading() -> None:
@@ -140,6 +149,65 @@ def test_a_type_is_put_in_words(annotation: Any, words: str) -> None:
 def test_a_type_without_words_is_refused_rather_than_left_out() -> None:
     with pytest.raises(KeyError):
         describe_type(bytes, [])
+
+
+Shade = Annotated[Literal["light", "dark"], Field(description="how bright")]
+Size = Annotated[int, Field(gt=0)] | Inner
+Wide = Annotated[Literal["light", "dark"] | tuple[int, ...], Field(description="how bright; or")]
+
+
+class Lamp(BaseModel):
+    """Fields of named types: both alike, one of them with a meaning of its own, one in a list."""
+
+    shade: Shade
+    other_shade: Shade
+    size: Annotated[Size, Field(description="of the lamp")]
+    more: Annotated[tuple[Size, ...], Field(description="of others")]
+    foot: Annotated[Size, Field(description="of the foot")]
+    base: Annotated[Size, Field(description="of the lamp")]
+    door: Annotated[Literal["light", "dark"], Field(description="not how bright")]
+    wide: Wide
+
+
+def test_a_type_that_several_fields_have_is_described_once() -> None:
+    named = collect_named_types([Lamp, Inner], describe_type)
+    assert [(each.name, each.meaning) for each in named] == [
+        ("Shade", "how bright"),
+        ("Size", "of the lamp"),
+    ]
+    assert describe_model(Lamp, named).splitlines()[4:] == [
+        "| `shade` | [Shade](#shade) |  |",
+        "| `other_shade` | [Shade](#shade) |  |",
+        "| `size` | [Size](#size) |  |",
+        "| `more` | list of [Size](#size) | of others |",
+        "| `foot` | [Size](#size) | of the foot |",
+        "| `base` | [Size](#size) |  |",
+        "| `door` | `light` or `dark` | not how bright |",
+        "| `wide` | `light` or `dark` or list of integer | how bright; or |",
+    ]
+    shade, size = (describe_named_type(each, named) for each in named)
+    assert shade == "`light` or `dark`.\n\nMeaning: how bright.\n"
+    assert size == "integer > 0 or [Inner](#inner).\n\nMeaning: of the lamp.\n"
+
+
+def test_a_type_that_goes_further_than_another_says_what_is_more() -> None:
+    shade, wide = (
+        NamedType(name, get_args(alias)[0], None, meaning)
+        for name, alias, meaning in (("Shade", Shade, "how"), ("Wide", Wide, "how; or many"))
+    )
+    # A union's first alternative is one type; only whole alternatives are shared.
+    assert find_narrower((shade, wide), wide) is None
+    narrow = NamedType("Narrow", Literal["light", "dark"] | float, None, "how")
+    wider = NamedType("Wider", Literal["light", "dark"] | float | str, None, "how; or many")
+    assert describe_named_type(wider, (narrow, wider)) == (
+        "[Narrow](#narrow) or text.\n\nMeaning: as there; or many.\n"
+    )
+
+
+def test_no_long_cell_of_the_recipe_page_stands_three_times() -> None:
+    rows = re.findall(r"^\| `.*\|$", describe_recipe(Recipe), re.MULTILINE)
+    cells = Counter(cell for row in rows for cell in row.split(" | ")[1:] if len(cell) > 60)
+    assert {cell: count for cell, count in cells.items() if count > 2} == {}
 
 
 def test_a_bar_in_a_meaning_does_not_break_the_table() -> None:

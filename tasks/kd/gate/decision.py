@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from tasks.kd.errors import DataError
-from tasks.kd.gate.bounds import (
+from tasks.kd.gate.paired import (
     best_constant,
     bound_difference,
     bound_lead,

@@ -15,6 +15,7 @@ import torch
 
 from tasks.kd.encoders.families import QKV, Captured, scores
 from tasks.kd.levels import losses
+from tasks.kd.levels.losses import attention, geometry, hidden, relation
 from tasks.kd.levels.losses.numerics import pool
 from tasks.kd.levels.plans import mixture, shares
 from tasks.kd.recipe.levels import (
@@ -36,7 +37,7 @@ _NOT_THE_LOSS_S = (
     *("level", "loss", "weight", "layer_map", "standardise", "projection", "negatives"),
     *("relations", "relation_heads", "temperature"),
 )
-_ATTENTION = {"mse": losses.scores_mse, "kl": losses.attention_kl}
+_ATTENTION = {"mse": attention.scores_mse, "kl": attention.attention_kl}
 # Where a relation stands in the stream `relation.<l>` [B, T, 3, D].
 _RELATIONS = {"queries": 0, "keys": 1, "values": 2}
 # The cosine from which on a negative is the example itself, or a copy of its text.
@@ -97,7 +98,7 @@ class Comparison:
         """Between each pair of layers and the next one."""
         states = [(self._own(seen, *pair), self._theirs(seen, pair[1])) for pair in pairs]
         return _merged(
-            losses.gram((own, own_next), (theirs, theirs_next), seen.mask_BT)
+            geometry.gram((own, own_next), (theirs, theirs_next), seen.mask_BT)
             for (own, theirs), (own_next, theirs_next) in itertools.pairwise(states)
         )
 
@@ -135,7 +136,7 @@ class Comparison:
         cosines_BN = torch.nn.functional.cosine_similarity(
             theirs_BD[:, None], negatives_ND[None], dim=-1
         )
-        return losses.contrastive(
+        return hidden.contrastive(
             own_BD,
             theirs_BD,
             negatives_ND,
@@ -146,7 +147,7 @@ class Comparison:
     def _lose(
         self, seen: Seen, own: torch.Tensor, theirs: torch.Tensor, options: dict[str, Any]
     ) -> Total:
-        loss = getattr(losses, loss_name(self.level))
+        loss = losses.FUNCTIONS[loss_name(self.level)]
         total: Total = loss(own, theirs, seen.mask_BT, **options_of(self.level), **options)
         return total
 
@@ -190,7 +191,7 @@ def _merged(totals: Iterable[Total]) -> Total:
 
 def _relate(level: RelationLevel, qkv: QKV, target: torch.Tensor, mask_BT: torch.Tensor) -> Total:
     return _merged(
-        losses.relation_kl(
+        relation.relation_kl(
             getattr(qkv, f"{name}_BTD"),
             target[:, :, _RELATIONS[name]],
             mask_BT,

@@ -17,11 +17,13 @@ import torch
 from torch.nn.utils import parametrizations
 
 from tasks.kd.data.examples.padding import Batch
+from tasks.kd.data.examples.trainable import Trainable
 from tasks.kd.encoders.families import capture
 from tasks.kd.errors import ParamsError
 from tasks.kd.levels import losses
 from tasks.kd.levels.comparison import Comparison, Seen, loss_name, options_of, projection_name
-from tasks.kd.levels.losses.hidden import ANGLE_TOKENS
+from tasks.kd.levels.losses import prediction
+from tasks.kd.levels.losses.geometry import ANGLE_TOKENS
 from tasks.kd.levels.losses.temperature import cwsm, flsw
 from tasks.kd.recipe.levels import (
     ConfidenceTemperature,
@@ -57,7 +59,7 @@ class TeacherShape:
     banks: Mapping[int, torch.Tensor] = field(default_factory=dict)
 
 
-class Objective(torch.nn.Module):
+class Objective(Trainable):
     """Student + projections; `forward` gives each level's `Total` for one micro-batch.
 
     `student` is a sequence classifier; `teacher` may be None where no level reads one; `seed`
@@ -192,15 +194,15 @@ def _predict(
     done: float,
 ) -> Total:
     if level.loss == "labels":
-        return losses.labels(logits_BC, labels_B)
+        return prediction.labels(logits_BC, labels_B)
     options = options_of(level)
     if not isinstance(level, LogitsMSELevel):
         options["temperature"] = _temperature(level.temperature, logits_BC, targets, done)
         if isinstance(level.temperature, FocalTemperature | ConfidenceTemperature):
             options["base"] = level.temperature.base
     if level.loss == "dkd":
-        return losses.dkd(logits_BC, targets["logits"], labels_B, **options)
-    total: Total = getattr(losses, level.loss)(logits_BC, targets["logits"], **options)
+        return prediction.dkd(logits_BC, targets["logits"], labels_B, **options)
+    total: Total = losses.FUNCTIONS[level.loss](logits_BC, targets["logits"], **options)
     return total
 
 

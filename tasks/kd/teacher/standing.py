@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tasks.kd.encoders.files.label_names import FIELD, paste
-from tasks.kd.gate.bounds import best_constant, bound_lead, count_pairs, lead_of
+from tasks.kd.gate.paired import best_constant, bound_lead, count_pairs, lead_of
 
 Counts = npt.NDArray[np.int64]
 

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from tasks.kd.data.examples.padding import Batch, pad
 from tasks.kd.encoders.loading import capture_hidden
 from tasks.kd.errors import ParamsError
-from tasks.kd.levels import losses
+from tasks.kd.levels.losses import prediction
 from tasks.kd.levels.objective import Objective, TeacherShape
 from tasks.kd.recipe.levels import Level
 from tasks.kd.recipe.maps import drawn
@@ -29,6 +29,7 @@ from tests.makers.training_setup import (
     RELATION,
     SCORES,
     make_parts,
+    objective_of,
 )
 
 
@@ -46,7 +47,7 @@ def batch_of(parts: object, rows: slice) -> tuple[Batch, dict[str, torch.Tensor]
 
 def test_each_level_is_its_loss_on_what_it_names() -> None:
     parts = make_parts()
-    objective = parts.objective.eval()
+    objective = objective_of(parts).eval()
     batch, targets = batch_of(parts, slice(0, 6))
     totals = objective(batch, targets, Moment(1))
     with torch.no_grad(), capture_hidden(objective.student, (0, 1, 2)) as states:
@@ -54,7 +55,7 @@ def test_each_level_is_its_loss_on_what_it_names() -> None:
             input_ids=batch.input_ids_BT, attention_mask=batch.mask_BT.long()
         ).logits
     assert set(totals) == set(PHASES[1].level_names)
-    expected = losses.kl(logits, targets["logits"], temperature=2.0)
+    expected = prediction.kl(logits, targets["logits"], temperature=2.0)
     assert float(totals["prediction.kl"].sum.detach()) == pytest.approx(
         float(expected.sum.detach()), rel=1e-5
     )
@@ -84,7 +85,7 @@ def test_projections_are_trained_and_are_no_part_of_the_student() -> None:
 
 
 def test_a_projection_between_equal_widths_starts_as_the_identity() -> None:
-    objective = make_parts(width=32).objective
+    objective = objective_of(make_parts(width=32))
     states = torch.randn(2, 3, 32)
     assert torch.equal(objective.projections["0_0"](states), states)
 
@@ -331,7 +332,7 @@ def test_a_plan_is_no_map_for_relations() -> None:
 
 
 def test_a_shared_projection_is_one_for_all_layers() -> None:
-    objective = make_parts((phase_with({**MSE, "projection": "shared"}),)).objective
+    objective = objective_of(make_parts((phase_with({**MSE, "projection": "shared"}),)))
     assert list(objective.projections) == ["shared"]
 
 
@@ -346,11 +347,11 @@ def test_an_orthogonal_projection_keeps_lengths_also_when_trained() -> None:
     parts = make_parts((phase_with(fields),))
     optimizer = torch.optim.SGD(parts.objective.parameters(), lr=1.0)
     batch, targets = batch_of(parts, slice(0, 6))
-    before = weight_of(parts.objective).clone()
+    before = weight_of(objective_of(parts)).clone()
     (total,) = parts.objective(batch, targets, Moment(0)).values()
     total.mean().backward()
     optimizer.step()
-    weight = weight_of(parts.objective)
+    weight = weight_of(objective_of(parts))
     assert not torch.allclose(weight, before)
     assert torch.allclose(weight.mT @ weight, torch.eye(16), atol=1e-5)
 

@@ -5,7 +5,7 @@ import torch
 from pydantic import ValidationError
 
 from tasks.kd.errors import ParamsError
-from tasks.kd.levels.losses import kl
+from tasks.kd.levels.losses.prediction import kl
 from tasks.kd.levels.losses.temperature import LEAST, cwsm, flsw
 from tasks.kd.recipe.schedules import TemperatureSchedule, WeightSchedule, value_at
 
