@@ -1,7 +1,7 @@
-"""The report of an evaluation: one HTML file that needs nothing else, and its plots as PNG.
+"""The report of an evaluation: one self-contained HTML file, and its plots as PNG.
 
-`Contents` in, text out: no file is read, no clock, no network, so that the same figures make the
-same page. All text is escaped by the template engine.
+The page depends on `Contents` alone: no file, clock or network is read, so that equal figures give
+equal pages. The template engine escapes all text.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Contents:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table teacher against student; `spans` are for the picture of intervals."""
+    """A row of the table of teacher and student; `spans` are for the drawing of intervals."""
 
     name: str
     teacher: str
@@ -76,7 +76,7 @@ class Row:
 def write_report(contents: Contents, out: Path) -> None:
     """Write report.html and plots/*.png."""
     plots = draw_plots(contents)
-    # The page first: drawing at a PNG's resolution moves a figure's layout by a hair.
+    # The page comes first: drawing at a PNG's resolution moves a figure's layout slightly.
     write_bytes(out / "report.html", render_report(contents, plots).encode())
     folder = out / "plots"
     folder.mkdir(exist_ok=True)
@@ -206,7 +206,7 @@ def _place(pair: Sequence[Figure]) -> tuple[tuple[float, float, float], ...]:
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """A share as percent."""
+    """A share in percent."""
     return f"{100 * share:.{digits}f}{_THIN}%"
 
 
@@ -216,18 +216,18 @@ def interval(figure: Figure) -> str:
 
 
 def difference(share: float) -> str:
-    """A difference of shares, in points of percent, with its sign."""
+    """A difference of shares in percentage points, with its sign."""
     text = f"{100 * share:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
 def count(value: float) -> str:
-    """A whole number with its thousands apart."""
+    """A rounded number with its thousands separated."""
     return f"{round(value):,}".replace(",", _THIN)
 
 
 def cut(text: str, length: int = _TEXT_LENGTH) -> str:
-    """A text's beginning, up to the end of a word."""
+    """A text's beginning, cut at the end of a word."""
     text = " ".join(text.split())
     return text if len(text) <= length else text[:length].rsplit(" ", 1)[0] + "\u00a0…"
 

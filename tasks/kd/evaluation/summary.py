@@ -1,4 +1,4 @@
-"""The few figures that DVC shows of a student, and its learning curves as tables.
+"""A student's main figures and learning curves, in the files that DVC shows.
 
 `dvc metrics show`, `dvc exp show` and `dvc plots show` read these files; params/figures/dvc.yaml
 names them for every recipe. All figures, with their intervals, are in metrics.json.
