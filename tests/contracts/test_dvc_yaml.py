@@ -280,7 +280,7 @@ def test_git_does_not_ignore_dvc_lock_for_then_dvc_refuses_to_run(tmp_path: Path
 @pytest.mark.filterwarnings("ignore:_NoneStep.value will soon:DeprecationWarning")
 def test_dvc_reads_it_as_one_chain_per_recipe(tmp_path: Path) -> None:
     from tasks.stages import INPUTS
-    from tasks.versioning.versioning import plan
+    from tasks.versioning.asking import plan
 
     for name in ("dvc.yaml", ".dvcignore", ".dvc/config", "params/recipes.yaml", "params/remote"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
