@@ -29,7 +29,8 @@ from tasks.kd.errors import (
     TransientError,
     from_record,
 )
-from tasks.kd.recipe.files import RECIPE_NAME, read_inputs, read_yaml
+from tasks.kd.recipe.document import read_yaml
+from tasks.kd.recipe.files import RECIPE_NAME, read_inputs
 from tasks.versioning import imports
 from tasks.versioning.reasons import explain, find_missing, stem_of
 
