@@ -9,8 +9,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RECIPE ?= quickstart
-# What needs neither a server nor long trainings: a few minutes.
-QUICK := -m 'not slow' tests/kd tests/contracts tests/serving/test_served_student.py tests/versioning/test_versioning.py tests/registry/test_registry.py --ignore tests/kd/cache --ignore tests/contracts/test_servers.py
+# Processes that share the tests out; 0 for none, which a debugger needs.
+LANES ?= 2
+PYTEST := $(BIN)/python -m pytest --numprocesses $(LANES) --dist loadgroup
+# What needs neither a server nor long trainings: under three minutes on two cores.
+QUICK := -m 'not slow' tests/kd tests/contracts tests/serving tests/versioning tests/registry --ignore tests/kd/cache --ignore tests/contracts/test_servers.py
 
 # Nobody is told about a run, by any of the engines.
 export DO_NOT_TRACK := true
@@ -19,11 +22,11 @@ export DVC_NO_ANALYTICS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help setup check test lowest demo bench study goldens docs ui clean
+.PHONY: help setup format check quick test durations lowest demo bench study goldens docs ui clean
 
 help: # print this list
 	@echo "stillhouse: make demo runs everything, make test checks everything"
-	@sed -n -E 's/^([a-z]+):[^#=]*## (.+)$$/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS=$$'\t' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+	@sed -n -E 's/^([a-z]+):[^#=]*## (.+)$$/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS=$$'\t' read -r name text; do printf '  make %-9s %s\n' "$$name" "$$text"; done
 
 $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): a few minutes the first time."
@@ -36,8 +39,15 @@ setup: $(STAMP) ## create .venv and install into it what constraints.txt pins
 demo: $(STAMP) ## distil the quickstart recipe from source text to champion (RECIPE=name for another)
 	$(BIN)/stillhouse run $(RECIPE)
 
-test: $(STAMP) ## run the tests (ARGS="tests/kd -k cache" for some of them)
-	$(BIN)/python -m pytest $(ARGS)
+quick: $(STAMP) ## run the tests that need neither a server nor a long training: under three minutes
+	$(PYTEST) $(QUICK) $(ARGS)
+
+test: $(STAMP) ## run the tests in two processes (ARGS="tests/kd -k cache" for some, LANES=0 for one process)
+	$(PYTEST) $(ARGS)
+
+durations: $(STAMP) ## run all tests and note their time in tests/durations.json, which orders them
+	$(PYTEST) --junitxml .work/tests.xml
+	$(BIN)/python -m tests.schedule .work/tests.xml
 
 # uv, since pip knows no lowest versions; its own settings (UV_FIND_LINKS) say where wheels are.
 lowest: ## run the quick tests on the lowest versions that pyproject.toml allows, in .work/lowest
@@ -47,9 +57,14 @@ lowest: ## run the quick tests on the lowest versions that pyproject.toml allows
 	.work/lowest/bin/uv pip install --python .work/lowest/bin/python --index-strategy unsafe-best-match --quiet --requirement .work/lowest/lowest.txt
 	.work/lowest/bin/python -m pytest $(or $(ARGS),$(QUICK))
 
-check: $(STAMP) ## format, lint, types, import rules, recipes, generated docs
+format: $(STAMP) ## format the code, and mend what the linter can mend
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+check: $(STAMP) ## format, lint, spelling, types, import rules, recipes, generated docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/pre-commit run --all-files
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/stillhouse check

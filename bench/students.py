@@ -12,6 +12,7 @@ from tasks.kd.cache.writing.calibration import deviations
 from tasks.kd.data.examples.batching import Rows, epoch_batches
 from tasks.kd.data.examples.padding import Batch, pad
 from tasks.kd.data.examples.prepared import Split
+from tasks.kd.data.examples.trainable import Trainable
 from tasks.kd.encoders.families import depth, width
 from tasks.kd.levels.objective import Objective, TeacherShape, standardised_layers
 from tasks.kd.recipe.compute import Compute
@@ -111,7 +112,7 @@ class Stepping:
     """Plain updates of one student: forward, backward, optimizer."""
 
     def __init__(
-        self, objective: Objective, split: Split, settings: Optimizer, pad_id: int
+        self, objective: Trainable, split: Split, settings: Optimizer, pad_id: int
     ) -> None:
         self._objective, self._split, self._pad_id = objective, split, pad_id
         self._optimizer = new_optimizer(objective, settings, 1e-5)

@@ -33,13 +33,13 @@ from study.teachers import Say, Teacher, cached, habits
 from tasks.kd.cache.writing.calibration import deviations
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.digests import sha256_file, sha256_json, write_json
-from tasks.kd.encoders.families import depth, width
+from tasks.kd.encoders.families import count_parameters, depth, width
 from tasks.kd.levels.objective import Objective, TeacherShape, banked_layers, standardised_layers
 from tasks.kd.recipe.phases import Phase, streams_read
 from tasks.kd.recipe.streams import in_order
 from tasks.kd.recipe.student import InitialWidthReduction
 from tasks.kd.recipe.training import Optimizer
-from tasks.kd.students.building import build_student, count_parameters
+from tasks.kd.students.building import build_student
 from tasks.kd.students.weighing import hidden_moment
 from tasks.kd.targets.banks import banks
 from tasks.kd.targets.targets import NoTargets, Targets

@@ -22,15 +22,14 @@ from study.settings import FOLDER, Study, decisive
 from tasks.kd.cache.format.fingerprint import base_fields
 from tasks.kd.cache.reading.reader import CachedTargets, open_cache
 from tasks.kd.cache.store.store import Store
-from tasks.kd.cache.writing.writer import Job, distinct, write_cache
+from tasks.kd.cache.writing.job import CacheJob, distinct
+from tasks.kd.cache.writing.writer import write_cache
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.digests import read_json, replace_folder, sha256_file, sha256_json, write_json
 from tasks.kd.encoders.loading import load_classifier, model_sha256, new_classifier
-from tasks.kd.levels.objective import Objective
 from tasks.kd.recipe.compute import Compute
-from tasks.kd.recipe.levels import LabelsLevel
-from tasks.kd.recipe.phases import Phase
 from tasks.kd.targets.targets import NoTargets
+from tasks.kd.teacher.fine_tuning import FineTuning
 from tasks.kd.training.loop import Habits, Parts, predict, train
 from tasks.kd.training.sinks import JsonLines
 
@@ -107,7 +106,7 @@ def cached(
         encoded_sha256=sha256(b"".join(sorted(keys))).hexdigest(),
     )
     params = study.cache.model_copy(update={"streams": tuple(streams)})
-    job = Job(teacher.model(), split.input_ids, 0, params, base)
+    job = CacheJob(teacher.model(), split.input_ids, 0, base, params)
     manifest = write_cache(job, store, on_tokens=lambda _: None)
     return open_cache(
         manifest, store, expected=job.made_of, pad_id=0, mend="python -m study", verify=False
@@ -164,18 +163,9 @@ def _tune_at(
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(study.optimizer.seed)
     teacher: Any = new_classifier(base_folder(study, folder), list(corpus.labels))
-    phase = Phase(
-        name="fine_tune",
-        epochs=study.data[corpus.name].teacher.epochs,
-        learning_rate=rate,
-        optimizer="anew",
-        trained_layers="all",
-        balance_every=None,
-        levels=(LabelsLevel(level="prediction", loss="labels", weight=1.0),),
-    )
-    parts = Parts(
-        Objective(teacher, (phase,)), NoTargets(), corpus.train, corpus.dev, corpus.pad_id
-    )
+    epochs = study.data[corpus.name].teacher.epochs
+    tuning = FineTuning(teacher, epochs=epochs, learning_rate=rate)
+    parts = Parts(tuning, NoTargets(), corpus.train, corpus.dev, corpus.pad_id)
     ended = train(study.optimizer, parts, habits(work, study.compute))
     teacher.save_pretrained(done)
     report = {**vars(ended), "learning_rate": rate, "sha256": model_sha256(done)}

@@ -38,6 +38,7 @@ from tests.makers.training_setup import (
     make_compute,
     make_parts,
     make_settings,
+    objective_of,
 )
 
 # --- speeds --------------------------------------------------------------------------------------
@@ -276,7 +277,7 @@ def objective_and_batch() -> tuple[Objective, Any, dict[str, torch.Tensor]]:
     parts = make_parts((one_phase((LABELS, KL, HIDDEN)),))
     texts = parts.train.input_ids[:6]
     batch = Batch(*pad(texts, 0), torch.from_numpy(parts.train.labels[:6]))
-    return parts.objective.train(), batch, parts.targets.fetch(texts)
+    return objective_of(parts).train(), batch, parts.targets.fetch(texts)
 
 
 def compared(stored: Streams, error: float) -> Mapping[tuple[Codec, str], Moved]:

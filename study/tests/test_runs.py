@@ -28,7 +28,7 @@ from study.corpora import (
 from study.kept import keep, kept_file, restore
 from study.runs import Key, Run
 from study.settings import Study
-from study.small import HIDDEN, KL, LABELS, phase, small_study, write_arm, write_wheel
+from study.tests.small import HIDDEN, KL, LABELS, phase, small_study, write_arm, write_wheel
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.digests import read_json, sha256_file, write_json
 from tasks.kd.students import weighing

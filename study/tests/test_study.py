@@ -20,7 +20,7 @@ from study.corpora import (
     stratified_order,
 )
 from study.settings import Statistics, Study, decisive, read_study
-from study.small import HIDDEN, KL, LABELS, PROBES, phase, write_arm
+from study.tests.small import HIDDEN, KL, LABELS, PROBES, phase, write_arm
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.data.tables import Rows
 from tests.makers.tiny import tiny_model

@@ -25,16 +25,16 @@ def sha256_file(path: Path) -> str:
 def sha256_folder(folder: Path, sha256: Callable[[Path], str] = sha256_file) -> str:
     """Hex digest of a folder: its files' relative paths and digests, in order of path.
 
-    `sha256` is what gives a file's digest.
+    `sha256` digests one file.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return sha256_json([[path.relative_to(folder).as_posix(), sha256(path)] for path in files])
 
 
 class Digests:
-    """Digests of files and folders that are asked for again: only what was written is read again.
+    """Digests of files and folders, each file read again only after it changed.
 
-    A file is taken as it was while its inode, size and times are the same.
+    A file counts as unchanged while its inode, size and times are the same.
     """
 
     def __init__(self) -> None:
@@ -45,8 +45,8 @@ class Digests:
         return sha256_folder(path, self._of_file) if path.is_dir() else self._of_file(path)
 
     def _of_file(self, path: Path) -> str:
-        found = path.stat()  # before it is read: what is written meanwhile shows next time
-        state = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        stat = path.stat()  # before reading: a write in between then shows next time
+        state = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
         known = self._known.get(path)
         if known is None or known[0] != state:
             self._known[path] = known = state, sha256_file(path)
@@ -59,7 +59,7 @@ def sha256_json(value: Any) -> str:
 
 
 def canonical_json(value: Any) -> str:
-    """One text per JSON value. NaN and infinity are refused (ValueError)."""
+    """A JSON value's one text: keys sorted, no blanks. Raises ValueError for NaN and infinity."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -69,7 +69,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file, readable by people, atomically. NaN and infinity are refused."""
+    """Write an indented JSON file atomically. Raises ValueError for NaN and infinity."""
     text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
     write_bytes(path, (text + "\n").encode())
 
@@ -94,7 +94,7 @@ def commit_file(temporary: Path, path: Path) -> None:
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Move a finished folder into place, over what stood there."""
+    """Move a finished folder into place and replace what stood there."""
     for path in source.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:

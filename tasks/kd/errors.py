@@ -23,7 +23,7 @@ from __future__ import annotations
 
 
 class KDError(Exception):
-    """Root of the tree; `exit_code` is what a program ends with: 2 a user's fault, 1 not."""
+    """The root of the tree. `exit_code` is a program's: 2 for a user's fault, else 1."""
 
     exit_code = 1
     transient = False
@@ -38,7 +38,7 @@ class KDError(Exception):
         advice: str | None = None,
         mend: str | None = None,
     ) -> None:
-        is_list = "\n" in what  # which ends as its last line does, with a command perhaps
+        is_list = "\n" in what  # a list keeps its last line's end, which may be a command
         message = what if is_list else what.rstrip(".")
         if where is not None:
             message += f": {where}"
@@ -60,7 +60,7 @@ class KDError(Exception):
 
 
 class ParamsError(KDError):
-    """A recipe that cannot be run; lists all that is wrong with it."""
+    """A recipe that cannot be run; the message lists every fault."""
 
     exit_code = 2
 
@@ -86,7 +86,7 @@ class CacheFormatError(CacheError):
 
 
 class CacheCorruptError(CacheError):
-    """Bytes on disk differ from what the manifest says of them."""
+    """Bytes on disk differ from the manifest's checksum."""
 
 
 class CacheStaleError(CacheError):
@@ -126,14 +126,14 @@ class TransientError(KDError):
 
 
 def from_record(record: dict[str, object]) -> KDError:
-    """The error that a stage or a rank left as `{type, message}`, as that error again."""
+    """The error that a stage or a rank wrote as `{type, message}`; StageError for other types."""
     error = (find_kind(str(record.get("type"))) or StageError)("")
     error.args = (str(record.get("message")),)
     return error
 
 
 def find_kind(name: str) -> type[KDError] | None:
-    """The class of that name in the tree."""
+    """The tree's class with this name; None if there is none."""
     return next((kind for kind in _tree(KDError) if kind.__name__ == name), None)
 
 

@@ -1,4 +1,4 @@
-"""What stands in a file that somebody gave: that it is there at all, its text, its JSON."""
+"""The content of files that users give: checked to be real, read as text or as JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _POINTER = b"version https://git-lfs"
 
 
 def require_content(path: Path) -> None:
-    """Raise DataError for an empty file, a Git LFS pointer and a page of a web server."""
+    """Raise DataError for an unreadable or empty file, a Git LFS pointer and a web page."""
     try:
         with path.open("rb") as file:
             begin = file.read(512)
@@ -32,7 +32,7 @@ def require_content(path: Path) -> None:
 
 
 def refuse_pointer(begin: bytes, where: object) -> None:
-    """Raise DataError if a file begins as those do that a clone without git-lfs leaves."""
+    """Raise DataError if a file's first bytes are a Git LFS pointer's."""
     if begin.startswith(_POINTER):
         raise DataError(
             "a Git LFS pointer in the place of the file",
@@ -45,7 +45,7 @@ def refuse_pointer(begin: bytes, where: object) -> None:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file. Raises DataError for what stands in its place, or is not UTF-8."""
+    """The text of a file. Raises DataError as `require_content` does, and unless it is UTF-8."""
     require_content(path)
     try:
         return path.read_text(encoding="utf-8")
@@ -54,7 +54,7 @@ def read_text(path: Path) -> str:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The fields of a JSON object. Raises DataError for what is none."""
+    """The fields of a JSON object. Raises DataError for a file that holds anything else."""
     text = read_text(path)
     try:
         value = json.loads(text)

@@ -7,13 +7,13 @@ not the training. The run that counts is written from finished files, as ever.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tasks.kd.documents.history import parse_record
 from tasks.registry.store import Store
 from tasks.registry.tracking import numbers_of
 
@@ -120,7 +120,7 @@ class _Follower:
             metrics = [
                 Metric(name, value, now, step)
                 for line in lines
-                for step, name, value in numbers_of(json.loads(line))
+                for step, name, value in numbers_of(parse_record(line, self._name))
             ]
             for start in range(0, len(metrics), _BATCH):
                 client.log_batch(self._run_id, metrics=metrics[start : start + _BATCH])

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from importlib.metadata import version as installed_version
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from tasks.kd.digests import sha256_file, sha256_json
-from tasks.kd.errors import RegistryError
+from tasks.kd.documents.exported import Contract, read_known_labels
+from tasks.kd.documents.predictions import PREDICTIONS
+from tasks.kd.errors import DataError, RegistryError
 from tasks.registry.produced import Produced
 from tasks.registry.store import Store
 
@@ -45,7 +46,7 @@ def pack(produced: Produced, logged: LoggedModel, folder: Path) -> None:
         artifacts={
             "network": str(produced.served_file),
             "tokenizer": str(produced.path("export_student", "tokenizer.json")),
-            "student": str(produced.path("export_student", "student.json")),
+            "student": str(produced.path("export_student", Contract.FILE)),
         },
         signature=signature,
         input_example=pd.DataFrame({"text": [_EXAMPLE]}),
@@ -134,10 +135,11 @@ def load(folder: Path) -> PyFuncModel:
 
 
 def read_labels(folder: Path) -> list[str]:
-    """The labels that a model folder's student knows."""
-    path = folder / "artifacts" / "student.json"
-    labels: list[str] = json.loads(path.read_text(encoding="utf-8"))["labels"]
-    return labels
+    """The labels that a model folder's student knows, whichever release packed it."""
+    try:
+        return list(read_known_labels(folder / "artifacts"))
+    except DataError as error:  # a person decides on such a champion
+        raise RegistryError(str(error)) from error
 
 
 def predict_labels(model: PyFuncModel, texts: list[str]) -> list[str]:
@@ -167,7 +169,7 @@ def check_parity(produced: Produced, folder: Path) -> None:
     if unknown:
         raise RegistryError(
             "Predictions are of examples that the test split lacks",
-            where=produced.artifacts / "evaluate_student" / "predictions.csv",
+            where=produced.artifacts / "evaluate_student" / PREDICTIONS,
             found=", ".join(unknown[:3]),
         )
     answers = predict_labels(load(folder), [texts[example] for example, _ in rows])

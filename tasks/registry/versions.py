@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.kd.digests import sha256_file
+from tasks.kd.documents.predictions import PREDICTIONS
 from tasks.kd.errors import ParamsError, RegistryError
 from tasks.registry import packing
 from tasks.registry.produced import Produced
@@ -96,7 +97,7 @@ def _create(store: Store, produced: Produced, run_id: str) -> int:
     _clear_leftovers(store, experiment, run_id)
     model_id, digests = _upload(store, produced, experiment, run_id)
     _ensure_model(store, produced)
-    predictions = produced.path("evaluate_student", "predictions.csv")
+    predictions = produced.path("evaluate_student", PREDICTIONS)
     with store.as_default():  # SQLite looks the source up in the default store
         made = client.create_model_version(
             produced.model,

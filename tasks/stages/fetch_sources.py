@@ -7,6 +7,7 @@ from typing import Any
 
 from tasks.kd.data.sources import fetch_data, fetch_model
 from tasks.kd.digests import sha256_file, write_json
+from tasks.kd.documents.sources import Sources
 from tasks.kd.encoders.files.folder import check_model_folder
 from tasks.kd.encoders.files.label_names import known_label_names, read_label_names
 from tasks.kd.errors import DataError
@@ -34,13 +35,8 @@ def main(stage: Stage) -> None:
         _fetch_checked(source, stage.root, folder)
         require_one_vocabulary(stage.draft / "teacher", folder, f"more_teachers.{name}")
     files = sorted(path for path in stage.draft.rglob("*") if path.is_file())
-    write_json(
-        stage.draft / "sources.json",
-        {
-            **params.model_dump(mode="json"),
-            "files": {p.relative_to(stage.draft).as_posix(): sha256_file(p) for p in files},
-        },
-    )
+    digests = {path.relative_to(stage.draft).as_posix(): sha256_file(path) for path in files}
+    Sources(**params.model_dump(mode="json"), files=digests).write(stage.draft)
 
 
 def _fetch_checked(source: ModelSource, root: Path, out: Path) -> None:

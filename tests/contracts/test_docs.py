@@ -6,17 +6,26 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import click
 import pytest
 from pydantic import BaseModel, Field
 
 from docs import generate
-from docs.describe_params import collect_models, describe_model, describe_recipe, describe_type
+from docs.describe_params import (
+    collect_models,
+    describe_model,
+    describe_named_type,
+    describe_recipe,
+    describe_type,
+)
 from docs.generate import describe_commands, find_stale, render_pages, walk_commands
+from docs.named_types import NamedType, collect_named_types, find_narrower
+from docs.pages import list_anchors
 from flows.cli import main as command_line
 from tasks.kd.recipe.recipe import Recipe
 
@@ -93,13 +102,14 @@ def test_the_recipe_page_has_every_field_of_every_model() -> None:
     page = describe_recipe(Recipe)
     models: list[type[BaseModel]] = [Recipe, *collect_models(Recipe, set())]
     assert len(models) > 20
+    named = collect_named_types(models, describe_type)
     for model in models:
         for name, field in model.model_fields.items():
             title = field.alias or name
             row = f"| [`{title}`](#{title}) |" if f"\n## {title}\n" in page else f"| `{title}` |"
             assert row in page, f"{model.__name__}.{name}"
         if model is not Recipe:
-            assert describe_model(model) in page, model.__name__
+            assert describe_model(model, named) in page, model.__name__
 
 
 def test_every_link_within_the_recipe_page_has_its_heading() -> None:
@@ -139,6 +149,65 @@ def test_a_type_is_put_in_words(annotation: Any, words: str) -> None:
 def test_a_type_without_words_is_refused_rather_than_left_out() -> None:
     with pytest.raises(KeyError):
         describe_type(bytes, [])
+
+
+Shade = Annotated[Literal["light", "dark"], Field(description="how bright")]
+Size = Annotated[int, Field(gt=0)] | Inner
+Wide = Annotated[Literal["light", "dark"] | tuple[int, ...], Field(description="how bright; or")]
+
+
+class Lamp(BaseModel):
+    """Fields of named types: both alike, one of them with a meaning of its own, one in a list."""
+
+    shade: Shade
+    other_shade: Shade
+    size: Annotated[Size, Field(description="of the lamp")]
+    more: Annotated[tuple[Size, ...], Field(description="of others")]
+    foot: Annotated[Size, Field(description="of the foot")]
+    base: Annotated[Size, Field(description="of the lamp")]
+    door: Annotated[Literal["light", "dark"], Field(description="not how bright")]
+    wide: Wide
+
+
+def test_a_type_that_several_fields_have_is_described_once() -> None:
+    named = collect_named_types([Lamp, Inner], describe_type)
+    assert [(each.name, each.meaning) for each in named] == [
+        ("Shade", "how bright"),
+        ("Size", "of the lamp"),
+    ]
+    assert describe_model(Lamp, named).splitlines()[4:] == [
+        "| `shade` | [Shade](#shade) |  |",
+        "| `other_shade` | [Shade](#shade) |  |",
+        "| `size` | [Size](#size) |  |",
+        "| `more` | list of [Size](#size) | of others |",
+        "| `foot` | [Size](#size) | of the foot |",
+        "| `base` | [Size](#size) |  |",
+        "| `door` | `light` or `dark` | not how bright |",
+        "| `wide` | `light` or `dark` or list of integer | how bright; or |",
+    ]
+    shade, size = (describe_named_type(each, named) for each in named)
+    assert shade == "`light` or `dark`.\n\nMeaning: how bright.\n"
+    assert size == "integer > 0 or [Inner](#inner).\n\nMeaning: of the lamp.\n"
+
+
+def test_a_type_that_goes_further_than_another_says_what_is_more() -> None:
+    shade, wide = (
+        NamedType(name, get_args(alias)[0], None, meaning)
+        for name, alias, meaning in (("Shade", Shade, "how"), ("Wide", Wide, "how; or many"))
+    )
+    # A union's first alternative is one type; only whole alternatives are shared.
+    assert find_narrower((shade, wide), wide) is None
+    narrow = NamedType("Narrow", Literal["light", "dark"] | float, None, "how")
+    wider = NamedType("Wider", Literal["light", "dark"] | float | str, None, "how; or many")
+    assert describe_named_type(wider, (narrow, wider)) == (
+        "[Narrow](#narrow) or text.\n\nMeaning: as there; or many.\n"
+    )
+
+
+def test_no_long_cell_of_the_recipe_page_stands_three_times() -> None:
+    rows = re.findall(r"^\| `.*\|$", describe_recipe(Recipe), re.MULTILINE)
+    cells = Counter(cell for row in rows for cell in row.split(" | ")[1:] if len(cell) > 60)
+    assert {cell: count for cell, count in cells.items() if count > 2} == {}
 
 
 def test_a_bar_in_a_meaning_does_not_break_the_table() -> None:
@@ -184,14 +253,22 @@ def test_the_page_of_commands_shows_sub_commands_and_hides_hidden_ones() -> None
 # --- every page ----------------------------------------------------------------------------------
 
 
-def find_dead_ends(text: str, folder: Path, targets: set[str]) -> list[str]:
-    """Links to files that are not there, and make targets that make does not know."""
-    links = [match["target"].split("#")[0] for match in LINK.finditer(text)]
-    files = [
-        link for link in links if link and "://" not in link and not link.startswith("mailto:")
-    ]
-    dead = [file for file in files if not (folder / file).exists()]
+def find_dead_ends(text: str, page: Path, targets: set[str]) -> list[str]:
+    """Links to files or headings that are not there, and make targets that make does not know."""
+    links = [match["target"] for match in LINK.finditer(text)]
+    dead = [link for link in links if "://" not in link and not leads_somewhere(link, page)]
     return dead + [f"make {m['target']}" for m in MAKE.finditer(text) if m["target"] not in targets]
+
+
+def leads_somewhere(link: str, page: Path) -> bool:
+    """Whether a link of a page names a file that is there, and of a page also a heading."""
+    name, _, anchor = link.partition("#")
+    target = page.parent / name if name else page
+    if link.startswith("mailto:"):
+        return True
+    if not target.exists() or not anchor or target.suffix != ".md":
+        return target.exists()
+    return anchor in list_anchors(target.read_text(encoding="utf-8"))
 
 
 def list_pages(root: Path) -> list[Path]:
@@ -199,7 +276,7 @@ def list_pages(root: Path) -> list[Path]:
     return [*root.glob("*.md"), *(page for top in PAGES for page in (root / top).rglob("*.md"))]
 
 
-PAGES = ("docs", "flows", "params", "tasks", "tests")
+PAGES = ("bench", "docs", "flows", "params", "study", "tasks", "tests")
 
 
 def test_no_page_points_at_nothing(root: Path) -> None:
@@ -209,12 +286,17 @@ def test_no_page_points_at_nothing(root: Path) -> None:
     dead = {
         page.relative_to(root).as_posix(): found
         for page in pages
-        if (found := find_dead_ends(page.read_text(encoding="utf-8"), page.parent, targets))
+        if (found := find_dead_ends(page.read_text(encoding="utf-8"), page, targets))
     }
     assert dead == {}
 
 
 def test_a_dead_link_and_an_unknown_target_are_found(tmp_path: Path) -> None:
-    (tmp_path / "here.md").touch()
-    text = "[a](here.md#x) [b](gone.md) [c](https://example.invalid) `make tea` `make docs`"
-    assert find_dead_ends(text, tmp_path, {"docs"}) == ["gone.md", "make tea"]
+    page = tmp_path / "here.md"
+    page.write_text("# One `word`\n\n```sh\n# no heading\n```\n", encoding="utf-8")
+    text = (
+        "[a](here.md) [b](gone.md) [c](https://example.invalid) [d](#one-word) [e](here.md#two)"
+        " [f](here.md#no-heading) [g](mailto:a@example.invalid) `make tea` `make docs`"
+    )
+    dead = ["gone.md", "here.md#two", "here.md#no-heading", "make tea"]
+    assert find_dead_ends(text, page, {"docs"}) == dead

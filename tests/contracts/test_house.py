@@ -5,24 +5,30 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import socket
 import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from flows.environment import TELEMETRY_OFF
 from tasks.kd import errors
 from tasks.kd.errors import KDError
-from tests.conftest import find_strays
+from tests.isolation import find_strays
 
 TARGETS = {
     "setup",
+    "format",
     "check",
+    "quick",
     "test",
+    "durations",
     "lowest",
     "demo",
     "bench",
@@ -33,6 +39,7 @@ TARGETS = {
     "clean",
 }
 TREE_LINE = re.compile(r"(?P<indent> *)(?P<names>\S+(?: \S+)*?)  +(?P<comment>\S.*)")
+ROOM = re.compile(r"tasks(/kd)?/\w+")
 ERROR_LINE = re.compile(r"(?P<indent>[ │├└─]*)(?P<name>\w*Error)\b.*?(?:exit (?P<code>\d))?")
 
 
@@ -110,6 +117,28 @@ def test_ci_calls_the_same_targets_as_people(root: Path) -> None:
     assert "run: make lowest" in workflow
 
 
+def test_the_workflow_pins_actions_by_digest_and_runs_both_pythons(root: Path) -> None:
+    workflow = (root / ".github/workflows/ci.yml").read_text()
+    used = re.findall(r"uses: (\S+)", workflow)
+    assert used
+    assert [
+        action for action in used if not re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40}", action)
+    ] == []
+    assert 'python: ["3.11", "3.12"]' in workflow
+
+
+def test_hooks_run_tools_that_are_installed(root: Path) -> None:
+    """What a commit runs is what `make setup` installs: nothing is fetched by the hooks."""
+    config = YAML(typ="safe").load(root / ".pre-commit-config.yaml")
+    hooks = [hook for source in config["repos"] for hook in source["hooks"]]
+    assert {source["repo"] for source in config["repos"]} == {"local"}
+    assert {hook["language"] for hook in hooks} == {"system"}
+    for hook in hooks:
+        program = hook["entry"].split()[0]
+        assert program.startswith(".venv/bin/")
+        assert shutil.which(Path(program).name, path=str(Path(sys.executable).parent)), program
+
+
 # --- the README's tree ---------------------------------------------------------------------------
 
 
@@ -125,15 +154,15 @@ def find_tree_faults(block: str, tracked: set[str], is_ignored: Callable[[str], 
     """Where a drawn tree and the tracked files differ.
 
     A line is `names  comment`, names parted by one blank, a folder's ending in /, what is in a
-    folder two blanks further in. What git ignores need not be there. The top, and every folder
-    that is drawn with something in it, is drawn whole, but for names that begin with . or __.
+    folder two blanks further in. What git ignores need not be there. What must be drawn is the
+    top, every package of tasks/ and every room of tasks/kd; the rest is drawn where it helps.
     """
     folders = {
         "/".join(path.split("/")[:i]) for path in tracked for i in range(path.count("/") + 1)
     }
     folders.discard("")
     faults: list[str] = []
-    drawn: dict[str, set[str]] = {"": set()}
+    drawn: set[str] = set()
     above: list[str] = []
     for line in block.splitlines():
         match = TREE_LINE.fullmatch(line)
@@ -144,15 +173,15 @@ def find_tree_faults(block: str, tracked: set[str], is_ignored: Callable[[str], 
         parent = "".join(above)
         for name in match["names"].split(" "):
             path = parent + name
-            drawn.setdefault(parent, set()).add(name.rstrip("/"))
+            drawn.add(path.rstrip("/"))
             there = path.rstrip("/") in folders if name.endswith("/") else path in tracked
             if not there and not is_ignored(path):
                 faults.append(f"drawn, but not there: {path}")
         above.append(name if name.endswith("/") else f"{name}/")
-    for parent, names in drawn.items():
-        inside = {path[len(parent) :].split("/")[0] for path in tracked if path.startswith(parent)}
-        left_out = {name for name in inside if not name.startswith((".", "__"))} - names
-        faults.extend(f"there, but not drawn: {parent}{name}" for name in sorted(left_out))
+    wanted = {path.split("/")[0] for path in tracked if not path.startswith(".")}
+    packages = {folder for folder in folders if f"{folder}/__init__.py" in tracked}
+    wanted |= {folder for folder in packages if ROOM.fullmatch(folder)}
+    faults.extend(f"there, but not drawn: {path}" for path in sorted(wanted - drawn))
     return faults
 
 
@@ -173,12 +202,25 @@ def test_the_readmes_tree_is_the_tree(root: Path) -> None:
     assert faults == []
 
 
-TRACKED = {"README.md", ".gitignore", "a/__init__.py", "a/one.py", "a/two.py", "b/x.py", "b/y.py"}
+TRACKED = {
+    "README.md",
+    ".gitignore",
+    "tests/x.py",
+    "tasks/__init__.py",
+    "tasks/one.py",
+    "tasks/kd/__init__.py",
+    "tasks/kd/errors.py",
+    "tasks/kd/gate/__init__.py",
+    "tasks/kd/gate/small/__init__.py",
+    "tasks/kd/gate/templates/page.j2",
+}
 TREE = """\
 README.md       what it is
-a/              a folder drawn whole
-  one.py two.py   its files
-b/              a folder drawn shut
+tests/          a folder drawn shut
+tasks/          a folder with packages
+  kd/             a package with rooms
+    errors.py       one of its files
+    gate/           a room
 out/            generated
 """
 
@@ -187,12 +229,15 @@ out/            generated
     ("block", "fault"),
     [
         (TREE, None),
-        (TREE.replace("one.py two.py", "one.py"), "there, but not drawn: a/two.py"),
-        (TREE.replace("two.py", "three.py two.py"), "drawn, but not there: a/three.py"),
-        (TREE.replace("b/  ", "c/  "), "drawn, but not there: c/"),
+        (TREE.replace("    errors.py       one of its files\n", ""), None),
+        (TREE.replace("    gate/           a room\n", ""), "there, but not drawn: tasks/kd/gate"),
+        (TREE.replace("  kd/ ", "  ke/ "), "there, but not drawn: tasks/kd"),
+        (TREE.replace("errors.py", "faults.py"), "drawn, but not there: tasks/kd/faults.py"),
+        (TREE.replace("tests/  ", "trials/  "), "drawn, but not there: trials/"),
         (TREE.replace("README.md       what it is\n", ""), "there, but not drawn: README.md"),
         (TREE.replace("README.md       what it is", "README.md"), "not `names  comment`"),
-        (TREE.replace("b/ ", "b/x.py/ "), "drawn, but not there: b/x.py/"),
+        (TREE.replace("  kd/  ", "      kd/  "), "not `names  comment`, or indented too far"),
+        (TREE.replace("tests/ ", "tests/x.py/ "), "drawn, but not there: tests/x.py/"),
     ],
 )
 def test_a_tree_that_differs_is_found(block: str, fault: str | None) -> None:

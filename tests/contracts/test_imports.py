@@ -18,8 +18,8 @@ from packaging.utils import canonicalize_name
 # What a file or folder may import besides the standard library.
 ALLOWED = {
     "tasks/kd/recipe/maps.py": ("tasks.kd.errors",),
-    "tasks/kd/gate/bounds.py": (),
-    "tasks/kd/gate/decision.py": ("tasks.kd.gate.bounds", "tasks.kd.errors"),
+    "tasks/kd/gate/paired.py": (),
+    "tasks/kd/gate/decision.py": ("tasks.kd.gate.paired", "tasks.kd.errors"),
     "tasks/kd/cache/format/fingerprint.py": ("tasks.kd.errors",),
     "tasks/kd/recipe/streams.py": (),
     "tasks/kd/levels/losses": (
@@ -33,7 +33,8 @@ ALLOWED = {
 NEVER_IN_KD = {"os.environ", "os.getenv", "os.putenv", "sys.argv", "print"}
 # Needed by another library, never imported here.
 NOT_IMPORTED = {"onnxscript"}
-TOOLS = {"import-linter", "mypy", "pandas-stubs", "pytest-timeout", "ruff"}
+TOOLS = {"codespell", "import-linter", "mypy", "pandas-stubs", "pre-commit", "pre-commit-hooks"}
+TOOLS |= {"pytest-timeout", "pytest-xdist", "ruff"}
 
 BLOCK_ENGINES = """
 import importlib, importlib.machinery, pkgutil, sys
@@ -64,9 +65,18 @@ BREACHES = [
     ),
     ("tasks/kd/gate/decision.py", "import prefect", "prefect only in flows"),
     ("flows/root.py", "import mlflow", "mlflow only in tasks.registry"),
-    ("tasks/supervise.py", "from dvc.repo import Repo", "dvc only in tasks.versioning.versioning"),
-    ("tasks/versioning/versioning.py", "import accelerate", "accelerate only in"),
-    ("tasks/versioning/versioning.py", "import transformers", "transformers only in"),
+    ("tasks/supervise.py", "from dvc.repo import Repo", "dvc only in tasks.versioning"),
+    ("tasks/versioning/imports.py", "import accelerate", "accelerate only in"),
+    ("tasks/versioning/imports.py", "import transformers", "transformers only in"),
+    ("tasks/kd/levels/plans.py", "import tasks.kd.training.loop", "the rooms of tasks.kd"),
+    (
+        "tasks/kd/cache/store/faults.py",
+        "import tasks.kd.cache.care.users",
+        "the rooms of the cache",
+    ),
+    ("tasks/kd/digests.py", "import tasks.stages", "no circle among modules"),
+    ("tasks/kd/training/loop.py", "import tasks.kd.levels.objective", "the early stages"),
+    ("tasks/kd/data/tables.py", "import tasks.kd.gate.paired", "sources and data are made"),
 ]
 
 
@@ -233,6 +243,25 @@ def test_import_linter_finds_a_breach_of_every_contract(root: Path, tmp_path: Pa
         assert any(line.startswith(name) for line in broken), name
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("room", ["tasks/kd/attic", "tasks/kd/cache/attic"])
+def test_a_new_folder_that_stands_in_no_layer_fails(room: str, root: Path, tmp_path: Path) -> None:
+    for folder in ("flows", "tasks"):
+        shutil.copytree(root / folder, tmp_path / folder)
+    shutil.copy(root / "pyproject.toml", tmp_path)
+    (tmp_path / room).mkdir()
+    (tmp_path / room / "__init__.py").touch()
+    done = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-logo", "--no-cache"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "attic" in done.stdout
+
+
 def find_distributions(imports: set[str], root: Path) -> dict[str, set[str]]:
     """Import name to the packages that may ship it, for what is neither ours nor standard."""
     shipped = importlib.metadata.packages_distributions()
@@ -255,7 +284,8 @@ def read_declared(root: Path) -> tuple[set[str], set[str]]:
 
 
 @pytest.mark.parametrize(
-    ("places", "with_dev"), [(("flows", "tasks"), False), (("tests", "docs"), True)]
+    ("places", "with_dev"),
+    [(("flows", "tasks"), False), (("tests", "docs", "study", "bench"), True)],
 )
 def test_every_import_is_of_a_declared_package(
     places: tuple[str, ...], with_dev: bool, root: Path
@@ -274,7 +304,7 @@ def test_every_import_is_of_a_declared_package(
 
 def test_every_declared_package_is_imported(root: Path) -> None:
     run, dev = read_declared(root)
-    sources = read_sources(root, "flows", "tasks", "tests", "docs")
+    sources = read_sources(root, "flows", "tasks", "tests", "docs", "study", "bench")
     imports = {name for _, text in sources for name in find_imports(text)}
     used = set[str]().union(*find_distributions(imports, root).values())
     assert (run | dev) - used == NOT_IMPORTED | TOOLS

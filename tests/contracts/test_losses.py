@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import torch
@@ -13,7 +16,11 @@ from hypothesis import strategies as st
 
 from tasks.kd.errors import ParamsError, ShapeError
 from tasks.kd.levels import losses
+from tasks.kd.levels.losses import attention, geometry, hidden, prediction, relation, tokens
 from tasks.kd.levels.losses.attention import Heads
+from tasks.kd.recipe.levels import DirectionLevel, HiddenLevel, LayerLevel
+from tasks.kd.recipe.losses import LOSSES, Loss
+from tasks.kd.recipe.maps import NAMED, ChosenMap
 from tasks.kd.totals import Total
 from tests.golden.cases import CASES, Case, mask_of, numbers, windowed
 
@@ -67,24 +74,29 @@ def gradient(case: Case, own: torch.Tensor, theirs: torch.Tensor) -> torch.Tenso
     return own.grad
 
 
+def counted(name: str) -> str:
+    """What a loss counts, by its own docstring, which says it once."""
+    words = " ".join(str(losses.FUNCTIONS[name].__doc__).split())
+    (said,) = re.findall(r"[Tt]he count is (examples|tokens|token pairs|triplets)", words)
+    return str(said).removeprefix("token ")
+
+
 # --- of all --------------------------------------------------------------------------------------
 
 
 def test_every_loss_is_in_this_suite() -> None:
-    assert {name.split()[0] for name in CASES} == set(losses.__all__) == set(losses.COUNTS)
+    assert {name.split()[0] for name in CASES} == set(losses.FUNCTIONS)
 
 
-@pytest.mark.parametrize("name", losses.__all__)
+@pytest.mark.parametrize("name", losses.FUNCTIONS)
 def test_every_loss_says_what_it_counts_and_stands_on_the_contents_page(name: str) -> None:
-    words = " ".join(str(getattr(losses, name).__doc__).split())
-    counted = losses.COUNTS[name].replace("pairs", "token pairs")
-    assert re.findall(r"[Tt]he count is (examples|tokens|token pairs|triplets)", words) == [counted]
+    assert counted(name) in COUNTED
     assert f"`{name}`" in str(losses.__doc__)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_count_is_known_from_the_lengths(name: str) -> None:
-    assert run(CASES[name]).count == COUNTED[losses.COUNTS[name.partition(" ")[0]]]
+    assert run(CASES[name]).count == COUNTED[counted(name.partition(" ")[0])]
 
 
 def test_is_above_zero_and_zero_on_itself(case: Case) -> None:
@@ -190,6 +202,93 @@ def test_a_mask_of_integers_is_refused(case: Case) -> None:
             case.loss(case.own, case.theirs, mask_of(LENGTHS, 5).long(), *case.more)
 
 
+# --- of all that a recipe can name ----------------------------------------------------------------
+
+
+# No recipe names them: labels there are one class per example.
+UNNAMED = {"bce", "bce_kl", "regression", "token_labels", "token_kl", "span_labels", "span_kl"}
+# What a level is given to all losses alike, and what a function takes beside a level's options.
+COMMON_FIELDS = {"level", "loss", "weight", "layer_map", "projection"}
+BESIDE_OPTIONS = {"each", "base", "deviation_D", "excluded_BN"}
+
+
+def values_of(annotation: Any) -> set[Any]:
+    """All values of the literals in an annotation."""
+    if get_origin(annotation) is Literal:
+        return set(get_args(annotation))
+    return {value for part in get_args(annotation) for value in values_of(part)}
+
+
+def find_row_faults(name: str, row: Loss) -> Iterator[str]:
+    """Where a row of `recipe/losses.py` and its model or its function say different things."""
+    fields, function = row.model.model_fields, losses.FUNCTIONS.get(row.function)
+    level, _, loss = name.partition(".")
+    if level not in values_of(fields["level"].annotation):
+        yield "its model has another level"
+    if loss not in values_of(fields["loss"].annotation):
+        yield "its model has another loss"
+    if (row.reads or "logits") != ("logits" if level == "prediction" else level):
+        yield "it reads streams of another level"
+    if set(fields) - COMMON_FIELDS != {*row.options, *row.constants, row.repeated} - {""}:
+        yield "its model has other fields than it reads"
+    if function is None:
+        yield "its function is not on the contents page"
+        return
+    if row.counts != counted(row.function):
+        yield "its function counts something else"
+    parameters = inspect.signature(function).parameters.values()
+    named = {x.name: x.default for x in parameters if x.kind is x.KEYWORD_ONLY}
+    options = {row.renamed.get(option, option) for option in row.options}
+    if not {x for x, default in named.items() if default is inspect.Parameter.empty} <= options:
+        yield "its function takes an option that it does not give"
+    if not options <= set(named) - BESIDE_OPTIONS:
+        yield "it gives an option that its function does not take"
+    plans = {"transport", "nearest"} & values_of(getattr(fields.get("layer_map"), "annotation", 0))
+    if plans and "each" not in named:
+        yield "its function has no `each`, which maps that plan need"
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_row_its_model_and_its_function_agree(name: str) -> None:
+    assert list(find_row_faults(name, LOSSES[name])) == []
+
+
+def test_every_function_has_a_row_or_is_known_to_have_none() -> None:
+    assert {row.function for row in LOSSES.values()} == set(losses.FUNCTIONS) - UNNAMED
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "fault"),
+    [
+        ("attention.mse", {"model": HiddenLevel}, "its model has another level"),
+        ("hidden.cka", {"model": DirectionLevel}, "its model has another loss"),
+        ("hidden.cka", {"reads": "attention"}, "it reads streams of another level"),
+        ("hidden.cka", {"reads": "logits"}, "it reads streams of another level"),
+        ("prediction.jsd", {"options": ("temperature",)}, "its model has other fields than it r"),
+        ("hidden.mse", {"constants": {}}, "its model has other fields than it reads"),
+        ("relation.kl", {"repeated": ""}, "its model has other fields than it reads"),
+        ("hidden.cka", {"function": "ckb"}, "its function is not on the contents page"),
+        ("hidden.cka", {"counts": "tokens"}, "its function counts something else"),
+        ("relation.kl", {"renamed": {}}, "its function takes an option that it does not give"),
+        ("relation.kl", {"renamed": {}}, "it gives an option that its function does not take"),
+        ("hidden.mse", {"function": "procrustes"}, "its function has no `each`, which maps that"),
+    ],
+)
+def test_a_row_that_says_something_else_is_found(
+    name: str, changes: dict[str, Any], fault: str
+) -> None:
+    faults = find_row_faults(name, replace(LOSSES[name], **changes))
+    assert any(found.startswith(fault) for found in faults)
+
+
+def test_the_maps_that_a_recipe_may_name_are_those_there_are() -> None:
+    fixed = {*NAMED, "random"}
+    for row in LOSSES.values():
+        if issubclass(row.model, LayerLevel):
+            named = values_of(row.model.model_fields["layer_map"].annotation)
+            assert fixed <= named <= fixed | set(get_args(ChosenMap))
+
+
 # --- of some: what they don't mind ---------------------------------------------------------------
 
 
@@ -200,7 +299,7 @@ def rotation(width: int, seed: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ["nst", "cka", "procrustes", "rkd_distance", "rkd_angle"])
 def test_geometry_is_unchanged_by_a_rotation(name: str) -> None:
-    loss, case = getattr(losses, name), CASES[name]
+    loss, case = losses.FUNCTIONS[name], CASES[name]
     turned = loss(case.own @ rotation(8, seed=9), case.theirs, mask_of(LENGTHS, 5))
     assert float(turned.sum) == pytest.approx(float(run(case).sum), rel=1e-5)
     itself = loss(case.own @ rotation(8, seed=9), case.own, mask_of(LENGTHS, 5))
@@ -213,22 +312,22 @@ def test_relations_are_unchanged_by_a_rotation_within_a_relation_head(
 ) -> None:
     mask, own, theirs = mask_of(LENGTHS, 5), numbers(4, 5, 8), numbers(4, 5, 12, seed=1)
     within = torch.block_diag(*(rotation(8 // heads, seed + head) for head in range(heads)))
-    plain = float(losses.relation_kl(own, theirs, mask, heads=heads).sum)
-    turned = float(losses.relation_kl(own @ within, theirs, mask, heads=heads).sum)
+    plain = float(relation.relation_kl(own, theirs, mask, heads=heads).sum)
+    turned = float(relation.relation_kl(own @ within, theirs, mask, heads=heads).sum)
     assert turned == pytest.approx(plain, rel=1e-4)
 
 
 def test_relations_are_changed_by_a_rotation_across_relation_heads() -> None:
     mask, own, theirs = mask_of(LENGTHS, 5), numbers(4, 5, 8), numbers(4, 5, 12, seed=1)
-    plain = float(losses.relation_kl(own, theirs, mask, heads=4).sum)
-    turned = losses.relation_kl(own @ rotation(8, seed=9), theirs, mask, heads=4)
+    plain = float(relation.relation_kl(own, theirs, mask, heads=4).sum)
+    turned = relation.relation_kl(own @ rotation(8, seed=9), theirs, mask, heads=4)
     assert abs(float(turned.sum) - plain) > 0.1
 
 
 def test_procrustes_is_the_same_from_either_side() -> None:
     case, mask = CASES["procrustes wide"], mask_of(LENGTHS, 5)
-    there = losses.procrustes(case.own, case.theirs, mask).sum
-    back = losses.procrustes(case.theirs, case.own, mask).sum
+    there = geometry.procrustes(case.own, case.theirs, mask).sum
+    back = geometry.procrustes(case.theirs, case.own, mask).sum
     assert float(there) == pytest.approx(float(back), rel=1e-6)
 
 
@@ -236,26 +335,28 @@ def test_procrustes_is_the_same_from_either_side() -> None:
 def test_an_example_of_one_token_adds_nothing(name: str) -> None:
     case = CASES[name]
     slopes = gradient(case, case.own, case.theirs)
-    assert float(getattr(losses, name)(case.own[2:3], case.theirs[2:3], mask_of([1], 5)).sum) == 0
+    assert float(losses.FUNCTIONS[name](case.own[2:3], case.theirs[2:3], mask_of([1], 5)).sum) == 0
     assert bool((slopes[2] == 0).all())
 
 
 def test_cka_of_tokens_that_are_all_alike_is_one() -> None:
     alike, mask = torch.ones(1, 5, 8), mask_of([5], 5)
-    assert float(losses.cka(alike, numbers(1, 5, 8), mask).sum) == 1
+    assert float(geometry.cka(alike, numbers(1, 5, 8), mask).sum) == 1
 
 
 def test_decoupled_distillation_adds_up_to_kl() -> None:
     own, theirs, classes = numbers(1, 6), numbers(1, 6, seed=1), torch.tensor([2])
     rest = 1 - float(torch.softmax(theirs / 3, -1)[0, 2])
-    whole = losses.dkd(own, theirs, classes, temperature=3, target_weight=1, other_weight=rest)
-    assert float(whole.sum) == pytest.approx(float(losses.kl(own, theirs, temperature=3).sum), 1e-5)
+    whole = prediction.dkd(own, theirs, classes, temperature=3, target_weight=1, other_weight=rest)
+    assert float(whole.sum) == pytest.approx(
+        float(prediction.kl(own, theirs, temperature=3).sum), 1e-5
+    )
 
 
-@pytest.mark.parametrize(("end", "limit"), [(0, losses.kl), (1, losses.reverse_kl)])
+@pytest.mark.parametrize(("end", "limit"), [(0, prediction.kl), (1, prediction.reverse_kl)])
 def test_jsd_tends_to_its_ends(end: int, limit: Callable[..., Total]) -> None:
     own, theirs = numbers(4, 6).double(), numbers(4, 6, seed=1).double()
-    near = losses.jsd(own, theirs, beta=abs(end - 1e-6), temperature=2.0).sum / 1e-6
+    near = prediction.jsd(own, theirs, beta=abs(end - 1e-6), temperature=2.0).sum / 1e-6
     assert float(near) == pytest.approx(float(limit(own, theirs, temperature=2.0).sum), rel=1e-4)
 
 
@@ -263,16 +364,16 @@ def test_excluded_negatives_count_as_if_they_were_not_there() -> None:
     own, theirs, bank = numbers(4, 8), numbers(4, 8, seed=1), numbers(7, 8, seed=2)
     excluded = torch.zeros(4, 7, dtype=torch.bool)
     excluded[:, 5:] = True
-    fewer = losses.contrastive(own, theirs, bank[:5], temperature=0.1)
-    same = losses.contrastive(own, theirs, bank, temperature=0.1, excluded_BN=excluded)
+    fewer = hidden.contrastive(own, theirs, bank[:5], temperature=0.1)
+    same = hidden.contrastive(own, theirs, bank, temperature=0.1, excluded_BN=excluded)
     assert torch.equal(fewer.sum, same.sum)
-    assert float(losses.contrastive(own, theirs, bank, temperature=0.1).sum) > float(same.sum)
+    assert float(hidden.contrastive(own, theirs, bank, temperature=0.1).sum) > float(same.sum)
 
 
 def test_what_has_no_label_adds_nothing_and_is_counted() -> None:
     mask, logits = mask_of([3], 3), numbers(1, 3, 4)
-    none = losses.token_labels(logits, torch.tensor([[-100, -100, -100]]), mask)
-    one = losses.token_labels(logits, torch.tensor([[-100, 2, -100]]), mask)
+    none = tokens.token_labels(logits, torch.tensor([[-100, -100, -100]]), mask)
+    one = tokens.token_labels(logits, torch.tensor([[-100, 2, -100]]), mask)
     assert (float(none.sum), none.count, one.count) == (0, 3, 3)
     assert float(one.sum) == pytest.approx(float(-torch.log_softmax(logits[0, 1], -1)[2]))
 
@@ -280,7 +381,7 @@ def test_what_has_no_label_adds_nothing_and_is_counted() -> None:
 def test_a_pair_outside_a_window_adds_nothing_to_the_scores_and_is_counted() -> None:
     own, theirs, mask = numbers(1, 2, 5, 5), numbers(1, 2, 5, 5, seed=1), mask_of([5], 5)
     inside = ~torch.isinf(windowed(own, 1))
-    total = losses.scores_mse(windowed(own, 1), theirs, mask, heads="each")
+    total = attention.scores_mse(windowed(own, 1), theirs, mask, heads="each")
     expected = (own - theirs)[inside].square().sum() / 2
     assert float(total.sum) == pytest.approx(float(expected))
     assert total.count == 25
@@ -301,19 +402,19 @@ def test_what_is_not_a_number_is_seen_in_the_sum(name: str) -> None:
 def test_a_window_that_hides_what_the_teacher_sees_is_refused(heads: Heads) -> None:
     scores, mask = numbers(4, 2, 5, 5), mask_of(LENGTHS, 5)
     with pytest.raises(ShapeError, match=r"window.*found \d+ pairs outside"):
-        losses.attention_kl(windowed(scores, 1), windowed(scores, 2), mask, heads=heads)
+        attention.attention_kl(windowed(scores, 1), windowed(scores, 2), mask, heads=heads)
 
 
 def test_a_window_of_some_heads_is_no_fault_where_others_see() -> None:
     own, mask = numbers(4, 2, 5, 5), mask_of(LENGTHS, 5)
     own[:, :1] = windowed(own[:, :1], 1)
-    total = losses.attention_kl(own, numbers(4, 2, 5, 5, seed=1), mask, heads="average")
+    total = attention.attention_kl(own, numbers(4, 2, 5, 5, seed=1), mask, heads="average")
     assert bool(torch.isfinite(total.sum))
     with pytest.raises(ShapeError, match="window"):
-        losses.attention_kl(own, numbers(4, 2, 5, 5, seed=1), mask, heads="each")
+        attention.attention_kl(own, numbers(4, 2, 5, 5, seed=1), mask, heads="each")
 
 
-@pytest.mark.parametrize("loss", [losses.scores_mse, losses.attention_kl])
+@pytest.mark.parametrize("loss", [attention.scores_mse, attention.attention_kl])
 def test_heads_that_differ_are_refused_unless_they_are_averaged(
     loss: Callable[..., Total],
 ) -> None:
@@ -332,28 +433,28 @@ def test_relation_heads_that_do_not_divide_a_width_are_refused(
 ) -> None:
     mask = mask_of(LENGTHS, 5)
     with pytest.raises(ShapeError, match=f"do not divide the {side}'s width.*found 9"):
-        losses.relation_kl(numbers(4, 5, own), numbers(4, 5, theirs), mask, heads=4)
+        relation.relation_kl(numbers(4, 5, own), numbers(4, 5, theirs), mask, heads=4)
     with pytest.raises(ShapeError, match="do not divide"):
-        losses.relation_kl(numbers(4, 5, own), numbers(4, 5, theirs), mask, heads=0)
+        relation.relation_kl(numbers(4, 5, own), numbers(4, 5, theirs), mask, heads=0)
 
 
 def test_two_classes_are_refused_where_nothing_would_be_left() -> None:
     own, theirs, classes = numbers(4, 2), numbers(4, 2, seed=1), torch.tensor([0, 1, 1, 0])
     with pytest.raises(ShapeError, match="decoupled distillation says nothing with so few classes"):
-        losses.dkd(own, theirs, classes, temperature=1, target_weight=1, other_weight=1)
+        prediction.dkd(own, theirs, classes, temperature=1, target_weight=1, other_weight=1)
     with pytest.raises(ShapeError, match="DIST says nothing with so few classes"):
-        losses.dist(own, theirs, temperature=1)
+        prediction.dist(own, theirs, temperature=1)
 
 
 @pytest.mark.parametrize("wrong", [-100, 6])
 def test_a_label_that_is_no_class_is_refused(wrong: int) -> None:
     classes = torch.tensor([0, 1, wrong, 2])
     with pytest.raises(ShapeError, match="is no class"):
-        losses.dkd(
+        prediction.dkd(
             numbers(4, 6), numbers(4, 6), classes, temperature=1, target_weight=1, other_weight=1
         )
     with pytest.raises(ShapeError, match="labels has the wrong shape"):
-        losses.dkd(
+        prediction.dkd(
             numbers(4, 6),
             numbers(4, 6),
             classes[:2],
@@ -366,32 +467,32 @@ def test_a_label_that_is_no_class_is_refused(wrong: int) -> None:
 @pytest.mark.parametrize("beta", [-0.1, 1.1, math.nan])
 def test_a_share_out_of_range_is_refused(beta: float) -> None:
     with pytest.raises(ParamsError, match="out of range"):
-        losses.jsd(numbers(4, 6), numbers(4, 6), beta=beta, temperature=1)
+        prediction.jsd(numbers(4, 6), numbers(4, 6), beta=beta, temperature=1)
 
 
 @pytest.mark.parametrize("wrong", [-1, 3, 4, 5, 99])
 def test_a_span_that_ends_at_no_real_token_is_refused(wrong: int) -> None:
     positions = torch.tensor([[0, 4], [0, wrong]])
     with pytest.raises(ShapeError, match="at no real token"):
-        losses.span_labels(numbers(2, 5, 2), positions, mask_of([5, 3], 5))
+        tokens.span_labels(numbers(2, 5, 2), positions, mask_of([5, 3], 5))
 
 
 def test_a_first_token_that_is_padding_is_refused() -> None:
     states, mask = numbers(2, 5, 8), mask_of([5, 3], 5).flip(1)
     with pytest.raises(ShapeError, match="begins with padding"):
-        losses.cls_mse(states, states, mask, normalised=True)
+        hidden.cls_mse(states, states, mask, normalised=True)
 
 
 def test_other_shapes_that_do_not_fit_are_refused() -> None:
     states, mask, vectors = numbers(4, 5, 8), mask_of(LENGTHS, 5), numbers(4, 8)
     with pytest.raises(ShapeError, match="deviation has the wrong shape"):
-        losses.mse(states, states, mask, deviation_D=torch.ones(7))
+        hidden.mse(states, states, mask, deviation_D=torch.ones(7))
     with pytest.raises(ShapeError, match="negatives has the wrong shape"):
-        losses.contrastive(vectors, vectors, numbers(7, 9), temperature=1)
+        hidden.contrastive(vectors, vectors, numbers(7, 9), temperature=1)
     no = torch.zeros(4, 6, dtype=torch.bool)
     with pytest.raises(ShapeError, match="excluded negatives has the wrong shape"):
-        losses.contrastive(vectors, vectors, numbers(7, 8), temperature=1, excluded_BN=no)
+        hidden.contrastive(vectors, vectors, numbers(7, 8), temperature=1, excluded_BN=no)
     with pytest.raises(ShapeError, match="labels has the wrong shape"):
-        losses.regression(numbers(4, 1), torch.zeros(4))
+        prediction.regression(numbers(4, 1), torch.zeros(4))
     with pytest.raises(ShapeError, match="teacher hidden states has the wrong shape"):
-        losses.gram((states, states), (states, numbers(4, 5, 9)), mask)
+        geometry.gram((states, states), (states, numbers(4, 5, 9)), mask)

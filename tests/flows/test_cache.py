@@ -24,7 +24,7 @@ from flows.cli import main
 from tasks.kd.cache.format.fingerprint import FORMAT_VERSION, fingerprint
 from tasks.kd.cache.format.manifest import Live, Manifest
 from tasks.kd.cache.store.store import Store, open_store
-from tests.conftest import ROOT
+from tests.isolation import ROOT
 from tests.kd.cache.conftest import make_job, make_params, write
 from tests.kd.conftest import make_split
 
@@ -58,7 +58,7 @@ class Place:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Place:
     root, split = tmp_path_factory.mktemp("made"), make_split()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tasks.kd.cache.writing.writer.MEBIBYTE", 2**14)
+        patch.setattr("tasks.kd.cache.writing.job.MEBIBYTE", 2**14)
         manifests = [
             write(make_job(split, params), root / ".store")
             for params in (

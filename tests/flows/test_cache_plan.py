@@ -18,7 +18,7 @@ from tasks.kd.cache.format.fingerprint import FORMAT_VERSION, fingerprint
 from tasks.kd.cache.format.manifest import Live
 from tasks.kd.digests import write_json
 from tasks.kd.recipe.files import load_recipe
-from tests.conftest import ROOT
+from tests.isolation import ROOT
 
 STREAMS = ["logits", "hidden.0", "hidden.2", "hidden.4", "hidden.6"]
 LINE = "  streams: [logits, hidden.0, hidden.2, hidden.4, hidden.6]\n"

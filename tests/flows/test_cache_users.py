@@ -17,7 +17,7 @@ from flows.cli import main
 from tasks.kd.cache.care.users import register
 from tasks.kd.cache.format.manifest import Manifest
 from tasks.kd.cache.store.store import Store
-from tests.conftest import ROOT
+from tests.isolation import ROOT
 from tests.kd.cache.conftest import make_job, make_params, write
 from tests.kd.conftest import make_split
 

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from flows.cli import main
 from flows.presets import list_presets
 from tasks.kd.recipe.files import check_inputs, load_recipe, read_inputs
-from tasks.kd.recipe.levels import match
+from tasks.kd.recipe.matching import match
 from tasks.kd.recipe.phases import layer_levels, streams_read
 from tasks.kd.recipe.recipe import Recipe
 from tests.flows.conftest import write_model

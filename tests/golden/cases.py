@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from tasks.kd.levels import losses
+from tasks.kd.levels.losses import geometry, hidden, prediction, relation, tokens
 from tasks.kd.totals import Total
 
 
@@ -61,23 +62,23 @@ def prediction_cases() -> dict[str, Case]:
 
     decoupled = {"temperature": 4.0, "target_weight": 1.0, "other_weight": 8.0}
     return {
-        "labels": of_labels(losses.labels, classes),
-        "kl": of_logits(losses.kl, temperature=3.0),
-        "reverse_kl": of_logits(losses.reverse_kl, temperature=3.0),
+        "labels": of_labels(prediction.labels, classes),
+        "kl": of_logits(prediction.kl, temperature=3.0),
+        "reverse_kl": of_logits(prediction.reverse_kl, temperature=3.0),
         **{
-            f"jsd {beta}": of_logits(losses.jsd, beta=beta, temperature=2.0)
+            f"jsd {beta}": of_logits(prediction.jsd, beta=beta, temperature=2.0)
             for beta in (0.0, 0.3, 1.0)
         },
         "dkd": Case(
-            lambda s, t, _, k: losses.dkd(s, t, k, **decoupled), own, theirs, more=(classes,)
+            lambda s, t, _, k: prediction.dkd(s, t, k, **decoupled), own, theirs, more=(classes,)
         ),
-        "dist": of_logits(losses.dist, temperature=2.0),
-        "logits_mse": of_logits(losses.logits_mse),
-        "bce": of_labels(losses.bce, several),
-        "bce_kl": of_logits(losses.bce_kl, temperature=3.0),
-        "regression": of_logits(losses.regression),
+        "dist": of_logits(prediction.dist, temperature=2.0),
+        "logits_mse": of_logits(prediction.logits_mse),
+        "bce": of_labels(prediction.bce, several),
+        "bce_kl": of_logits(prediction.bce_kl, temperature=3.0),
+        "regression": of_logits(prediction.regression),
         "token_labels": Case(
-            losses.token_labels,
+            tokens.token_labels,
             numbers(4, 5, 6),
             token_classes,
             axes=(1,),
@@ -85,17 +86,17 @@ def prediction_cases() -> dict[str, Case]:
             zero_on_itself=False,
         ),
         "token_kl": Case(
-            lambda s, t, m: losses.token_kl(s, t, m, temperature=3.0),
+            lambda s, t, m: tokens.token_kl(s, t, m, temperature=3.0),
             numbers(4, 5, 6),
             numbers(4, 5, 6, seed=1),
             axes=(1,),
             their_axes=(1,),
         ),
         "span_labels": Case(
-            losses.span_labels, edges, positions, axes=(1,), zero_on_itself=False, rounding=1e-6
+            tokens.span_labels, edges, positions, axes=(1,), zero_on_itself=False, rounding=1e-6
         ),
         "span_kl": Case(
-            lambda s, t, m: losses.span_kl(s, t, m, temperature=2.0),
+            lambda s, t, m: tokens.span_kl(s, t, m, temperature=2.0),
             edges,
             their_edges,
             axes=(1,),
@@ -116,38 +117,38 @@ def hidden_cases() -> dict[str, Case]:
     def two_layers(own: torch.Tensor, theirs: torch.Tensor, mask: torch.Tensor) -> Total:
         first, second = own.tensor_split(2, dim=-1)
         their_first, their_second = theirs.tensor_split(2, dim=-1)
-        return losses.gram((first, second), (their_first, their_second), mask)
+        return geometry.gram((first, second), (their_first, their_second), mask)
 
     wide = numbers(4, 5, 12, seed=1)
     return {
-        "mse": of_states(losses.mse, others, 1e-6),
+        "mse": of_states(hidden.mse, others, 1e-6),
         "mse standardised": of_states(
-            lambda s, t, m: losses.mse(s, t, m, deviation_D=deviation), others, 1e-6
+            lambda s, t, m: hidden.mse(s, t, m, deviation_D=deviation), others, 1e-6
         ),
-        "cosine": of_states(losses.cosine, others, 0),
-        "layer_norm_mse": of_states(losses.layer_norm_mse, others, 0),
+        "cosine": of_states(hidden.cosine, others, 0),
+        "layer_norm_mse": of_states(hidden.layer_norm_mse, others, 0),
         **{
             f"cls_mse {normalised}": of_states(
-                lambda s, t, m, n=normalised: losses.cls_mse(s, t, m, normalised=n), others, 0
+                lambda s, t, m, n=normalised: hidden.cls_mse(s, t, m, normalised=n), others, 0
             )
             for normalised in (True, False)
         },
         **{
             f"pooled_mse {normalised}": of_states(
-                lambda s, t, m, n=normalised: losses.pooled_mse(s, t, m, normalised=n), others, 1e-6
+                lambda s, t, m, n=normalised: hidden.pooled_mse(s, t, m, normalised=n), others, 1e-6
             )
             for normalised in (True, False)
         },
         "gram": of_states(two_layers, others, 1e-6),
-        "nst": of_states(losses.nst, wide, 1e-6),
-        "cka": of_states(losses.cka, wide, 1e-6),
-        "procrustes": of_states(losses.procrustes, others, 2e-6),
-        "procrustes wide": of_states(losses.procrustes, wide, 2e-6),
-        "procrustes narrow": of_states(losses.procrustes, numbers(4, 5, 3, seed=1), 2e-6),
-        "rkd_distance": of_states(losses.rkd_distance, wide, 1e-6),
-        "rkd_angle": of_states(losses.rkd_angle, wide, 1e-6),
+        "nst": of_states(geometry.nst, wide, 1e-6),
+        "cka": of_states(geometry.cka, wide, 1e-6),
+        "procrustes": of_states(geometry.procrustes, others, 2e-6),
+        "procrustes wide": of_states(geometry.procrustes, wide, 2e-6),
+        "procrustes narrow": of_states(geometry.procrustes, numbers(4, 5, 3, seed=1), 2e-6),
+        "rkd_distance": of_states(geometry.rkd_distance, wide, 1e-6),
+        "rkd_angle": of_states(geometry.rkd_angle, wide, 1e-6),
         "contrastive": Case(
-            lambda s, t, _: losses.contrastive(s, t, numbers(7, 8, seed=2), temperature=0.1),
+            lambda s, t, _: hidden.contrastive(s, t, numbers(7, 8, seed=2), temperature=0.1),
             numbers(4, 8),
             numbers(4, 8, seed=1),
             zero_on_itself=False,
@@ -160,7 +161,7 @@ def attention_cases() -> dict[str, Case]:
     scores, others, of_four = numbers(4, 2, 5, 5), numbers(4, 2, 5, 5, seed=1), numbers(4, 4, 5, 5)
 
     def of_scores(name: str, heads: str, own: torch.Tensor, theirs: torch.Tensor) -> Case:
-        loss = getattr(losses, name)
+        loss = losses.FUNCTIONS[name]
         return Case(
             lambda s, t, m: loss(s, t, m, heads=heads),
             own,
@@ -172,7 +173,7 @@ def attention_cases() -> dict[str, Case]:
 
     def of_relations(heads: int, theirs: torch.Tensor) -> Case:
         return Case(
-            lambda s, t, m: losses.relation_kl(s, t, m, heads=heads),
+            lambda s, t, m: relation.relation_kl(s, t, m, heads=heads),
             numbers(4, 5, 8),
             theirs,
             axes=(1,),

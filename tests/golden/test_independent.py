@@ -17,6 +17,7 @@ from torch.distributions import Bernoulli, Categorical, kl_divergence
 from torch.nn import functional
 
 from tasks.kd.levels import losses
+from tasks.kd.levels.losses import attention, geometry, hidden, prediction, relation, tokens
 from tasks.kd.totals import Total
 from tests.golden.cases import mask_of, numbers, windowed
 
@@ -149,7 +150,7 @@ def similarities() -> torch.Tensor:
     return total
 
 
-def attention(heads: str) -> torch.Tensor:
+def attended(heads: str) -> torch.Tensor:
     total = torch.zeros((), dtype=torch.float64)
     for own, theirs, n in zip(SCORES, windowed(THEIR_SCORES, 1), LENGTHS, strict=True):
         sides = (torch.softmax(x[:, :n, :n], -1) for x in (theirs, own))
@@ -191,31 +192,31 @@ def norm(states: torch.Tensor) -> torch.Tensor:
 WEIGHTS = {"target_weight": 1.0, "other_weight": 8.0}
 PAIRS: dict[str, tuple[Callable[[], Total], Value]] = {
     "labels": (
-        lambda: losses.labels(LOGITS, CLASSES),
+        lambda: prediction.labels(LOGITS, CLASSES),
         lambda: -soft(LOGITS).log_prob(CLASSES).sum(),
     ),
     "kl": (
-        lambda: losses.kl(LOGITS, THEIRS, temperature=3),
+        lambda: prediction.kl(LOGITS, THEIRS, temperature=3),
         lambda: 9 * kl_divergence(soft(THEIRS, 3), soft(LOGITS, 3)).sum(),
     ),
     "reverse_kl": (
-        lambda: losses.reverse_kl(LOGITS, THEIRS, temperature=3),
+        lambda: prediction.reverse_kl(LOGITS, THEIRS, temperature=3),
         lambda: 9 * kl_divergence(soft(LOGITS, 3), soft(THEIRS, 3)).sum(),
     ),
     "jsd": (
-        lambda: losses.jsd(LOGITS, THEIRS, beta=0.3, temperature=2),
+        lambda: prediction.jsd(LOGITS, THEIRS, beta=0.3, temperature=2),
         lambda: jensen_shannon(0.3),
     ),
-    "dkd": (lambda: losses.dkd(LOGITS, THEIRS, CLASSES, temperature=4, **WEIGHTS), decoupled),
-    "dist": (lambda: losses.dist(LOGITS, THEIRS, temperature=2), correlation),
-    "logits_mse": (lambda: losses.logits_mse(LOGITS, THEIRS), lambda: square(LOGITS, THEIRS)),
-    "regression": (lambda: losses.regression(LOGITS, THEIRS), lambda: square(LOGITS, THEIRS)),
+    "dkd": (lambda: prediction.dkd(LOGITS, THEIRS, CLASSES, temperature=4, **WEIGHTS), decoupled),
+    "dist": (lambda: prediction.dist(LOGITS, THEIRS, temperature=2), correlation),
+    "logits_mse": (lambda: prediction.logits_mse(LOGITS, THEIRS), lambda: square(LOGITS, THEIRS)),
+    "regression": (lambda: prediction.regression(LOGITS, THEIRS), lambda: square(LOGITS, THEIRS)),
     "bce": (
-        lambda: losses.bce(LOGITS, SEVERAL),
+        lambda: prediction.bce(LOGITS, SEVERAL),
         lambda: -Bernoulli(logits=LOGITS).log_prob(SEVERAL).mean(1).sum(),
     ),
     "bce_kl": (
-        lambda: losses.bce_kl(LOGITS, THEIRS, temperature=3),
+        lambda: prediction.bce_kl(LOGITS, THEIRS, temperature=3),
         lambda: (
             9
             * kl_divergence(Bernoulli(logits=THEIRS / 3), Bernoulli(logits=LOGITS / 3))
@@ -224,47 +225,47 @@ PAIRS: dict[str, tuple[Callable[[], Total], Value]] = {
         ),
     ),
     "token_labels": (
-        lambda: losses.token_labels(STATES, TOKEN_CLASSES, MASK),
+        lambda: tokens.token_labels(STATES, TOKEN_CLASSES, MASK),
         lambda: functional.nll_loss(
             torch.log_softmax(real(STATES), -1), TOKEN_CLASSES[MASK], reduction="sum"
         ),
     ),
     "token_kl": (
-        lambda: losses.token_kl(STATES, OTHERS, MASK, temperature=3),
+        lambda: tokens.token_kl(STATES, OTHERS, MASK, temperature=3),
         lambda: 9 * kl_divergence(soft(real(OTHERS), 3), soft(real(STATES), 3)).sum(),
     ),
-    "span_labels": (lambda: losses.span_labels(STATES[..., :2], POSITIONS, MASK), spans),
+    "span_labels": (lambda: tokens.span_labels(STATES[..., :2], POSITIONS, MASK), spans),
     "span_kl": (
-        lambda: losses.span_kl(STATES[..., :2], OTHERS[..., :2], MASK, temperature=1),
+        lambda: tokens.span_kl(STATES[..., :2], OTHERS[..., :2], MASK, temperature=1),
         soft_spans,
     ),
     "mse": (
-        lambda: losses.mse(STATES, OTHERS, MASK),
+        lambda: hidden.mse(STATES, OTHERS, MASK),
         lambda: square(real(STATES), real(OTHERS)),
     ),
     "cosine": (
-        lambda: losses.cosine(STATES, OTHERS, MASK),
+        lambda: hidden.cosine(STATES, OTHERS, MASK),
         lambda: functional.cosine_embedding_loss(
             real(STATES), real(OTHERS), torch.ones(sum(LENGTHS)), reduction="sum"
         ),
     ),
     "layer_norm_mse": (
-        lambda: losses.layer_norm_mse(STATES, OTHERS, MASK),
+        lambda: hidden.layer_norm_mse(STATES, OTHERS, MASK),
         lambda: square(norm(STATES), norm(OTHERS)),
     ),
     "cls_mse": (
-        lambda: losses.cls_mse(STATES, OTHERS, MASK, normalised=True),
+        lambda: hidden.cls_mse(STATES, OTHERS, MASK, normalised=True),
         lambda: square(first(STATES), first(OTHERS)),
     ),
-    "gram": (lambda: losses.gram((STATES, OTHERS), (OTHERS, WIDE[..., :8]), MASK), fsp),
-    "nst": (lambda: losses.nst(STATES, WIDE, MASK), similarities),
-    "cka": (lambda: losses.cka(STATES, WIDE, MASK), kernel_alignment),
-    "procrustes": (lambda: losses.procrustes(STATES, OTHERS, MASK), lambda: nuclear(OTHERS, 8)),
-    "procrustes wide": (lambda: losses.procrustes(STATES, WIDE, MASK), lambda: nuclear(WIDE, 12)),
-    "rkd_distance": (lambda: losses.rkd_distance(STATES, WIDE, MASK), distances),
-    "rkd_angle": (lambda: losses.rkd_angle(STATES, WIDE, MASK), angles),
+    "gram": (lambda: geometry.gram((STATES, OTHERS), (OTHERS, WIDE[..., :8]), MASK), fsp),
+    "nst": (lambda: geometry.nst(STATES, WIDE, MASK), similarities),
+    "cka": (lambda: geometry.cka(STATES, WIDE, MASK), kernel_alignment),
+    "procrustes": (lambda: geometry.procrustes(STATES, OTHERS, MASK), lambda: nuclear(OTHERS, 8)),
+    "procrustes wide": (lambda: geometry.procrustes(STATES, WIDE, MASK), lambda: nuclear(WIDE, 12)),
+    "rkd_distance": (lambda: geometry.rkd_distance(STATES, WIDE, MASK), distances),
+    "rkd_angle": (lambda: geometry.rkd_angle(STATES, WIDE, MASK), angles),
     "pooled_mse": (
-        lambda: losses.pooled_mse(STATES, OTHERS, MASK, normalised=True),
+        lambda: hidden.pooled_mse(STATES, OTHERS, MASK, normalised=True),
         lambda: torch.stack(
             [
                 # Of two vectors of length 1, the square of the distance is 2 - 2 cosines.
@@ -274,11 +275,11 @@ PAIRS: dict[str, tuple[Callable[[], Total], Value]] = {
         ).sum(),
     ),
     "contrastive": (
-        lambda: losses.contrastive(STATES[:, 0], OTHERS[:, 0], BANK, temperature=0.1),
+        lambda: hidden.contrastive(STATES[:, 0], OTHERS[:, 0], BANK, temperature=0.1),
         contrast,
     ),
     "scores_mse": (
-        lambda: losses.scores_mse(SCORES, THEIR_SCORES, MASK, heads="each"),
+        lambda: attention.scores_mse(SCORES, THEIR_SCORES, MASK, heads="each"),
         lambda: torch.stack(
             [
                 functional.mse_loss(a[:, :n, :n], b[:, :n, :n], reduction="sum") / 2
@@ -287,19 +288,22 @@ PAIRS: dict[str, tuple[Callable[[], Total], Value]] = {
         ).sum(),
     ),
     "attention_kl each": (
-        lambda: losses.attention_kl(SCORES, windowed(THEIR_SCORES, 1), MASK, heads="each"),
-        lambda: attention("each"),
+        lambda: attention.attention_kl(SCORES, windowed(THEIR_SCORES, 1), MASK, heads="each"),
+        lambda: attended("each"),
     ),
     "attention_kl average": (
-        lambda: losses.attention_kl(SCORES, windowed(THEIR_SCORES, 1), MASK, heads="average"),
-        lambda: attention("average"),
+        lambda: attention.attention_kl(SCORES, windowed(THEIR_SCORES, 1), MASK, heads="average"),
+        lambda: attended("average"),
     ),
-    "relation_kl": (lambda: losses.relation_kl(STATES, WIDE, MASK, heads=4), lambda: relations(4)),
+    "relation_kl": (
+        lambda: relation.relation_kl(STATES, WIDE, MASK, heads=4),
+        lambda: relations(4),
+    ),
 }
 
 
 def test_every_loss_is_compared() -> None:
-    assert {name.split(maxsplit=1)[0] for name in PAIRS} == set(losses.__all__)
+    assert {name.split(maxsplit=1)[0] for name in PAIRS} == set(losses.FUNCTIONS)
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -313,7 +317,7 @@ def test_the_rotation_is_the_best_of_many(shape: tuple[int, int, int]) -> None:
     tokens, own_width, their_width = shape
     own, theirs = numbers(1, tokens, own_width), numbers(1, tokens, their_width, seed=1)
     width = max(own_width, their_width)
-    best = float(losses.procrustes(own, theirs, mask_of([tokens], tokens)).sum)
+    best = float(geometry.procrustes(own, theirs, mask_of([tokens], tokens)).sum)
     filled = [functional.pad(x[0], (0, width - x.shape[2])) for x in (own, theirs)]
     for seed in range(20):
         turn = torch.linalg.qr(numbers(width, width, seed=seed + 2))[0]

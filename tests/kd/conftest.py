@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from tasks.kd.data.examples.prepared import Split
 
-# The variable that tests/conftest.py sets is read when torch is imported, which is too early here.
+# The variable that conftest.py sets is read when torch is imported, which is too early here.
 torch.set_num_threads(1)
 VOCABULARY = 50
 LABELS = ["alpha", "beta", "gamma"]

@@ -112,6 +112,12 @@ def make_parts(phases: tuple[Phase, ...] = PHASES, *, width: int = 16, examples:
     )
 
 
+def objective_of(parts: Parts) -> Objective:
+    """What is trained, as the levels' objective that it is."""
+    assert isinstance(parts.objective, Objective)
+    return parts.objective
+
+
 def make_compute(**changes: Any) -> Compute:
     return Compute(
         **{

@@ -1,4 +1,4 @@
-"""Files of the repository that a recipe names: parts of a table, links that stay inside."""
+"""Files of the repository that a recipe names: a table's parts, and links that stay inside."""
 
 from __future__ import annotations
 
@@ -12,48 +12,48 @@ from tasks.kd.errors import DataError
 from tasks.kd.recipe.sources import is_pattern
 
 Kind = Literal["csv", "tsv", "jsonl", "parquet"]
-# How parts of each form are named in a folder that is a source as a whole.
+# The endings that parts of each form have in a folder that is the source.
 PART_SUFFIXES: dict[Kind, tuple[str, ...]] = {
     "csv": (".csv",),
     "tsv": (".tsv", ".tab"),
     "jsonl": (".jsonl", ".ndjson", ".json"),
     "parquet": (".parquet",),
 }
-# Where DVC keeps a file in a cache, be it shared and elsewhere: by the digest of its content.
+# A file's path in a DVC cache, shared or not, holds the digest of its content.
 _IN_DVC_CACHE = re.compile(r"/files/md5/([0-9a-f]{2})/([0-9a-f]{30})$")
 
 
 def find_parts(root: Path, named: str, kind: Kind) -> list[Path]:
-    """The files that a source stands for, in order of their names; none if nothing is there.
+    """The files that a source names, in order of their names; an empty list if there are none.
 
-    Raises DataError for a folder that holds other things as well, for parts that DVC tracks and
-    that are not here, and for what leads out of the repository.
+    Raises DataError for a folder that holds other files too, for a part that DVC tracks but that is
+    missing here, and for a path that leads out of the repository.
     """
     place = root / named
     above = place.parent if is_pattern(named) else place
-    if above.exists():  # before its names are looked at
+    if above.exists():  # checked before its names are read
         require_inside(root, above)
     if is_pattern(named):
-        found = _match(place)
+        parts = _match(place)
     elif place.is_dir():
-        found = _list_folder(place, named, kind)
+        parts = _list_folder(place, named, kind)
     else:
-        found = [place] if place.is_file() or place.is_symlink() else []
-    for path in found:
+        parts = [place] if place.is_file() or place.is_symlink() else []
+    for path in parts:
         require_inside(root, path)
-    return found
+    return parts
 
 
 def tracked_parts(place: Path) -> list[Path]:
-    """DVC's notes of a file, of what a pattern matches, or of what is in a folder."""
+    """The `.dvc` files of a file, of a pattern's matches, or of a folder's content."""
     return sorted(place.parent.glob(f"{place.name}.dvc")) or sorted(place.glob("*.dvc"))
 
 
 def require_inside(root: Path, path: Path) -> None:
-    """Raise DataError if a path leads out of the repository, or nowhere, by symbolic links.
+    """Raise DataError if symbolic links lead a path out of the repository, or nowhere.
 
-    A link into a cache of DVC is what DVC makes of a tracked file where `cache.type` is symlink:
-    it may be elsewhere, and its name there says its content.
+    A link into a DVC cache is allowed. DVC makes one for a tracked file where `cache.type` is
+    symlink, and the target's name is the digest of its content.
     """
     inside, target = root.resolve(), path.resolve()
     if target.is_relative_to(inside):
@@ -72,29 +72,29 @@ def require_inside(root: Path, path: Path) -> None:
 
 
 def _is_cached_by_dvc(target: Path) -> bool:
-    """Whether a file lies as DVC's caches keep them: its name is its content's digest."""
-    found = _IN_DVC_CACHE.search(target.as_posix())
-    if found is None or not target.is_file():
+    """Whether a file lies in a DVC cache: its path is the MD5 digest of its content."""
+    digits = _IN_DVC_CACHE.search(target.as_posix())
+    if digits is None or not target.is_file():
         return False
     with target.open("rb") as file:
         digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
-    return digest.hexdigest() == found[1] + found[2]
+    return digest.hexdigest() == digits[1] + digits[2]
 
 
 def _match(pattern: Path) -> list[Path]:
     folder = pattern.parent
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    found = [name for name in names if fnmatch.fnmatchcase(name, pattern.name)]
+    matches = [name for name in names if fnmatch.fnmatchcase(name, pattern.name)]
     tracked = [name for name in names if fnmatch.fnmatchcase(name, f"{pattern.name}.dvc")]
-    _require_pulled(folder, tracked, found)
-    parts = [name for name in found if name not in tracked]
+    _require_pulled(folder, tracked, matches)
+    parts = [name for name in matches if name not in tracked]
     if folders := [name for name in parts if (folder / name).is_dir()]:
         raise DataError("a part is a folder", where=folder / folders[0], expected="a file")
     return [folder / name for name in parts]
 
 
 def _list_folder(folder: Path, named: str, kind: Kind) -> list[Path]:
-    """Files of that form. What begins with a point or an underscore is a tool's own note."""
+    """A folder's files of one form. Names that begin with `.` or `_` are tools' notes: skipped."""
     names = sorted(p.name for p in folder.iterdir() if not p.name.startswith((".", "_")))
     tracked = [name for name in names if name.endswith(".dvc")]
     parts = [name for name in names if Path(name).suffix.lower() in PART_SUFFIXES[kind]]
@@ -116,7 +116,7 @@ def _list_folder(folder: Path, named: str, kind: Kind) -> list[Path]:
 
 
 def _require_pulled(folder: Path, tracked: list[str], parts: list[str]) -> None:
-    """Raise DataError for parts that DVC tracks, some of which are here and some not."""
+    """Raise DataError if some of the parts that DVC tracks are here and others are not."""
     missing = [name for name in tracked if name.removesuffix(".dvc") not in parts]
     if missing and len(missing) < len(tracked):
         raise DataError(

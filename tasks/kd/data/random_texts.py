@@ -1,8 +1,8 @@
-"""Random texts: a tokenizer's tokens in random order, with no regard to what they mean.
+"""Random texts: a tokenizer's tokens in random order, without meaning.
 
-They hold every token about equally often, so that a student which matches its teacher's layers on
-them learns of the words that its training texts lack. That random words draw out of an encoder
-what it knows was shown by Krishna et al. (arXiv:1910.12366), there of its predictions.
+They hold every token about equally often. A student that matches its teacher's layers on them
+learns words that its training texts lack. Krishna et al. (arXiv:1910.12366) showed that random
+words draw out what an encoder knows; they did so by its predictions.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from tasks.kd.errors import DataError
 
 
 def random_texts(tokenizer: Tokenizer, lengths: Sequence[int], *, seed: int) -> Split:
-    """An unlabelled text of each length in tokens, special ones included, but of one at least.
+    """One unlabelled text per length. Lengths are in tokens and count the special ones.
 
-    Between the special tokens that the tokenizer puts around a text stand tokens of its vocabulary
-    in random order, none a second time before all have come; special ones are not among them, ones
-    that no text holds (BERT's `[unused7]`) are. The same arguments give the same texts. Raises
-    DataError for a tokenizer that makes no token of a letter.
+    Every text has at least one token between the special tokens that the tokenizer puts around a
+    text. These tokens come from the vocabulary in random order, and none repeats before all were
+    drawn. Special tokens are left out; tokens that no text holds (BERT's `[unused7]`) are not. The
+    same arguments give the same texts. Raises DataError for a tokenizer that makes no token of a
+    letter.
     """
     before, after = _frame(tokenizer)
     own = np.maximum(np.asarray(lengths) - len(before) - len(after), 1)
@@ -39,7 +40,7 @@ def random_texts(tokenizer: Tokenizer, lengths: Sequence[int], *, seed: int) -> 
 
 
 def _frame(tokenizer: Tokenizer) -> tuple[Ids, Ids]:
-    """The special tokens that a tokenizer puts before a text and after it."""
+    """Ids of the special tokens that a tokenizer puts before a text, and of those after it."""
     encoded = tokenizer.encode("a")
     own = [place for place, special in enumerate(encoded.special_tokens_mask) if not special]
     if not own:
@@ -49,7 +50,7 @@ def _frame(tokenizer: Tokenizer) -> tuple[Ids, Ids]:
 
 
 def _words(tokenizer: Tokenizer) -> Ids:
-    """Ids of all tokens that are not special, in order."""
+    """Ids of all tokens that are not special, in ascending order."""
     special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     known = tokenizer.get_vocab(with_added_tokens=True).values()
     return np.asarray(sorted(set(known) - special), dtype=np.int32)

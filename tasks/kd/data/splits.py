@@ -1,4 +1,4 @@
-"""Both raw splits of a recipe: read, freed of repeats, and all that is to be said of them."""
+"""A recipe's two raw splits: read, freed of repeats and described."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tasks.kd.data.formats import Columns, Part
 from tasks.kd.data.formats.cells import list_names, spell_label
@@ -18,29 +17,20 @@ from tasks.kd.recipe.sections import PrepareData
 from tasks.kd.recipe.sources import FileFormat
 
 FEW_ROWS = 5
-_REASONS = {"in_test_split": "in the test split"}  # the others are words already
+_REASONS = {"in_test_split": "in the test split"}  # the other reasons read as they are
 
 
 @dataclass(frozen=True)
 class RawSplits:
-    """The usable rows of both splits, and what was read to get them."""
+    """The usable rows of both splits, and the tables that they were read from."""
 
     train: Rows
     test: Rows
     tables: dict[str, Table]
     dropped: dict[str, int]  # of the training split: reason to rows
 
-    @property
-    def card(self) -> dict[str, Any]:
-        """What the data card has of it."""
-        return {
-            "dropped": self.dropped,
-            "dropped_from_test": self.tables["test"].dropped,
-            "replaced": {split: table.replaced for split, table in self.tables.items()},
-        }
-
     def describe_losses(self) -> str:
-        """What a person should know of rows that are not used as they were; empty if all are."""
+        """A sentence about rows left out or changed; empty if all rows are used as they were."""
         left_out = {"train": self.dropped, "test": self.tables["test"].dropped}
         told = [
             f"left out of {split}: {words}"
@@ -55,7 +45,7 @@ class RawSplits:
         return "; ".join(told)
 
     def require_enough(self, least: int) -> None:
-        """Raise DataError for a training file of which less can be used than it must have."""
+        """Raise DataError if the training file has fewer than `least` usable rows."""
         read = len(self.tables["train"].rows)
         if self.dropped["in_test_split"] == read:
             raise DataError(
@@ -77,7 +67,7 @@ class RawSplits:
             )
 
     def list_warnings(self) -> list[str]:
-        """A sentence for all that is odd and goes on."""
+        """A sentence for each oddity that does not stop the run."""
         labels = {*self.tables["train"].rows.labels, *self.tables["test"].rows.labels}
         of_tables = [warning for table in self.tables.values() for warning in table.warnings]
         return [*of_tables, *find_similar_labels(labels)]
@@ -86,7 +76,7 @@ class RawSplits:
 def read_splits(
     parts: Mapping[str, Sequence[Part]], layout: FileFormat, params: PrepareData, teacher: Path
 ) -> RawSplits:
-    """The rows of `train` and `test`, with labels as the tuned teacher spells them.
+    """The rows of `train` and `test`, with labels spelled as the tuned teacher spells them.
 
     Raises DataError for a table that is not as the recipe says.
     """
@@ -102,7 +92,7 @@ def read_splits(
 
 
 def warn_of_classes(labels: Sequence[str], train: Rows, test: Rows) -> list[str]:
-    """A sentence for the classes that can't be judged, and for those that can hardly be learnt."""
+    """A sentence for the classes without test rows, and one for those with few training rows."""
     learnt, tested = Counter(train.labels), Counter(test.labels)
     untested = [label for label in labels if not tested[label]]
     rare = [f"{label} ({learnt[label]})" for label in labels if 0 < learnt[label] < FEW_ROWS]
@@ -119,10 +109,10 @@ def _describe(reasons: Mapping[str, int]) -> str:
 
 
 def _teacher_spellings(teacher: Path) -> dict[str, str]:
-    """From a label's one spelling to the teacher's own, where that is `True` or `1.0`."""
+    """Map each label's one spelling to the teacher's own, such as `True` or `1.0`."""
     try:
         names = read_label_names(read_config(teacher), teacher / "config.json")
-    except DataError:  # whoever needs the names says what is wrong with them
+    except DataError:  # the code that needs the names reports what is wrong with them
         return {}
     own = {spell_label(name): name for name in names}
     return own if len(own) == len(names) else {}

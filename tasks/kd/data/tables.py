@@ -1,4 +1,4 @@
-"""A raw split's texts and labels, what is left out of it and why, and its division."""
+"""A raw split's texts and labels: read, cleaned of unusable rows, and divided."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Rows:
-    """Texts and label names of one raw split, in its order."""
+    """Texts and label names of one raw split, in file order."""
 
     texts: list[str]
     labels: list[str]
@@ -45,31 +45,32 @@ class Rows:
         return Rows([self.texts[i] for i in rows], [self.labels[i] for i in rows])
 
     def rename(self, names: Mapping[str, str]) -> Rows:
-        """The same rows with other names of labels; those not named stay."""
+        """The same rows with their labels renamed; labels that `names` lacks stay."""
         return Rows(self.texts, [names.get(label, label) for label in self.labels])
 
 
 @dataclass(frozen=True)
 class Table:
-    """What was read of a split: its rows, what was left out or changed, and what looks odd."""
+    """A split as it was read: its rows, counts of rows left out or changed, and warnings."""
 
     rows: Rows
-    dropped: dict[str, int]  # reason to rows
-    replaced: int  # rows whose text lost what no tokenizer can encode
+    dropped: dict[str, int]  # reason: number of rows
+    replaced: int  # rows whose text held what no tokenizer can encode
     warnings: list[str]
 
 
 def list_parts(folder: Path, split: str, name: str) -> list[Part]:
-    """The files of a fetched split, in order: one, or a folder of parts.
+    """The files of a fetched split in order: one file, or a folder of parts.
 
-    `name` is what its user calls it: a file, a folder or a pattern.
+    `name` is the user's name for it: a file, a folder or a pattern. Raises DataError if the folder
+    holds no such split.
     """
     inside = folder / split
     if not inside.is_dir():
-        found = sorted(folder.glob(f"{split}.*"))
-        if len(found) != 1:
+        files = sorted(folder.glob(f"{split}.*"))
+        if len(files) != 1:
             raise DataError(f"fetch_sources left no {split} split", where=folder)
-        return [Part(found[0], name)]
+        return [Part(files[0], name)]
     above = PurePosixPath(name).parent if is_pattern(name) else PurePosixPath(name)
     return [Part(path, f"{above / path.name}") for path in sorted(inside.iterdir())]
 
@@ -77,12 +78,12 @@ def list_parts(folder: Path, split: str, name: str) -> list[Part]:
 def read_table(
     parts: Sequence[Part], layout: FileFormat, columns: Columns, *, on_unreadable: str
 ) -> Table:
-    """Text and label of every row of a table's parts, one spelling for each value.
+    """Text and label of every row of a table's parts, each value in one spelling.
 
-    A row without text or label, a cell that is no text, number or boolean, and a label that can't
-    be written are refused, as is a text that no tokenizer can encode if `on_unreadable` is refuse;
-    replace puts U+FFFD into it, drop leaves its row out. Rows of blanks alone are left out.
-    Raises DataError with file, row, line and column.
+    Rows of blanks alone are left out. Raises DataError, with file, row, line and column, for a row
+    without text or label, for a cell that is no text, number or boolean, and for a label that can't
+    be written. `on_unreadable` says what happens to a text that no tokenizer can encode: refuse
+    raises DataError, replace puts U+FFFD into it, drop leaves its row out.
     """
     require_same_columns(parts, layout, columns)
     reading = _Reading(columns, on_unreadable)
@@ -93,7 +94,7 @@ def read_table(
 
 
 class _Reading:
-    """One split while it is read."""
+    """One split in the course of reading."""
 
     def __init__(self, columns: Columns, on_unreadable: str) -> None:
         self._columns, self._on_unreadable = columns, on_unreadable
@@ -106,7 +107,7 @@ class _Reading:
         self._odd = _OddCells()
 
     def add(self, part: Part, record: Record) -> None:
-        """Take one row, or refuse it, or leave it out."""
+        """Take one row, leave it out, or raise DataError."""
         if record.is_blank:
             self._dropped["blank"] += 1
             return
@@ -129,7 +130,7 @@ class _Reading:
         self._labels.append(name)
 
     def finish(self, parts: Sequence[Part]) -> Table:
-        """What was read. Raises DataError for rows without text or label, or none at all."""
+        """The table. Raises DataError if rows lack text or label, or if there is no row."""
         where = parts[0].name if len(parts) == 1 else f"{parts[0].name} to {parts[-1].name}"
         if self._empty:
             more = ", ..." if self._empty > _SHOWN else ""
@@ -161,7 +162,7 @@ class _Reading:
             ) from None
 
     def _mend(self, part: Part, record: Record, text: str, label: str) -> str:
-        """The text with what can't be encoded replaced. Raises DataError if that is not wanted."""
+        """The text with U+FFFD for each half of a surrogate pair. Raises DataError on refuse."""
         column = self._columns.label if is_unreadable(label) else self._columns.text
         if is_unreadable(label) or self._on_unreadable == "refuse":
             raise DataError(
@@ -176,7 +177,7 @@ class _Reading:
 
 @dataclass
 class _OddCells:
-    """Counts of what is read, but may not be meant."""
+    """Counts of cells that are read but may not be meant."""
 
     absent: Counter[tuple[str, str]] = field(default_factory=Counter)
     quoted: int = 0
@@ -193,7 +194,7 @@ class _OddCells:
             spelled.add(label)
 
     def describe(self, where: str) -> list[str]:
-        """A sentence for each."""
+        """A sentence for each kind of odd cell."""
         told = [
             f"{count} rows of {where} have the {what} {value!r}: if that means no value, say so "
             "in fetch_sources.data.format.missing, or mend the file"
@@ -225,10 +226,10 @@ def find_similar_labels(labels: Iterable[str]) -> list[str]:
 
 
 def drop_repeats(train: Rows, test: Rows, *, on_overlap: str) -> tuple[Rows, dict[str, int]]:
-    """The training rows without repeats, contradictions and what is also in the test split.
+    """The usable training rows, and how many were dropped for each reason.
 
-    A repeated text is kept once; texts with several labels are dropped. Raises DataError for an
-    overlap with the test split if `on_overlap` is refuse.
+    A repeated text is kept once. Texts with several labels and texts of the test split are dropped.
+    Raises DataError for an overlap with the test split if `on_overlap` is refuse.
     """
     labels_of: dict[str, set[str]] = {}
     for text, label in zip(train.texts, train.labels, strict=True):
@@ -257,10 +258,10 @@ def drop_repeats(train: Rows, test: Rows, *, on_overlap: str) -> tuple[Rows, dic
 def stratified(
     labels: Sequence[str], count: int, *, seed: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Rows of a seeded stratified sample of `count`, and the rows that are left, both in order.
+    """Rows of a seeded stratified sample of `count`, and the rows left over, both ascending int64.
 
-    Each label gets its share, rounded by largest remainder, but at least one row of each label is
-    left, even if the sample is then smaller.
+    Each label gets its share, rounded by largest remainder. At least one row of each label is left
+    over, even if the sample is then smaller.
     """
     names, codes = np.unique(np.asarray(labels), return_inverse=True)
     sizes = np.bincount(codes)

@@ -46,6 +46,7 @@ __all__ = [
     "Captured",
     "capture",
     "config_json",
+    "count_parameters",
     "depth",
     "embed",
     "heads",
@@ -102,6 +103,11 @@ def heads(model: torch.nn.Module) -> int:
 def width(model: torch.nn.Module) -> int:
     """Width D of the hidden states."""
     return int(_base(model).config.hidden_size)
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    """Number of weights."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def layers_of(model: torch.nn.Module) -> list[torch.nn.Module]:

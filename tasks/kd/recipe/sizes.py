@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from tasks.kd.recipe.faults import Fault, Place
-from tasks.kd.recipe.levels import LayerLevel, RelationLevel, match
+from tasks.kd.recipe.levels import LayerLevel, RelationLevel
 from tasks.kd.recipe.maps import chosen
+from tasks.kd.recipe.matching import match
 from tasks.kd.recipe.streams import layer_of
 from tasks.kd.recipe.student import InitialRandom, InitialTeacherLayers, InitialWidthReduction
 from tasks.kd.recipe.training import CacheTeacher, TrainStudent, TrainTeacher
@@ -105,7 +106,10 @@ def _levels_fit_both_models(
                         (*place, "relation_heads"),
                         f"{level.relation_heads} does not divide the {whose}'s width {width}",
                     )
-        elif level.heads == "each" and student.attention_heads != teacher.attention_heads:
+        elif (
+            getattr(level, "heads", "") == "each"
+            and student.attention_heads != teacher.attention_heads
+        ):
             yield Fault(
                 (*place, "heads"),
                 f"`each` needs equal attention_heads, the student has {student.attention_heads} "
@@ -118,7 +122,7 @@ def _placed(train_student: TrainStudent) -> Iterator[tuple[Place, LayerLevel]]:
     """All levels that compare layers, each with its place."""
     for number, phase in enumerate(train_student.phases):
         for at, level in enumerate(phase.levels):
-            if level.level != "prediction":
+            if isinstance(level, LayerLevel):
                 yield (*PHASES, number, "levels", at), level
 
 

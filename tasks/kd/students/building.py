@@ -30,7 +30,7 @@ from tasks.kd.students.embeddings import (
 )
 from tasks.kd.students.reduction import reduce_width
 
-__all__ = ["build_student", "count_parameters", "depth", "require_positions"]
+__all__ = ["build_student", "depth", "require_positions"]
 
 _VOCABULARY_S = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 # What the published models of a family have, where its configuration class starts from other
@@ -89,11 +89,6 @@ def build_student(
     elif initial.embeddings == "pca":
         carry_embeddings(student, teacher)
     return student.eval()
-
-
-def count_parameters(model: torch.nn.Module) -> int:
-    """Number of weights."""
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def require_positions(student: torch.nn.Module, longest: int) -> None:

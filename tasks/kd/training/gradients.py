@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from tasks.kd.data.examples.prepared import Split
+from tasks.kd.data.examples.trainable import Trainable
 from tasks.kd.errors import ParamsError
-from tasks.kd.levels.objective import Objective
 from tasks.kd.processes import ranks
 from tasks.kd.recipe.compute import Compute
 from tasks.kd.recipe.phases import Moment
@@ -76,7 +76,7 @@ class Computer:
     """Leaves gradients at those weights of an objective that are trained when it is made."""
 
     def __init__(
-        self, objective: Objective, feed: Feed, split: Split, compute: Compute, seed: int
+        self, objective: Trainable, feed: Feed, split: Split, compute: Compute, seed: int
     ) -> None:
         """`feed` assembles rows of `split`; `seed` is that of the recipe."""
         self._objective, self._feed, self._split = objective, feed, split

@@ -23,8 +23,8 @@ from accelerate import PartialState
 from tasks.kd.data.examples.batching import Rows, epoch_batches, split_by_tokens
 from tasks.kd.data.examples.padding import pad
 from tasks.kd.data.examples.prepared import Split
+from tasks.kd.data.examples.trainable import Trainable
 from tasks.kd.errors import NonFiniteLossError
-from tasks.kd.levels.objective import Objective
 from tasks.kd.processes import ranks
 from tasks.kd.recipe.compute import Compute
 from tasks.kd.recipe.phases import Moment, Phase
@@ -55,7 +55,7 @@ _NAMED = 8
 class Parts:
     """What is trained, and on what."""
 
-    objective: Objective
+    objective: Trainable
     targets: Targets
     train: Split
     dev: Split
@@ -148,7 +148,7 @@ def train(settings: Optimizer, parts: Parts, habits: Habits) -> Report:
 
 def _begin(
     settings: Optimizer,
-    objective: Objective,
+    objective: Trainable,
     habits: Habits,
     checkpoints: Checkpoints,
     device: torch.device,

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch._functorch import config as functorch
 
+from tasks.kd.data.examples.trainable import Trainable
 from tasks.kd.encoders.families import layers_of
 from tasks.kd.errors import ParamsError
-from tasks.kd.levels.objective import Objective
 from tasks.kd.recipe.compute import Compute
 from tasks.kd.training.dropout import quick_dropout
 
@@ -43,7 +43,7 @@ def forward_pass(compute: Compute, device: torch.device) -> Iterator[None]:
         yield
 
 
-def require_means(compute: Compute, objective: Objective, device: torch.device) -> None:
+def require_means(compute: Compute, objective: Trainable, device: torch.device) -> None:
     """Raise ParamsError for a precision or a compilation that this machine or recipe can't have."""
     kind = compute.mixed_precision
     if kind == "fp16" and device.type == "cpu":

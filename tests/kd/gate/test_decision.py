@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from tasks.kd.errors import DataError
-from tasks.kd.gate import bounds as bounds_module
 from tasks.kd.gate import decision as gate_module
-from tasks.kd.gate.bounds import (
+from tasks.kd.gate import paired as paired_module
+from tasks.kd.gate.decision import Candidate, Champion, Decision, Rule, decide
+from tasks.kd.gate.paired import (
     Pairs,
     best_constant,
     bound_difference,
@@ -27,7 +28,6 @@ from tasks.kd.gate.bounds import (
     score_difference,
     score_ratio,
 )
-from tasks.kd.gate.decision import Candidate, Champion, Decision, Rule, decide
 from tasks.kd.recipe.sections import Gate
 
 GATE = Gate(
@@ -437,7 +437,7 @@ def test_pairs_are_counted_by_example() -> None:
 
 @pytest.mark.parametrize(
     ("module", "ours"),
-    [(gate_module, {"tasks.kd.gate.bounds", "tasks.kd.errors"}), (bounds_module, set())],
+    [(gate_module, {"tasks.kd.gate.paired", "tasks.kd.errors"}), (paired_module, set())],
 )
 def test_the_gate_needs_the_standard_library_only(module: Any, ours: set[str]) -> None:
     tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))

@@ -2,24 +2,25 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
-from pydantic import Tag, ValidationError
+from pydantic import ValidationError
 from torch.overrides import TorchFunctionMode
 
 from tasks.kd.data.examples.padding import Batch, pad
 from tasks.kd.encoders.loading import capture_hidden
 from tasks.kd.errors import ParamsError
-from tasks.kd.levels import losses
+from tasks.kd.levels.losses import prediction
 from tasks.kd.levels.objective import Objective, TeacherShape
-from tasks.kd.recipe.levels import Level
+from tasks.kd.recipe.losses import LOSSES
 from tasks.kd.recipe.maps import drawn
-from tasks.kd.recipe.phases import Moment, Phase, streams_read
+from tasks.kd.recipe.phases import Moment, streams_read
 from tasks.kd.targets.targets import LiveTargets
 from tasks.kd.totals import Total
 from tests.kd.conftest import make_teacher
+from tests.makers.levels import EVERY_LEVEL, batch_of, phase_with
 from tests.makers.phases import one_phase
 from tests.makers.training_setup import (
     ATTENTION,
@@ -29,24 +30,13 @@ from tests.makers.training_setup import (
     RELATION,
     SCORES,
     make_parts,
+    objective_of,
 )
-
-
-def batch_of(parts: object, rows: slice) -> tuple[Batch, dict[str, torch.Tensor]]:
-    from tasks.kd.training.loop import Parts
-
-    assert isinstance(parts, Parts)
-    texts = parts.train.input_ids[rows]
-    ids, mask = pad(texts, 0)
-    return (
-        Batch(ids, mask, torch.from_numpy(parts.train.labels[rows])),
-        parts.targets.fetch(texts),
-    )
 
 
 def test_each_level_is_its_loss_on_what_it_names() -> None:
     parts = make_parts()
-    objective = parts.objective.eval()
+    objective = objective_of(parts).eval()
     batch, targets = batch_of(parts, slice(0, 6))
     totals = objective(batch, targets, Moment(1))
     with torch.no_grad(), capture_hidden(objective.student, (0, 1, 2)) as states:
@@ -54,7 +44,7 @@ def test_each_level_is_its_loss_on_what_it_names() -> None:
             input_ids=batch.input_ids_BT, attention_mask=batch.mask_BT.long()
         ).logits
     assert set(totals) == set(PHASES[1].level_names)
-    expected = losses.kl(logits, targets["logits"], temperature=2.0)
+    expected = prediction.kl(logits, targets["logits"], temperature=2.0)
     assert float(totals["prediction.kl"].sum.detach()) == pytest.approx(
         float(expected.sum.detach()), rel=1e-5
     )
@@ -84,7 +74,7 @@ def test_projections_are_trained_and_are_no_part_of_the_student() -> None:
 
 
 def test_a_projection_between_equal_widths_starts_as_the_identity() -> None:
-    objective = make_parts(width=32).objective
+    objective = objective_of(make_parts(width=32))
     states = torch.randn(2, 3, 32)
     assert torch.equal(objective.projections["0_0"](states), states)
 
@@ -127,55 +117,8 @@ def test_inner_levels_reach_the_student_s_queries_and_keys() -> None:
             assert float(projection.weight.grad.abs().sum()) > 0
 
 
-EVERY_LEVEL: list[dict[str, object]] = [
-    {"level": "prediction", "loss": "labels"},
-    {"level": "prediction", "loss": "kl", "temperature": 2.0},
-    {"level": "prediction", "loss": "reverse_kl", "temperature": 2.0},
-    {"level": "prediction", "loss": "jsd", "temperature": 2.0, "beta": 0.3},
-    {
-        "level": "prediction",
-        "loss": "dkd",
-        "temperature": 4.0,
-        "target_weight": 1.0,
-        "other_weight": 8.0,
-    },
-    {"level": "prediction", "loss": "dist", "temperature": 1.0},
-    {"level": "prediction", "loss": "logits_mse"},
-    {"level": "hidden", "loss": "mse", "standardise": True, "projection": "linear"},
-    {"level": "hidden", "loss": "cosine", "projection": "linear"},
-    {"level": "hidden", "loss": "layer_norm_mse", "projection": "linear"},
-    {"level": "hidden", "loss": "cls_mse", "normalised": True, "projection": "linear"},
-    {"level": "hidden", "loss": "pooled_mse", "normalised": True, "projection": "shared"},
-    {
-        "level": "hidden",
-        "loss": "contrastive",
-        "temperature": 0.1,
-        "negatives": 9,
-        "projection": "linear",
-    },
-    {"level": "hidden", "loss": "gram", "projection": "orthogonal"},
-    {"level": "hidden", "loss": "nst"},
-    {"level": "hidden", "loss": "cka"},
-    {"level": "hidden", "loss": "procrustes"},
-    {"level": "hidden", "loss": "rkd_distance"},
-    {"level": "hidden", "loss": "rkd_angle"},
-    {"level": "attention", "loss": "mse", "heads": "each"},
-    {"level": "attention", "loss": "kl", "heads": "average"},
-    {"level": "relation", "loss": "kl", "relations": ("values",), "relation_heads": 4},
-]
-
-
-def phase_with(fields: Mapping[str, object]) -> Phase:
-    whole: dict[str, object] = {"weight": 1.0, **fields}
-    if fields["level"] != "prediction":
-        whole.setdefault("layer_map", "uniform")
-    return one_phase((whole,))
-
-
 def test_every_level_of_a_recipe_is_tried_here() -> None:
-    union = get_args(get_args(Level)[0])
-    tags = {part.tag for member in union for part in get_args(member)[1:] if isinstance(part, Tag)}
-    assert {f"{fields['level']}.{fields['loss']}" for fields in EVERY_LEVEL} == tags
+    assert {f"{fields['level']}.{fields['loss']}" for fields in EVERY_LEVEL} == set(LOSSES)
 
 
 @pytest.mark.parametrize("fields", EVERY_LEVEL, ids=lambda f: f"{f['level']}.{f['loss']}")
@@ -331,7 +274,7 @@ def test_a_plan_is_no_map_for_relations() -> None:
 
 
 def test_a_shared_projection_is_one_for_all_layers() -> None:
-    objective = make_parts((phase_with({**MSE, "projection": "shared"}),)).objective
+    objective = objective_of(make_parts((phase_with({**MSE, "projection": "shared"}),)))
     assert list(objective.projections) == ["shared"]
 
 
@@ -346,11 +289,11 @@ def test_an_orthogonal_projection_keeps_lengths_also_when_trained() -> None:
     parts = make_parts((phase_with(fields),))
     optimizer = torch.optim.SGD(parts.objective.parameters(), lr=1.0)
     batch, targets = batch_of(parts, slice(0, 6))
-    before = weight_of(parts.objective).clone()
+    before = weight_of(objective_of(parts)).clone()
     (total,) = parts.objective(batch, targets, Moment(0)).values()
     total.mean().backward()
     optimizer.step()
-    weight = weight_of(parts.objective)
+    weight = weight_of(objective_of(parts))
     assert not torch.allclose(weight, before)
     assert torch.allclose(weight.mT @ weight, torch.eye(16), atol=1e-5)
 

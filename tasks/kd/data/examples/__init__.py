@@ -1,1 +1,1 @@
-"""Prepared examples: read, put into batches, padded."""
+"""Prepared examples: read, grouped into batches and padded."""

@@ -1,4 +1,4 @@
-"""Which examples make a step: length-bucketed, deterministic, the same for any number of ranks."""
+"""The examples of each step: length-bucketed, deterministic, the same for any number of ranks."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import numpy.typing as npt
 
 Rows = npt.NDArray[np.int64]
 
-# Examples are sorted by length within a window of this many batches, then the batches shuffled:
-# little padding, and an order that still differs in each epoch.
+# Examples are sorted by length within a window of this many batches, and the batches are then
+# shuffled. There is little padding, and the order still differs in each epoch.
 WINDOW_BATCHES = 50
 
 
 def epoch_batches(lengths: Rows, *, batch_examples: int, seed: int, epoch: int) -> list[Rows]:
-    """The global batches of an epoch: each row once, `batch_examples` a batch, the last fewer.
+    """An epoch's global batches of row numbers: each row once, `batch_examples` rows a batch.
 
-    A function of its arguments alone: not of ranks, workers or the cache's layout.
+    One batch is smaller if the division leaves a rest. The result depends on the arguments alone,
+    not on ranks, workers or the cache's layout.
     """
     random = np.random.default_rng([seed, epoch])
     order = random.permutation(len(lengths))
@@ -35,7 +36,7 @@ def micro_batches(
 ) -> list[Rows]:
     """A rank's share of a global batch, in pieces of at most `max_tokens` padded tokens.
 
-    Every rank gets at least one piece, possibly empty, so that all take part in each step; one
+    Every rank gets at least one piece, possibly empty, so that all take part in each step. An
     example longer than the bound is a piece of its own.
     """
     rows = rows[np.argsort(lengths[rows], kind="stable")]

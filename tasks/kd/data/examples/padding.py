@@ -1,4 +1,4 @@
-"""Examples of different lengths as one rectangle.
+"""Padding: examples of different lengths as one rectangle.
 
 B examples, T tokens of the longest.
 """
@@ -34,7 +34,7 @@ class Padded:
 
 
 def pad(input_ids: Sequence[Ids], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids [B, T] int64, padded to the longest, and the mask [B, T] bool."""
+    """Token ids [B, T] int64, padded on the right to the longest, and the mask [B, T] bool."""
     ids_BT, mask_BT = _pad(input_ids, pad_id)
     return torch.from_numpy(ids_BT), torch.from_numpy(mask_BT)
 

@@ -1,22 +1,20 @@
-"""Prepared splits: reading and writing the Arrow files and the data card of `prepare_data`."""
+"""Prepared splits: reading and writing the Arrow files of `prepare_data`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tasks.kd.digests import read_json
 from tasks.kd.errors import DataError
 
 Ids = npt.NDArray[np.int32]
 
-# The label of what has none, as everywhere in torch and transformers.
+# The label of an example without one, as in torch and transformers.
 NO_LABEL = -100
 
 _SCHEMA = pa.schema(
@@ -31,9 +29,9 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Split:
-    """One split, in a fixed order. `input_ids[i]` holds example i's tokens, unpadded.
+    """One split, in a fixed order. `input_ids[i]` holds example i's tokens, int32, unpadded.
 
-    An example that has no label has `NO_LABEL`.
+    `labels` is int64 [N]; an example without a label has `NO_LABEL`.
     """
 
     example_ids: list[str]
@@ -64,7 +62,7 @@ class Split:
         )
 
     def followed_by(self, other: Split) -> Split:
-        """The rows of both, the other's behind."""
+        """This split's rows, then the other's."""
         return Split(
             [*self.example_ids, *other.example_ids],
             [*self.texts, *other.texts],
@@ -84,7 +82,7 @@ def write_split(path: Path, split: Split) -> None:
 
 
 def read_split(path: Path) -> Split:
-    """Read a split. Raises DataError if the file is not there or is not one of ours."""
+    """Read a split. Raises DataError if the file is missing or was not written by `write_split`."""
     try:
         with pa.memory_map(str(path)) as file:
             table = pa.ipc.open_file(file).read_all()
@@ -103,9 +101,3 @@ def read_split(path: Path) -> Split:
         table.column("label").to_numpy().astype(np.int64),
         [values[start:end] for start, end in pairwise(offsets)],
     )
-
-
-def read_data_card(folder: Path) -> dict[str, Any]:
-    """The data card of a `prepare_data` folder."""
-    card: dict[str, Any] = read_json(folder / "data_card.json")
-    return card

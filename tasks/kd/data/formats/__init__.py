@@ -1,4 +1,4 @@
-"""Forms of tables (csv, tsv, jsonl, parquet): their heads, and their rows one after the other."""
+"""Forms of tables (csv, tsv, jsonl, parquet): their headers, and their rows one by one."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ __all__ = [
 
 
 def read_header(part: Part, layout: FileFormat, columns: Columns) -> Header:
-    """The columns of a part by its header line, its schema or, of jsonl, its first object.
+    """A part's columns, from its header line, its schema or, in jsonl, its first object.
 
-    Raises DataError for what is no such table, or has one name for two columns.
+    Raises DataError for a file of another form, and for two columns with one name.
     """
     if isinstance(layout, CsvFormat | TsvFormat):
         return read_separated_header(part, layout)
@@ -36,9 +36,9 @@ def read_header(part: Part, layout: FileFormat, columns: Columns) -> Header:
 
 
 def read_records(part: Part, layout: FileFormat, columns: Columns) -> Iterator[Record]:
-    """The two named cells of every row of a part, in its order.
+    """The two named cells of every row of a part, in file order.
 
-    Raises DataError, with row and line, for what is not of that form.
+    Raises DataError, with row and line, for a row that is not of the form.
     """
     if isinstance(layout, CsvFormat | TsvFormat):
         return read_separated(part, layout, columns)
@@ -48,9 +48,9 @@ def read_records(part: Part, layout: FileFormat, columns: Columns) -> Iterator[R
 
 
 def require_same_columns(parts: Sequence[Part], layout: FileFormat, columns: Columns) -> None:
-    """Raise DataError for the first part that has other columns than the first one.
+    """Raise DataError if a part has other columns than the first part.
 
-    Objects in JSON lines may leave fields out, and are looked at one by one.
+    JSON lines are exempt: objects may leave fields out, and each one is checked as it is read.
     """
     if len(parts) < 2 or isinstance(layout, JsonLinesFormat):
         return

@@ -1,4 +1,4 @@
-"""What one cell says, as text: one spelling of a value, whatever kind of file holds it."""
+"""A cell's value as text, in one spelling whatever kind of file holds it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import re
 from collections.abc import Mapping
 from decimal import Decimal
 
-# Halves of surrogate pairs: a JSON escape can make one, UTF-8 can't hold it.
+# Halves of surrogate pairs. A JSON escape can make one; UTF-8 can't hold it.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _WHOLE = re.compile(r"(-?)(0|[1-9][0-9]*)\.0+")
 _TRUTHS = {"true", "false"}
-# What Python, pandas, R, SQL and spreadsheets write for nothing. Some are words as well.
+# Spellings of a missing value by Python, pandas, R, SQL and spreadsheets. Some are words too.
 ABSENT_SPELLINGS = frozenset(
     ("NA", "N/A", "#N/A", "<NA>", "nan", "NaN", "None", "null", "NULL", "\\N")
 )
@@ -22,10 +22,10 @@ class NoTextError(Exception):
 
 
 def spell(value: object) -> str:
-    """A cell as text without blanks around it; what stands for nothing (None, NaN) is empty.
+    """A cell as text without blanks around it; None and NaN become an empty text.
 
-    Booleans are `true` and `false`, whole numbers have no point, bytes are read as UTF-8.
-    Raises NoTextError for anything else.
+    Booleans become `true` and `false`, whole numbers have no point, bytes are read as UTF-8.
+    Raises NoTextError for any other value.
     """
     if value is None:
         return ""
@@ -42,14 +42,14 @@ def spell(value: object) -> str:
 
 def spell_label(text: str) -> str:
     """A label's one spelling: `1.0` is `1`, `True` is `true`."""
-    if found := _WHOLE.fullmatch(text):
-        sign, digits = found.groups()
+    if whole := _WHOLE.fullmatch(text):
+        sign, digits = whole.groups()
         return digits if digits == "0" else sign + digits
     return text.lower() if text.lower() in _TRUTHS else text
 
 
 def is_unreadable(text: str) -> bool:
-    """Whether no tokenizer can encode a text: it holds half of a surrogate pair."""
+    """Whether a text holds half of a surrogate pair, which no tokenizer can encode."""
     return not text.isascii() and _SURROGATE.search(text) is not None
 
 
@@ -59,13 +59,13 @@ def replace_unreadable(text: str) -> str:
 
 
 def show(value: object, letters: int = 60) -> str:
-    """A value as it can be printed anywhere, cut to so many letters."""
+    """A value's repr, cut to `letters` characters."""
     text = repr(value)
     return text if len(text) <= letters else f"{text[:letters]}..."
 
 
 def list_names(names: list[str], most: int = 12) -> str:
-    """Column names for a message; those that can't be printed, or are blank, in quotes."""
+    """Column names for a message; unprintable and blank ones are quoted."""
     shown = [name if name.isprintable() and name.strip() else repr(name) for name in names[:most]]
     if len(names) > most:
         shown.append(f"and {len(names) - most} more")
@@ -73,7 +73,7 @@ def list_names(names: list[str], most: int = 12) -> str:
 
 
 def advise_path(column: str, value: object) -> str | None:
-    """What to do about an object where text should be."""
+    """Advice for an object in the place of text; None for other values."""
     if not isinstance(value, Mapping) or not value:
         return None
     return f"Name a field of it as the column: {column}.{next(iter(value))}."

@@ -1,4 +1,4 @@
-"""How a table of text is separated and quoted, by a look at its beginning."""
+"""The dialect of a text table, separators and quotes, guessed from its first lines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tasks.kd.data.formats.separated import read_with
 from tasks.kd.recipe.sources import CsvFormat, TsvFormat
 
 SAMPLE_LETTERS = 1 << 18
-_LONGEST_ROW = 100  # lines; an open quote that is longer open than that was none
+_LONGEST_ROW = 100  # lines; a quote that stays open longer was no opening quote
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "pipes"}
 _QUOTED: tuple[tuple[str | None, str | None], ...] = (('"', None), ('"', "\\"))
 _UNQUOTED: tuple[tuple[str | None, str | None], ...] = ((None, None), (None, "\\"))
@@ -28,15 +28,15 @@ class _Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class _Trial:
-    """What a dialect makes of the samples."""
+    """The samples as one dialect reads them."""
 
     layout: CsvFormat | TsvFormat
-    tables: list[list[list[str]]]  # each with its header, names without blanks
-    is_whole: bool  # it could be read to its end
-    even: float  # share of the rows with as many cells as the header has
+    tables: list[list[list[str]]]  # each begins with its header, names without blanks around them
+    is_whole: bool  # every sample could be read to its end
+    even: float  # share of rows with as many cells as the header
 
     def worth(self, columns: Columns) -> tuple[bool, bool, bool, bool, float, bool]:
-        """What decides between dialects, what weighs most first."""
+        """The criteria between dialects, the weightiest first; larger is better."""
         headers = [table[0] if table else [] for table in self.tables]
         return (
             all(set(columns) <= set(header) for header in headers),
@@ -49,7 +49,7 @@ class _Trial:
 
     @property
     def leaves_quotes(self) -> bool:
-        """Whether a cell that stands in quotes, or has doubled ones in a tsv, keeps them."""
+        """Whether a quoted cell keeps its quotes; in a tsv, only if doubled quotes stand inside."""
         return self.layout.quote is None and any(
             len(cell) > 1 and cell[0] == cell[-1] == '"' and self._is_sure(cell[1:-1])
             for table in self.tables
@@ -59,7 +59,7 @@ class _Trial:
 
     @property
     def _leaves_escapes(self) -> bool:
-        """Whether a backslash stands before a quote, for nothing."""
+        """Whether a backslash before a quote is left in a cell."""
         return self.layout.escape is None and any(
             '\\"' in cell for table in self.tables for row in table for cell in row
         )
@@ -71,11 +71,11 @@ class _Trial:
 def propose_layout(
     kind: Literal["csv", "tsv"], parts: Sequence[Part], columns: Columns
 ) -> tuple[CsvFormat | TsvFormat, str]:
-    """The dialect that makes of the parts' beginnings tables with these columns; and it in words.
+    """The dialect that reads the parts' first lines as tables with these columns; and its wording.
 
-    Every separator is tried with every manner of quoting. The best has the columns, reads to the
-    end and gives every row as many cells as the header; of equals, the kind's own and plainest.
-    Without parts it is the kind's own. Raises DataError for what is no text in UTF-8.
+    Every separator is tried with every manner of quoting. The best dialect has the columns, reads
+    to the end and gives every row as many cells as the header. The kind's own and plainest dialect
+    wins a tie, and is the result without parts. Raises DataError for a file that is not UTF-8.
     """
     samples = [_read_sample(part, kind) for part in parts]
     trials = [_try(layout, samples) for layout in _list_layouts(kind)]
@@ -100,7 +100,7 @@ def _list_layouts(kind: Literal["csv", "tsv"]) -> Iterator[CsvFormat | TsvFormat
 
 
 def _read_sample(part: Part, kind: str) -> _Sample:
-    """The first lines of a part, without a last one that is cut."""
+    """The first lines of a part, without a last line that is cut."""
     with open_text(part, kind) as file:
         text, is_cut = file.read(SAMPLE_LETTERS), bool(file.read(1))
     lines = list(io.StringIO(text, newline=""))
@@ -120,7 +120,7 @@ def _try(layout: CsvFormat | TsvFormat, samples: Sequence[_Sample]) -> _Trial:
 
 
 def _parse(layout: CsvFormat | TsvFormat, sample: _Sample) -> tuple[list[list[str]], bool]:
-    """Rows until the end, and whether they ended well: with the last line, or cut with the file."""
+    """Rows, and whether they ended well: after the last line, or in a row that the sample cut."""
     reader, rows, before = read_with(sample.lines, layout), [], 0
     try:
         for row in reader:
@@ -135,12 +135,12 @@ def _parse(layout: CsvFormat | TsvFormat, sample: _Sample) -> tuple[list[list[st
 
 
 def _spelled_absent(trial: _Trial, columns: Columns) -> tuple[str, ...]:
-    """What the two columns hold that other tools write for nothing."""
-    found = set[str]()
+    """Spellings of a missing value in the two columns, sorted."""
+    cells = set[str]()
     for header, *rows in trial.tables:
         for at in (header.index(column) for column in columns if column in header):
-            found |= {row[at].strip() for row in rows if len(row) == len(header)}
-    return tuple(sorted(found & ABSENT_SPELLINGS))
+            cells |= {row[at].strip() for row in rows if len(row) == len(header)}
+    return tuple(sorted(cells & ABSENT_SPELLINGS))
 
 
 def _describe(layout: CsvFormat | TsvFormat, tables: Sequence[list[list[str]]]) -> str:

@@ -1,4 +1,4 @@
-"""JSON lines: an object per line, with columns that may be paths into objects."""
+"""JSON lines: one object per line; a column may be a path into objects."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tasks.kd.errors import DataError
 
 
 class _RepeatedKeyError(ValueError):
-    """An object has a key twice; `names` are its keys as they stand."""
+    """An object has a key twice; `names` are its keys in order."""
 
     def __init__(self, names: list[str]) -> None:
         super().__init__("a repeated key")
@@ -29,7 +29,10 @@ class _RepeatedKeyError(ValueError):
 
 
 def read_json_lines(part: Part, columns: Columns) -> Iterator[Record]:
-    """Every object's two values; a field that a line lacks is None there."""
+    """Every object's two values; None where a line lacks the field.
+
+    Raises DataError for a line that is no JSON object, and for a column that no line has.
+    """
     names: dict[str, None] = {}
     paths = {column: _Path(column) for column in columns}
     with open_text(part, "jsonl") as file:
@@ -44,7 +47,7 @@ def read_json_lines(part: Part, columns: Columns) -> Iterator[Record]:
 
 
 def read_json_header(part: Part, columns: Columns) -> Header:
-    """The fields of the first object, and what is no text among them."""
+    """The fields of the first object, and the faults of asked columns that can't be text."""
     with open_text(part, "jsonl") as file:
         line, record = next(_read_objects(part, file), (1, {}))
     faults = {}
@@ -63,17 +66,17 @@ def read_json_header(part: Part, columns: Columns) -> Header:
 
 
 class _Path:
-    """Where a column is: a field of that very name, or else a path into objects by its points.
+    """A column's place: a field with exactly that name, or a path into objects at its dots.
 
-    One file has it in one of both places.
+    One file uses one of the two.
     """
 
     def __init__(self, column: str) -> None:
         self.column = column
-        self.is_top: bool | None = None  # not known before an object has it
+        self.is_top: bool | None = None  # unknown until an object has the column
 
     def find_in(self, record: Mapping[str, Any], part: Part, row: int, line: int) -> object:
-        """The value there, or None. Raises DataError where the path leads through no object."""
+        """The value or None. Raises DataError where the path leads through something else."""
         is_top = self.column in record
         value: object = record.get(self.column)
         if not is_top:
@@ -101,7 +104,7 @@ class _Path:
 
 
 def _read_objects(part: Part, file: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each object with its line."""
+    """Each object, with its line's number."""
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
@@ -124,7 +127,7 @@ def _read_objects(part: Part, file: TextIO) -> Iterator[tuple[int, dict[str, Any
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs if name]  # what has no name can't be asked for
+    names = [name for name, _ in pairs if name]  # no recipe can ask for an empty name
     if len(set(names)) < len(names):
         raise _RepeatedKeyError([name for name, _ in pairs])
     return dict(pairs)

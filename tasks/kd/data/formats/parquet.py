@@ -1,4 +1,4 @@
-"""Parquet: typed columns, paths into structs, and the class names that `datasets` leaves there."""
+"""Parquet: typed columns, paths into structs, and the class names that `datasets` writes there."""
 
 from __future__ import annotations
 
@@ -21,11 +21,14 @@ from tasks.kd.errors import DataError
 from tasks.kd.file_contents import refuse_pointer
 
 _BATCH_ROWS = 4096
-_NO_CLASS = -1  # the number that `datasets` has for a missing label
+_NO_CLASS = -1  # a missing label, as `datasets` numbers it
 
 
 def read_parquet(part: Part, columns: Columns) -> Iterator[Record]:
-    """Every row's two cells; of a column with class names, the names of its numbers."""
+    """Every row's two cells; numbers of classes become their names where the file has them.
+
+    Raises DataError for a file that is not whole, and for a column that is missing or not text.
+    """
     with _open(part) as file:
         schema = file.schema_arrow
         refuse_repeated(part, schema.names)
@@ -48,7 +51,7 @@ def read_parquet(part: Part, columns: Columns) -> Iterator[Record]:
 
 
 def read_parquet_header(part: Part, columns: Columns) -> Header:
-    """The columns of the schema, and what is no text among those asked for."""
+    """The columns of the schema, and the faults of asked columns that can't be text."""
     with _open(part) as file:
         schema = file.schema_arrow
     refuse_repeated(part, schema.names)
@@ -67,7 +70,7 @@ def read_parquet_header(part: Part, columns: Columns) -> Header:
 
 @contextmanager
 def _open(part: Part) -> Iterator[Any]:
-    """The file, with its library's many errors as one."""
+    """The open file. Raises DataError for every error of its library."""
     import pyarrow
     import pyarrow.parquet
 
@@ -76,13 +79,13 @@ def _open(part: Part) -> Iterator[Any]:
             refuse_pointer(binary.read(64), part.name)
         with pyarrow.parquet.ParquetFile(part.path) as file:
             yield file
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of names
-        found = " ".join(str(error).split())[:200].rstrip(".")
-        raise DataError("not a whole Parquet file", where=part.name, found=found) from error
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # names may not decode
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise DataError("not a whole Parquet file", where=part.name, found=reason) from error
 
 
 def _find(part: Part, schema: Any, column: str) -> list[str]:
-    """Names from a top column down to the one that is meant."""
+    """The names from the top column down to the named one. Raises DataError if there is none."""
     if column in schema.names:
         return [column]
     path = column.split(".")
@@ -103,7 +106,7 @@ def _fields(kind: Any) -> list[str]:
 
 
 def _type_fault(schema: Any, path: list[str]) -> str | None:
-    """Why the cells of a column can't be text, by its type."""
+    """Why a column's type can't be read as text; None if it can."""
     import pyarrow.types as kinds
 
     kind = schema.field(path[0]).type
@@ -124,7 +127,7 @@ def _type_fault(schema: Any, path: list[str]) -> str | None:
 
 
 def _cells(batch: Any, path: list[str]) -> list[Any]:
-    """A column of a batch as Python's values; text that is not UTF-8 stays bytes."""
+    """A column of a batch as Python values; text that is not UTF-8 stays bytes."""
     import pyarrow
     import pyarrow.compute
 
@@ -132,7 +135,7 @@ def _cells(batch: Any, path: list[str]) -> list[Any]:
     if path[1:]:
         array = pyarrow.compute.struct_field(array, path[1:])
     if pyarrow.types.is_float16(array.type) or pyarrow.types.is_float32(array.type):
-        # Of a short float the digits that it has: 0.1, not 0.10000000149011612.
+        # A short float keeps its own digits: 0.1, not 0.10000000149011612.
         kind = array.type.to_pandas_dtype()
         return [None if value is None else float(str(kind(value))) for value in array.to_pylist()]
     try:
@@ -144,7 +147,7 @@ def _cells(batch: Any, path: list[str]) -> list[Any]:
 
 
 def _class_names(schema: Any, path: list[str]) -> list[str] | None:
-    """What `datasets` says of a column's numbers; None where it says nothing."""
+    """The class names that `datasets` noted for a column's numbers; None without a note."""
     import pyarrow
 
     noted = (schema.metadata or {}).get(b"huggingface")

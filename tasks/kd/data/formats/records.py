@@ -1,4 +1,4 @@
-"""What every form of table is read as: records with their place, from parts with their names."""
+"""The common reading of all forms of tables: records with their place, from named parts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tasks.kd.data.formats.cells import list_names
 from tasks.kd.errors import DataError
 from tasks.kd.file_contents import refuse_pointer
 
-# How other things begin that people take for a table of text.
+# First bytes of other files that people give as a text table.
 _SIGNATURES = (
     (b"\x1f\x8b", "gzip", "Unpack it.", "gunzip -k"),
     (b"PK\x03\x04", "a zip archive or a spreadsheet", "Save it as CSV in UTF-8.", None),
@@ -28,39 +28,39 @@ _SIGNATURES = (
 
 @dataclass(frozen=True)
 class Part:
-    """One file of a table, and the name by which its user knows it."""
+    """One file of a table, and the user's name for it."""
 
     path: Path
     name: str
 
 
 class Columns(NamedTuple):
-    """Names of the columns that are read."""
+    """Names of the two columns that are read."""
 
     text: str
     label: str
 
 
 class Record(NamedTuple):
-    """A row's two cells. `row` counts from 1 behind the header, `line` is the file's own line."""
+    """A row's two cells. `row` counts from 1 after the header; `line` is the line in the file."""
 
     row: int
     line: int | None
     text: object
     label: object
-    is_blank: bool = False  # nothing but blanks in all of its cells
+    is_blank: bool = False  # all cells are blank
 
 
 @dataclass(frozen=True)
 class Header:
-    """What the head of a table shows: its columns, and why one can't be read as text."""
+    """A table's columns, and why some of them can't be read as text."""
 
     names: list[str]
-    faults: dict[str, str]  # of the columns that were asked for
+    faults: dict[str, str]  # by asked column
 
 
 def place(part: Part, row: int, line: int | None = None, column: str | None = None) -> str:
-    """Where in a part, for a message."""
+    """A place in a part, for a message."""
     text = f"{part.name}, row {row}"
     if line is not None:
         text += f", line {line}"
@@ -68,12 +68,12 @@ def place(part: Part, row: int, line: int | None = None, column: str | None = No
 
 
 def no_column(part: Part, column: str, names: list[str]) -> DataError:
-    """The fault of a table without that column."""
+    """The error for a table without the column."""
     return DataError(f"no column {column!r}", where=part.name, found=f"columns {list_names(names)}")
 
 
 def refuse_repeated(part: Part, names: list[str], where: str | None = None) -> None:
-    """Raise DataError if two columns have one name. Those without a name can't be asked for."""
+    """Raise DataError if two columns share a name. Columns without a name don't count."""
     seen = set[str]()
     for name in filter(None, names):
         if name in seen:
@@ -89,9 +89,9 @@ def refuse_repeated(part: Part, names: list[str], where: str | None = None) -> N
 
 @contextmanager
 def open_text(part: Part, kind: str) -> Iterator[TextIO]:
-    """A text file in UTF-8, with a byte order mark or not, its line ends as they are.
+    """The open text file, UTF-8 with or without a byte order mark, line ends unchanged.
 
-    Raises DataError for what is no text, with the line.
+    Raises DataError for another kind of file, and with the line for bytes that are not UTF-8.
     """
     with part.path.open("rb") as binary:
         start = binary.read(32)
@@ -113,7 +113,7 @@ def open_text(part: Part, kind: str) -> Iterator[TextIO]:
 
 
 def _not_utf_8(part: Part, kind: str) -> DataError:
-    """The fault with the line of the first byte that is not UTF-8."""
+    """The error that names the first byte that is not UTF-8, with its line."""
     with part.path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:

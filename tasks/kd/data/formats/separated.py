@@ -1,4 +1,4 @@
-"""CSV and TSV: rows of cells with a separator between them, in the dialect that a recipe names."""
+"""CSV and TSV: rows of separated cells, in the dialect that a recipe names."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 def read_separated(part: Part, layout: Separated, columns: Columns) -> Iterator[Record]:
-    """Every row's two cells. Raises DataError with row and line for what is not of the dialect."""
+    """Every row's two cells. Raises DataError, with row and line, for a row of another dialect."""
     row = 0
     with open_text(part, layout.kind) as file:
         try:
@@ -41,7 +41,7 @@ def read_separated(part: Part, layout: Separated, columns: Columns) -> Iterator[
 
 
 def read_separated_header(part: Part, layout: Separated) -> Header:
-    """The columns by the header line."""
+    """The columns that the header line names."""
     with open_text(part, layout.kind) as file:
         return Header(_read_names(part, _read_rows(part, file, layout), layout), {})
 
@@ -72,11 +72,11 @@ def _read_records(
 
 
 def read_with(lines: Iterable[str], layout: Separated) -> Any:
-    """A reader of csv for lines of that dialect.
+    """Python's csv reader for lines of the dialect.
 
-    Python's reader takes an escape before any letter as one; only that before a quote, before
-    itself, or before the separator where nothing is quoted is meant (there pandas writes it before
-    `"` as well). The others are doubled here, so that they come out as the letters that they are.
+    Python's reader takes the escape character as an escape before any letter. It is meant only
+    before a quote, before itself and, where nothing is quoted, before the separator (there pandas
+    writes it before `"` too). Every other one is doubled here, so that it is read as a letter.
     """
     if layout.escape is not None:
         meant = layout.escape + (layout.quote or f'"{layout.separator}')
@@ -90,13 +90,13 @@ def read_with(lines: Iterable[str], layout: Separated) -> Any:
         quotechar=layout.quote,
         quoting=csv.QUOTE_NONE if layout.quote is None else csv.QUOTE_MINIMAL,
         escapechar=layout.escape,
-        doublequote=True,  # else text behind a closing quote passes, `strict` or not
+        doublequote=True,  # else text after a closing quote passes, `strict` or not
         strict=True,
     )
 
 
 class _BrokenRowError(Exception):
-    """Python's reader gave up: why, and the lines from the row's first to where it did."""
+    """Python's reader gave up: the reason, the row's first line and the line where it stopped."""
 
     def __init__(self, why: csv.Error, first: int, last: int) -> None:
         super().__init__(why)
@@ -106,7 +106,7 @@ class _BrokenRowError(Exception):
 def _read_rows(
     part: Part, file: Iterable[str], layout: Separated
 ) -> Iterator[tuple[int, bool, list[str]]]:
-    """Each row, the header too, with the line that it begins in and whether it has several."""
+    """Each row, the header included: its first line, whether it spans several lines, its cells."""
     reader = read_with(_refuse_nul(part, file), layout)
     while True:
         line = reader.line_num + 1
@@ -175,10 +175,10 @@ class _Suspect(NamedTuple):
 
 
 class _Swallowed:
-    """Quoted cells whose lines look like rows: a quote that was meant as a letter opened them.
+    """Quoted cells that swallowed rows, since a quote that was meant as a letter opened them.
 
-    The next such quote closes what it opened, so that the table stays well formed and rows are
-    gone. Each of its lines then ends, or begins, as a row does, with a label that others have.
+    The next such quote closes the cell: the table stays well formed, and rows are gone. Each line
+    of the cell then looks like a row, with a label that other rows have.
     """
 
     def __init__(self, layout: Separated, width: int, label: int) -> None:
@@ -187,7 +187,7 @@ class _Swallowed:
         self._suspects: list[_Suspect] = []
 
     def look_at(self, row: int, line: int, cells: list[str], *, is_long: bool) -> None:
-        """Take note of a row's label, and of a cell of several lines."""
+        """Note a row's label, and its cells of several lines."""
         self._labels.add(cells[self._label].strip())
         if not is_long:
             return
@@ -198,7 +198,7 @@ class _Swallowed:
                     self._suspects.append(_Suspect(row, line, labels))
 
     def refuse(self, part: Part) -> None:
-        """Raise DataError for the first cell that is made of rows."""
+        """Raise DataError for the first cell that holds rows."""
         for row, line, labels in self._suspects:
             if self._labels.issuperset(labels):
                 raise DataError(
@@ -209,18 +209,18 @@ class _Swallowed:
                 )
 
     def _labels_within(self, column: int, lines: list[str]) -> list[str]:
-        """Labels where the cell's lines have them as rows do; none if one line has not."""
+        """The labels in a cell's lines, read as rows; an empty list if one line can't be a row."""
         label, width = self._label, self._width
-        # (line, columns that it must have, where its label is)
+        # (line, number of columns it must have, its label's column)
         looked_at = [(line, width, label) for line in lines[1:-1]]
         if label > column:
             looked_at.append((lines[0], width - column, label - column))
         if label < column:
             looked_at.append((lines[-1], column + 1, label))
-        found = []
+        labels = []
         for line, columns, at in looked_at:
             cells = line.split(self._layout.separator)
             if len(cells) != columns:
                 return []
-            found.append(cells[at].strip().strip('"'))
-        return found
+            labels.append(cells[at].strip().strip('"'))
+        return labels

@@ -1,6 +1,6 @@
 """Confidence bounds of what two models do on the same examples; standard library only.
 
-What they hold and why these were taken is in `gate`.
+What they hold, and why these were taken, is in `gate/decision.py`.
 """
 
 from __future__ import annotations

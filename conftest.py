@@ -14,9 +14,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from flows.environment import TELEMETRY_OFF
-
-ROOT = Path(__file__).resolve().parents[1]
-LOOPBACK = ("127.", "::1", "localhost", "0.0.0.0", "::ffff:127.")
+from tests.isolation import ROOT, find_strays, is_loopback
+from tests.schedule import order_groups
 
 # A test is right or wrong whatever machine and shell it runs in.
 FIXED = {
@@ -32,8 +31,6 @@ FIXED = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "TOKENIZERS_PARALLELISM": "false",
 }
-# What MLflow leaves in the working folder when it was not told where to write.
-STRAYS = ("mlflow.db", "mlruns", "mlartifacts")
 UNSET = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "PREFECT_API_URL", "STILLHOUSE_STORE")
 HOMES = {
     "DVC_GLOBAL_CONFIG_DIR": "dvc-global",
@@ -63,6 +60,12 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.update({name: str(homes / folder) for name, folder in HOMES.items()})
     for name in UNSET:
         os.environ.pop(name, None)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes share the tests, name each test's group, the longest groups first."""
+    if config.getoption("numprocesses", None):
+        order_groups(items)
 
 
 @pytest.fixture(scope="session")
@@ -107,14 +110,3 @@ def no_strays() -> Iterator[None]:
     before = find_strays(ROOT)
     yield
     assert find_strays(ROOT) <= before, "a test wrote outside tmp_path"
-
-
-def find_strays(folder: Path) -> set[str]:
-    """Names in a folder that only a misdirected MLflow leaves there."""
-    return {name for name in STRAYS if (folder / name).exists()}
-
-
-def is_loopback(host: str | bytes) -> bool:
-    """Whether a host's name or address is this machine's own."""
-    text = host.decode() if isinstance(host, bytes) else host
-    return text.startswith(LOOPBACK)
