@@ -23,7 +23,8 @@ from bench.students import (
     student_of,
 )
 from tasks.kd.encoders.families import depth
-from tasks.kd.recipe.levels import HiddenLevel, Level, match
+from tasks.kd.recipe.levels import HiddenLevel, Level
+from tasks.kd.recipe.matching import match
 from tasks.kd.recipe.streams import in_order
 from tasks.kd.recipe.student import Student
 from tasks.kd.targets.targets import LiveTargets, NoTargets, Targets

@@ -78,7 +78,7 @@ def describe_plan(root: Path, planned: Planned) -> dict[str, Any]:
     recipe, name = planned.recipe, planned.path.stem
     params, teacher = recipe.cache_teacher, recipe.train_teacher
     artifacts = root / "artifacts" / name
-    texts = _read_texts(artifacts / "prepare_data" / "data_card.json")
+    texts = read_texts(artifacts / "prepare_data")
     found = estimate(
         params.streams,
         params.recompute,
@@ -173,16 +173,15 @@ def _load_text(path: Path, text: bytes, error: ParamsError) -> Recipe:
             raise error from None
 
 
-def _read_texts(card: Path) -> Texts | None:
-    """What the training split holds; None before it is there."""
+def read_texts(prepared: Path) -> Texts | None:
+    """What the training split of a `prepare_data` folder holds; None before it is there."""
     from tasks.kd.cache.format.estimate import Texts
-    from tasks.kd.digests import read_json
+    from tasks.kd.documents.data_card import DataCard
 
-    if not card.is_file():
+    if not (prepared / DataCard.FILE).is_file():
         return None
-    found = read_json(card)
-    train = found["splits"]["train"]
-    return Texts(train["examples"], train["tokens"], len(found["labels"]))
+    card = DataCard.read(prepared)
+    return Texts(card.splits.train.examples, card.splits.train.tokens, len(card.labels))
 
 
 def _measured(manifest: Path) -> str | None:

@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,6 +20,7 @@ from tasks.kd.errors import KDError
 
 if TYPE_CHECKING:
     from flows.job import Job, Outcome
+    from tasks.kd.gate.decision import Decision
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -233,9 +235,9 @@ def promote(model: str, reason: str, *, overrides: bool, as_json: bool) -> None:
         return
     version, decision = promote_version(find_root(), model, reason)
     if as_json:
-        _print_json({"model": version.uri, "decision": decision.as_dict()})
+        _print_json({"model": version.uri, "decision": asdict(decision)})
     else:
-        _print_decision(version.uri, decision.as_dict())
+        _print_decision(version.uri, decision)
     if decision.verdict != "promote":
         sys.exit(EXIT_REFUSED)
 
@@ -334,10 +336,10 @@ def _print_outcome(job: Job, outcome: Outcome, *, idle: bool) -> None:
         show.print_line("Everything is up to date: nothing to do.")
 
 
-def _print_decision(version: str, decision: Mapping[str, Any], *, overridden: bool = False) -> None:
+def _print_decision(version: str, decision: Decision, *, overridden: bool = False) -> None:
     from flows import show
 
-    promoted = decision["verdict"] == "promote"
+    promoted = decision.verdict == "promote"
     show.print_rows(f"Gate of {version}", show.decision_rows(decision))
     if promoted:
         show.print_line(f"{version}: champion.", "bold green")

@@ -61,7 +61,7 @@ def distill(recipe: str, root: str | None = None, updates: bool = False) -> Stat
         push(job)
     except KDError as error:
         return Failed(message=str(error), data=error)
-    outcome = Outcome(job.name, version.uri, decision.as_dict(), stage_seconds)
+    outcome = Outcome(job.name, version.uri, decision, stage_seconds)
     message = f"{version.uri}: {decision_line(outcome.decision)}"
     return Completed(name=outcome.ending, message=message, data=outcome)
 
@@ -241,7 +241,7 @@ def register(job: Job, run_id: str) -> Version:
 def gate(job: Job, version: Version) -> Decision:
     """Decide on the candidate."""
     decision = open_registry(job.root).gate(describe(job, runtime.flow_run.id), version)
-    get_run_logger().info("%s", decision_line(decision.as_dict()))
+    get_run_logger().info("%s", decision_line(decision))
     return decision
 
 

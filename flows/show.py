@@ -12,34 +12,35 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from tasks.kd.documents.evaluation import Figure, Metrics
+    from tasks.kd.gate.decision import Decision
     from tasks.versioning.versioning import PlannedStage
 
 _STATUS_STYLE = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
-def result_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Rows measure / teacher / student of an evaluation's metrics.json."""
-    models = metrics["teacher"], metrics["student"]
+def result_rows(metrics: Metrics) -> list[dict[str, str]]:
+    """Rows measure / teacher / student of an evaluation."""
+    models = metrics.teacher, metrics.student
     return [
-        _row("accuracy", *(_interval(model["accuracy"]) for model in models)),
-        _row("macro F1", *(_interval(model["macro_f1"]) for model in models)),
-        _row("retention", "", _interval(metrics["retention"])),
-        _row("agreement", "", _interval(metrics["agreement"])),
-        _row("size", *(size(model["size_bytes"]) for model in models)),
-        _row("parameters", *(f"{model['parameters']:,}" for model in models)),
-        _row("layers", *(str(model["layers"]) for model in models)),
-        _row("latency p50", *(f"{model['latency_ms']['p50']:.1f} ms" for model in models)),
-        _row("latency p95", *(f"{model['latency_ms']['p95']:.1f} ms" for model in models)),
+        _row("accuracy", *(_interval(model.accuracy) for model in models)),
+        _row("macro F1", *(_interval(model.macro_f1) for model in models)),
+        _row("retention", "", _interval(metrics.retention)),
+        _row("agreement", "", _interval(metrics.agreement)),
+        _row("size", *(size(model.size_bytes) for model in models)),
+        _row("parameters", *(f"{model.parameters:,}" for model in models)),
+        _row("layers", *(str(model.layers) for model in models)),
+        _row("latency p50", *(f"{model.latency_ms.p50:.1f} ms" for model in models)),
+        _row("latency p95", *(f"{model.latency_ms.p95:.1f} ms" for model in models)),
     ]
 
 
-def decision_line(decision: Mapping[str, Any]) -> str:
+def decision_line(decision: Decision) -> str:
     """The verdict, and for a refusal each rule that was not met, with its numbers."""
-    refused = [rule for rule in decision["rules"] if not rule["passed"]]
-    if decision["verdict"] == "promote":
+    if decision.verdict == "promote":
         return "every rule of the gate passed"
     return "refused by the gate: " + "; ".join(
-        f"{rule['name']}, {rule['explanation']}" for rule in refused
+        f"{rule.name}, {rule.explanation}" for rule in decision.refused_by
     )
 
 
@@ -81,15 +82,15 @@ def value_rows(value: Mapping[str, Any], key: str = "") -> list[dict[str, str]]:
     return rows
 
 
-def decision_rows(decision: Mapping[str, Any]) -> list[dict[str, str]]:
+def decision_rows(decision: Decision) -> list[dict[str, str]]:
     """Rows rule / verdict / explanation of a decision."""
     return [
         {
-            "rule": str(rule["name"]),
-            "verdict": "passed" if rule["passed"] else "refused",
-            "explanation": str(rule["explanation"]),
+            "rule": rule.name,
+            "verdict": "passed" if rule.passed else "refused",
+            "explanation": rule.explanation,
         }
-        for rule in decision["rules"]
+        for rule in decision.rules
     ]
 
 
@@ -147,8 +148,8 @@ def _row(measure: str, teacher: str, student: str) -> dict[str, str]:
     return {"measure": measure, "teacher": teacher, "student": student}
 
 
-def _interval(measured: Mapping[str, float]) -> str:
-    value, low, high = (100 * measured[key] for key in ("value", "low", "high"))
+def _interval(measured: Figure) -> str:
+    value, low, high = (100 * end for end in (measured.value, measured.low, measured.high))
     return f"{value:.2f} % [{low:.2f}, {high:.2f}]"
 
 

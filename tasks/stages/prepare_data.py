@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,16 @@ from tasks.kd.data.examples.prepared import Split, write_split
 from tasks.kd.data.random_texts import random_texts
 from tasks.kd.data.splits import RawSplits, read_splits, warn_of_classes
 from tasks.kd.data.tables import Rows, list_parts, stratified
-from tasks.kd.digests import read_json, sha256_folder, sha256_json, write_json
+from tasks.kd.digests import sha256_folder, sha256_json
+from tasks.kd.documents.data_card import DataCard, Replaced, SplitCard, Splits
+from tasks.kd.documents.document import parse
+from tasks.kd.documents.sources import Sources
 from tasks.kd.encoders.files.folder import read_config
 from tasks.kd.encoders.files.label_names import known_label_names, order_labels, read_label_names
 from tasks.kd.encoders.files.weights import classifier_rows, read_headers
 from tasks.kd.errors import DataError
 from tasks.kd.recipe.sections import PrepareData
-from tasks.kd.recipe.sources import FileFormat
+from tasks.kd.recipe.sources import DataSource, FileFormat, HubData, ParquetFormat
 from tasks.kd.tokens.counts import Reading, read_texts, require_known
 from tasks.kd.tokens.encoding import read_tokenizer, require_same_tokens
 from tasks.kd.tokens.tokenizers import (
@@ -36,7 +40,6 @@ from tasks.stages import Stage, run_stage
 
 _SAMPLE = 500  # texts that are compared with slower programs
 _MANY_CUT = 0.01  # share of cut texts that is worth a warning
-_RAW = ("train", "test")
 
 
 def main(stage: Stage) -> None:
@@ -72,12 +75,7 @@ def main(stage: Stage) -> None:
         *warn_of_classes(labels, train, raw.test),
         *_warn_of_texts(readings, params),
     ]
-    described = {
-        name: _describe(split, labels) | readings[name].describe(params.max_length_tokens)
-        for name, split in splits.items()
-    }
-    told = {"splits": described, **raw.card, "warnings": warnings}
-    _write_card(stage, teacher, labels, splits, told)
+    _write_card(stage, teacher, Prepared(raw, labels, splits, readings, warnings))
     stage.log(_say_sizes(raw, splits, labels))
     for name, reading in readings.items():
         stage.log(_say_reading(name, reading, params))
@@ -87,11 +85,14 @@ def main(stage: Stage) -> None:
 
 def _read(sources: Path, params: PrepareData) -> RawSplits:
     """Both splits as they were fetched, in the form that their source has."""
-    source = read_json(sources / "sources.json")["data"]
-    layout: FileFormat = TypeAdapter(FileFormat).validate_json(
-        json.dumps(source.get("format", {"kind": "parquet"}))
+    read: TypeAdapter[DataSource] = TypeAdapter(DataSource)
+    said = json.dumps(Sources.read(sources).data)
+    source = parse(read.validate_json, said, Sources.TITLE, sources / Sources.FILE, "data")
+    layout: FileFormat = (  # the hub's splits are written as Parquet
+        ParquetFormat(kind="parquet") if isinstance(source, HubData) else source.format
     )
-    parts = {split: list_parts(sources / "data", split, source[split]) for split in _RAW}
+    names = {"train": source.train, "test": source.test}
+    parts = {split: list_parts(sources / "data", split, name) for split, name in names.items()}
     return read_splits(parts, layout, params, sources / "teacher")
 
 
@@ -197,27 +198,38 @@ def _add_random_texts(train: Split, tokenizer: Tokenizer, params: PrepareData) -
 # --- what is told of them ------------------------------------------------------------------------
 
 
-def _write_card(
-    stage: Stage,
-    teacher: ModelTokenizer,
-    labels: list[str],
-    splits: dict[str, Split],
-    told: dict[str, Any],
-) -> None:
-    """Write data_card.json; `told` is what a person should know of the splits."""
-    params: PrepareData = stage.params
-    test = splits["test"]
-    card = {
-        **told,
-        "labels": labels,
-        "pad_token_id": teacher.pad_token_id,
-        "max_length_tokens": params.max_length_tokens,
-        "truncation_side": teacher.truncation_side,
-        "tokenizer_sha256": sha256_folder(stage.draft / "tokenizer"),
-        "encoded_sha256": _digest(splits["train"].input_ids),
-        "test_sha256": sha256_json([test.example_ids, test.labels.tolist(), labels]),
+@dataclass(frozen=True)
+class Prepared:
+    """What a data card tells of: the sources' rows, and what was made of them."""
+
+    raw: RawSplits
+    labels: list[str]
+    splits: dict[str, Split]
+    readings: dict[str, Reading]
+    warnings: list[str]
+
+
+def _write_card(stage: Stage, teacher: ModelTokenizer, prepared: Prepared) -> None:
+    raw, splits, labels = prepared.raw, prepared.splits, prepared.labels
+    test, length = splits["test"], stage.params.max_length_tokens
+    described = {
+        name: _describe(split, labels, prepared.readings[name], length)
+        for name, split in splits.items()
     }
-    write_json(stage.draft / "data_card.json", card)
+    DataCard(
+        splits=Splits(**described),
+        dropped=raw.dropped,
+        dropped_from_test=raw.tables["test"].dropped,
+        replaced=Replaced(train=raw.tables["train"].replaced, test=raw.tables["test"].replaced),
+        warnings=tuple(prepared.warnings),
+        labels=tuple(labels),
+        pad_token_id=teacher.pad_token_id,
+        max_length_tokens=length,
+        truncation_side=teacher.truncation_side,
+        tokenizer_sha256=sha256_folder(stage.draft / "tokenizer"),
+        encoded_sha256=_digest(splits["train"].input_ids),
+        test_sha256=sha256_json([test.example_ids, test.labels.tolist(), labels]),
+    ).write(stage.draft)
 
 
 def _say_sizes(raw: RawSplits, splits: dict[str, Split], labels: list[str]) -> str:
@@ -281,15 +293,18 @@ def _digest(input_ids: list[Any]) -> str:
     return digest.hexdigest()
 
 
-def _describe(split: Split, labels: list[str]) -> dict[str, Any]:
+def _describe(split: Split, labels: list[str], reading: Reading, length: int) -> SplitCard:
     counts = np.bincount(split.labels[split.labelled], minlength=len(labels))
-    return {
-        "examples": len(split),
-        "unlabelled": len(split) - len(split.labelled),
-        "tokens": int(split.lengths.sum()),
-        "longest_tokens": int(split.lengths.max()),
-        "label_counts": dict(zip(labels, counts.tolist(), strict=True)),
-    }
+    return SplitCard(
+        examples=len(split),
+        unlabelled=len(split) - len(split.labelled),
+        tokens=int(split.lengths.sum()),
+        longest_tokens=int(split.lengths.max()),
+        label_counts=dict(zip(labels, counts.tolist(), strict=True)),
+        cut_fraction=reading.cut_fraction(length),
+        tokens_for_99_percent=reading.tokens_for_99_percent,
+        unknown_fraction=reading.unknown_fraction,
+    )
 
 
 if __name__ == "__main__":

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 from tasks.kd.cache.store.store import Store, open_store, store_place
-from tasks.kd.digests import read_json
+from tasks.kd.documents.training import TeacherReport
 from tasks.kd.errors import DataError
 from tasks.kd.teacher.ensemble import teacher_sha256
 from tasks.stages import Stage
@@ -20,18 +19,18 @@ def store_of(stage: Stage) -> Store:
     return open_store(place, local, copies_bytes=copies_bytes)
 
 
-def read_report(teacher_folder: Path) -> dict[str, Any]:
+def read_report(teacher_folder: Path) -> TeacherReport:
     """The teacher's report. Raises DataError unless it is of the weights beside it.
 
     Caches are named after the digest in it.
     """
-    report: dict[str, Any] = read_json(teacher_folder / "report.json")
+    report = TeacherReport.read(teacher_folder)
     found = teacher_sha256(teacher_folder)
-    if report["teacher_sha256"] != found:
+    if report.teacher_sha256 != found:
         raise DataError(
             "the teacher is not the one that its report is of",
             where=teacher_folder / "model",
-            expected=f"sha256 {report['teacher_sha256']}",
+            expected=f"sha256 {report.teacher_sha256}",
             found=found,
         )
     return report

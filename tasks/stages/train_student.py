@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 
@@ -15,7 +14,9 @@ from tasks.kd.cache.format.manifest import MANIFEST, Live, Manifest, read_docume
 from tasks.kd.cache.reading.audit import audit
 from tasks.kd.cache.reading.reader import open_cache, require_fresh
 from tasks.kd.cache.writing.calibration import deviations
-from tasks.kd.data.examples.prepared import Ids, Split, read_data_card, read_split
+from tasks.kd.data.examples.prepared import Ids, Split, read_split
+from tasks.kd.documents.data_card import DataCard
+from tasks.kd.documents.training import StudentReport
 from tasks.kd.encoders.families import depth, width
 from tasks.kd.encoders.loading import attention_kernel
 from tasks.kd.errors import CacheCorruptError, CacheIncompleteError
@@ -51,7 +52,7 @@ def distil(stage: Stage) -> None:
     """Build the student and train it; runs in every process."""
     params: TrainStudent = stage.params
     data = stage.input("prepare_data")
-    card = read_data_card(data)
+    card = DataCard.read(data)
     teacher = load_teacher(stage.input("train_teacher"))
     split = read_split(data / "train.arrow")
     targets, fingerprint = _open_targets(stage, card, teacher, split)
@@ -65,25 +66,27 @@ def distil(stage: Stage) -> None:
         banks(targets, texts, banked, count=count, seed=seed),
     )
     student = _new_student(stage, named_member(teacher), texts)
-    require_positions(student, card["max_length_tokens"])
+    require_positions(student, card.max_length_tokens)
     del teacher
     parts = Parts(
         Objective(student, params.phases, shape, seed=seed),
         targets,
         split,
         read_split(data / "dev.arrow"),
-        card["pad_token_id"],
+        card.pad_token_id,
     )
     steps = steps_in_all(params.optimizer, params.phases, split)
     report = train(params.optimizer, parts, habits(stage, steps))
     if torch.distributed.is_initialized() and torch.distributed.get_rank():
         return
-    figures = {
-        "cache_fingerprint": fingerprint,
-        "phases": [phase.model_dump(mode="json") for phase in params.phases],
+    saved = save(stage, student)
+    StudentReport(
         **vars(report),
-    }
-    save(stage, student, figures)
+        cache_fingerprint=fingerprint,
+        phases=tuple(phase.model_dump(mode="json") for phase in params.phases),
+        parameters=saved.parameters,
+        student_sha256=saved.sha256,
+    ).write(stage.draft)
     stage.log(
         f"dev accuracy {100 * report.dev_accuracy:.2f} % after epoch {report.best_epoch}, "
         f"{report.seconds:.0f} s"
@@ -107,7 +110,7 @@ def _new_student(stage: Stage, teacher: torch.nn.Module, texts: Sequence[Ids]) -
 
 
 def _open_targets(
-    stage: Stage, card: dict[str, Any], teacher: torch.nn.Module, split: Split
+    stage: Stage, card: DataCard, teacher: torch.nn.Module, split: Split
 ) -> tuple[Targets, str]:
     """The cache, checked against the teacher and the data as they are now, or the teacher itself.
 
@@ -119,7 +122,7 @@ def _open_targets(
 
 
 def _open_own(
-    stage: Stage, card: dict[str, Any], teacher: torch.nn.Module, split: Split
+    stage: Stage, card: DataCard, teacher: torch.nn.Module, split: Split
 ) -> tuple[Targets, str]:
     """This process's part of it."""
     mend = f"dvc repro -s -f cache_teacher@{stage.recipe}"
@@ -146,7 +149,7 @@ def _open_own(
     report = read_report(stage.input("train_teacher"))
     base = base_fields_of(card, report, attention=attention_kernel(teacher))
     expected = {**document.made_of, **base}
-    pad_id, device = card["pad_token_id"], own_device()
+    pad_id, device = card.pad_token_id, own_device()
     if isinstance(document, Live):
         require_fresh(document, expected, mend=mend)
         stage.log(f"the teacher itself is run: {document.why}")

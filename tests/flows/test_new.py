@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from flows.cli import main
 from flows.new import list_presets
 from tasks.kd.recipe.files import check_inputs, load_recipe, read_inputs
-from tasks.kd.recipe.levels import match
+from tasks.kd.recipe.matching import match
 from tasks.kd.recipe.phases import layer_levels
 from tests.flows.conftest import write_model
 from tests.makers.small_tables import CSV

@@ -10,12 +10,13 @@ product gives all figures of all resamples, and teacher and student share the dr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tasks.kd.documents.evaluation import ClassMetrics, Confusion, Figure, Quality, Right
 from tasks.kd.errors import DataError, ShapeError
 
 Floats = npt.NDArray[np.float64]
@@ -23,16 +24,6 @@ Classes = npt.NDArray[np.int64]
 
 BINS = 15
 _DRAWS = 2**22  # resampled counts in memory at once
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A measured value, the number of examples, and the bootstrap interval."""
-
-    value: float
-    n: int
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -117,34 +108,47 @@ def score_classes(confusion: Classes) -> dict[str, Floats]:
     }
 
 
-def compare_classes(answers: Answers, names: Sequence[str]) -> list[dict[str, Any]]:
+def compare_classes(answers: Answers, names: Sequence[str]) -> tuple[ClassMetrics, ...]:
     """One row per class, in the labels' order: support, and each model's precision, recall, F1."""
     scores = {
         who: score_classes(count_confusion(answers.labels, outcome.classes, len(names)))
         for who, outcome in (("teacher", answers.teacher), ("student", answers.student))
     }
     support = np.bincount(answers.labels, minlength=len(names))
-    return [
-        {"label": name, "support": int(support[row])}
-        | {
-            f"{who}_{figure}": float(values[row])
-            for who, figures in scores.items()
-            for figure, values in figures.items()
-        }
+    return tuple(
+        ClassMetrics(
+            label=name,
+            support=int(support[row]),
+            **{
+                f"{who}_{figure}": float(values[row])
+                for who, figures in scores.items()
+                for figure, values in figures.items()
+            },
+        )
         for row, name in enumerate(names)
-    ]
+    )
 
 
-def count_right(answers: Answers) -> dict[str, int]:
+def count_confusions(answers: Answers, count: int) -> Confusion:
+    """Both models' confusion matrices, of that many classes."""
+    labels = answers.labels
+    teacher, student = (
+        tuple(map(tuple, count_confusion(labels, outcome.classes, count).tolist()))
+        for outcome in (answers.teacher, answers.student)
+    )
+    return Confusion(teacher=teacher, student=student)
+
+
+def count_right(answers: Answers) -> Right:
     """Counts of examples that both models, only one of them, or neither get right."""
     teacher = answers.teacher.classes == answers.labels
     student = answers.student.classes == answers.labels
-    return {
-        "both": int((teacher & student).sum()),
-        "teacher_only": int((teacher & ~student).sum()),
-        "student_only": int((~teacher & student).sum()),
-        "neither": int((~teacher & ~student).sum()),
-    }
+    return Right(
+        both=int((teacher & student).sum()),
+        teacher_only=int((teacher & ~student).sum()),
+        student_only=int((~teacher & student).sum()),
+        neither=int((~teacher & ~student).sum()),
+    )
 
 
 def bin_confidence(labels: Classes, outcome: Outcome) -> list[Bin]:
@@ -162,17 +166,26 @@ def bin_confidence(labels: Classes, outcome: Outcome) -> list[Bin]:
 # --- figures with intervals ----------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Both models' figures, and those of the two together."""
+
+    teacher: Quality
+    student: Quality
+    retention: Figure
+    agreement: Figure
+
+
 def compare_outcomes(
     answers: Answers, *, resamples: int, confidence: float, seed: int
-) -> dict[str, Any]:
+) -> Comparison:
     """All paired figures with percentile bootstrap intervals (Efron 1979).
 
-    `teacher` and `student` {accuracy, lead, macro_f1, ece}, `retention`, `agreement`, each a Figure
-    as a dict. Lead is the share of the best constant answer's errors that a model removes; it is
-    left out if all examples have one label. Macro-F1 is the mean over the classes that are true or
-    answered in the sample, like scikit-learn's `f1_score(average="macro")`. ECE is Guo et al. 2017,
-    eq. 3, with 15 bins of equal width. Raises DataError if the teacher gets nothing right, since
-    nothing can be retained then.
+    Lead is the share that is removed of the errors of the best constant answer, and is left out
+    where all examples have one label. Macro-F1 is the mean over the classes that are true or
+    answered in the sample, as scikit-learn's `f1_score(average="macro")` has it; ECE is Guo et al.
+    2017, eq. 3, with 15 bins of equal width. Raises DataError if the teacher gets nothing right
+    (nothing can be retained).
     """
     examples = len(answers.labels)
     if not (answers.labels == answers.teacher.classes).any():
@@ -181,15 +194,16 @@ def compare_outcomes(
     measured = _figures(features.sum(axis=0, keepdims=True), examples)
     drawn = _figures(_resample(features, resamples, seed), examples)
     tails = 50 * (1 - confidence), 50 * (1 + confidence)
-    figures: dict[str, Any] = {"teacher": {}, "student": {}}
+    figures: dict[str, dict[str, Figure]] = {"teacher": {}, "student": {}, "": {}}
     for name, values in drawn.items():
         if np.isnan(measured[name][0]):
             continue
-        low, high = np.nanpercentile(values, tails)
-        figure = Figure(float(measured[name][0]), examples, float(low), float(high))
+        low, high = map(float, np.nanpercentile(values, tails))
         who, _, own = name.rpartition(".")
-        (figures[who] if who else figures)[own] = asdict(figure)
-    return figures
+        value = float(measured[name][0])
+        figures[who][own] = Figure(value=value, n=examples, low=low, high=high)
+    teacher, student = Quality(**figures["teacher"]), Quality(**figures["student"])
+    return Comparison(teacher, student, **figures[""])
 
 
 def _features(answers: Answers) -> Floats:

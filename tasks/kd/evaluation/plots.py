@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
+from tasks.kd.documents.history import DevRecord, Record, TrainRecord
 from tasks.kd.evaluation.figures import Bin
 
 INK, MUTED, LINE, SHADE, PAPER = "#23211e", "#6d6860", "#dcd8d0", "#f1eee8", "#ffffff"
@@ -65,7 +66,7 @@ _NUMBERED_CLASSES = 16  # more classes than this leave no room for numbers in th
 _NAMED_CLASSES = 40
 _SIZE = (4.4, 2.9)  # inches: small, so that text stays readable on a phone
 
-History = Sequence[Mapping[str, Any]]
+History = Sequence[Record]
 
 
 @dataclass(frozen=True)
@@ -119,10 +120,10 @@ def draw_losses(history: History) -> Plot:
     steps = _trained(history)
     with _axes("Loss and its weighted levels") as (figure, axes):
         _shade_phases(axes, steps)
-        _curve(axes, steps, [float(step["loss"]) for step in steps], INK, "total")
+        _curve(axes, steps, [step.loss for step in steps], INK, "total")
         for place, level in enumerate(level_names(history)):
-            own = [step for step in steps if level in step["levels"]]
-            values = [float(step["levels"][level]["weighted"]) for step in own]
+            own = [step for step in steps if level in step.levels]
+            values = [step.levels[level].weighted for step in own]
             _curve(axes, own, values, LEVELS[place % len(LEVELS)], level)
         axes.set_yscale("log")
         axes.legend(loc="best")
@@ -131,8 +132,8 @@ def draw_losses(history: History) -> Plot:
 
 def draw_level(history: History, level: str) -> Plot:
     """A plot of one level's unweighted loss by epoch."""
-    steps = [step for step in _trained(history) if level in step["levels"]]
-    values = [float(step["levels"][level]["raw"]) for step in steps]
+    steps = [step for step in _trained(history) if level in step.levels]
+    values = [step.levels[level].raw for step in steps]
     colour = LEVELS[level_names(history).index(level) % len(LEVELS)]
     with _axes(f"{level}, unweighted") as (figure, axes):
         _shade_phases(axes, _trained(history))
@@ -150,7 +151,7 @@ def draw_accuracy(student: History, teacher: History) -> Plot:
             ("teacher", teacher, TEACHER),
             ("student", student, STUDENT),
         ):
-            points = [(p["epoch"], p["accuracy"]) for p in history if p["split"] == "dev"]
+            points = [(p.epoch, p.accuracy) for p in history if isinstance(p, DevRecord)]
             if points:
                 epochs, values = zip(*points, strict=True)
                 axes.plot(epochs, values, "o-", color=colour, markersize=4, label=who)
@@ -167,16 +168,18 @@ def draw_accuracy(student: History, teacher: History) -> Plot:
 
 def level_names(history: History) -> list[str]:
     """The names of all levels in a training's history, sorted."""
-    return sorted({level for step in _trained(history) for level in step["levels"]})
+    return sorted({level for step in _trained(history) for level in step.levels})
 
 
-def _trained(history: History) -> list[Mapping[str, Any]]:
-    return [step for step in history if step["split"] == "train"]
+def _trained(history: History) -> list[TrainRecord]:
+    return [step for step in history if isinstance(step, TrainRecord)]
 
 
-def _curve(axes: Axes, steps: History, values: Sequence[float], colour: str, label: str) -> None:
+def _curve(
+    axes: Axes, steps: Sequence[TrainRecord], values: Sequence[float], colour: str, label: str
+) -> None:
     """Draw measured values faintly and their running mean strongly."""
-    epochs = [float(step["epoch"]) for step in steps]
+    epochs = [step.epoch for step in steps]
     axes.plot(epochs, values, color=colour, linewidth=0.7, alpha=0.3)
     axes.plot(epochs, _smooth(values), color=colour, linewidth=1.7, label=label)
     axes.set_xlabel("epoch")
@@ -190,18 +193,18 @@ def _smooth(values: Sequence[float]) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
-def _shade_phases(axes: Axes, steps: History) -> None:
+def _shade_phases(axes: Axes, steps: Sequence[TrainRecord]) -> None:
     """Shade the ground of every second phase, and write each phase's name at its start."""
-    phases = [step["phase"] for step in steps]
+    phases = [step.phase for step in steps]
     starts = [0, *(i for i, (a, b) in enumerate(pairwise(phases), 1) if a != b), len(steps)]
     for place, (first, last) in enumerate(pairwise(starts)):
         if first == last or len(starts) < 3:
             continue
-        left = float(steps[first - 1]["epoch"]) if first else 0.0
+        left = steps[first - 1].epoch if first else 0.0
         if place % 2:
-            axes.axvspan(left, float(steps[last - 1]["epoch"]), color=SHADE, zorder=0, lw=0)
+            axes.axvspan(left, steps[last - 1].epoch, color=SHADE, zorder=0, lw=0)
         axes.annotate(
-            str(phases[first]),
+            phases[first],
             (left, 1),
             xycoords=("data", "axes fraction"),
             xytext=(2, 2),

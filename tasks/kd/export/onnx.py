@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tasks.kd.data.examples.padding import pad_rows
 from tasks.kd.data.examples.prepared import Ids
-from tasks.kd.digests import write_bytes, write_json
+from tasks.kd.digests import write_bytes
+from tasks.kd.documents.data_card import DataCard
+from tasks.kd.documents.exported import Contract, ExportReport
+from tasks.kd.documents.training import StudentReport, TeacherReport
 from tasks.kd.errors import ExportError
 from tasks.kd.export.int8 import write_int8
 from tasks.kd.export.running import Logits, open_session, predict_onnx, predict_torch, run_session
@@ -42,6 +45,18 @@ _PROTOBUF_LIMIT = 2**31 - 2**26  # protobuf's limit is 2 GiB; the graph needs so
 
 
 @dataclass(frozen=True)
+class Papers:
+    """What the model card tells of how the student was made; configs are of config.json."""
+
+    recipe: str
+    data_card: DataCard
+    teacher_report: TeacherReport
+    teacher_config: Mapping[str, Any]
+    student_report: StudentReport
+    student_config: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Trained:
     """A trained student, and the facts that its files state."""
 
@@ -50,13 +65,13 @@ class Trained:
     labels: tuple[str, ...]
     max_length_tokens: int
     pad_token_id: int
-    card: dict[str, Any]
+    papers: Papers
 
 
 def export_student(
     trained: Trained, examples: Sequence[Ids], *, params: ExportStudent, out: Path
-) -> dict[str, Any]:
-    """Write all files of the student into `out`, compare them with torch, return the report.
+) -> ExportReport:
+    """Write all files of the student into `out`, check them against torch, return the report.
 
     Raises ExportError if the float32 file's logits differ from torch's by more than
     `max_logit_difference`, or if int8 is to be served and agrees with float32 in less than
@@ -74,32 +89,32 @@ def export_student(
     if params.serve == "int8":
         require_agreement(agreement, int8, limit=params.min_int8_agreement)
     write_tokenizer(trained.tokenizer, out / "tokenizer.json", trained.max_length_tokens)
-    report = {
-        "max_logit_difference": difference,
-        "int8_agreement": agreement,
-        "int8_agreement_suffices": agreement >= params.min_int8_agreement,
-        "parity_examples": len(chosen),
-        "sizes": {path.name: path.stat().st_size for path in (float32, int8)},
-        "serve": SERVED[params.serve],
-    }
-    write_json(out / "student.json", _contract(trained, SERVED[params.serve]))
+    report = ExportReport(
+        max_logit_difference=difference,
+        int8_agreement=agreement,
+        int8_agreement_suffices=agreement >= params.min_int8_agreement,
+        parity_examples=len(chosen),
+        sizes={path.name: path.stat().st_size for path in (float32, int8)},
+        serve=SERVED[params.serve],
+    )
+    _make_contract(trained, SERVED[params.serve]).write(out)
     write_bytes(out / "model_card.md", _model_card(trained, report).encode())
-    write_json(out / "report.json", report)
+    report.write(out)
     return report
 
 
-def _contract(trained: Trained, served: str) -> dict[str, Any]:
-    return {
-        "labels": list(trained.labels),
-        "max_length_tokens": trained.max_length_tokens,
-        "pad_token_id": trained.pad_token_id,
-        "serve": served,
-        "inputs": list(INPUTS),
-        "output": OUTPUT,
-    }
+def _make_contract(trained: Trained, served: str) -> Contract:
+    return Contract(
+        labels=trained.labels,
+        max_length_tokens=trained.max_length_tokens,
+        pad_token_id=trained.pad_token_id,
+        serve=served,
+        inputs=INPUTS,
+        output=OUTPUT,
+    )
 
 
-def _model_card(trained: Trained, report: dict[str, Any]) -> str:
+def _model_card(trained: Trained, report: ExportReport) -> str:
     environment = Environment(
         loader=PackageLoader("tasks.kd.export"),
         undefined=StrictUndefined,
@@ -110,7 +125,7 @@ def _model_card(trained: Trained, report: dict[str, Any]) -> str:
     )
     environment.filters["code"] = _as_code
     template = environment.get_template("model_card.md.j2")
-    return template.render(student=trained, report=report, **trained.card)
+    return template.render(student=trained, report=report, **vars(trained.papers))
 
 
 def _as_code(name: str) -> str:

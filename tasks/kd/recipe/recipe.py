@@ -227,7 +227,10 @@ class Recipe(Section):
                             f"{name}: relation_heads {level.relation_heads} does not divide "
                             f"the {whose}'s width {width}"
                         )
-            elif level.heads == "each" and student.attention_heads != teacher.attention_heads:
+            elif (
+                getattr(level, "heads", "") == "each"
+                and student.attention_heads != teacher.attention_heads
+            ):
                 yield (
                     f"{name}: heads: each needs equal attention_heads, the student has "
                     f"{student.attention_heads} and the teacher {teacher.attention_heads}; "

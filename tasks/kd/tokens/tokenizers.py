@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tokenizers import AddedToken, Tokenizer
 
@@ -54,7 +54,7 @@ class ModelTokenizer:
 
     files: TokenizerFiles
     tokenizer: Tokenizer
-    truncation_side: str
+    truncation_side: Literal["left", "right"]
     pad_token_id: int
     pieces: Mapping[str, str]  # special pieces by role: cls_token, sep_token, …
 
@@ -77,7 +77,10 @@ class ModelTokenizer:
         return positions - (self.pad_token_id + 1 if after else 0)
 
     def cut_at(self, max_length_tokens: int) -> Tokenizer:
-        """A copy that cuts longer texts on the teacher's side. Raises DataError if saving fails."""
+        """A copy that cuts longer texts on the teacher's side.
+
+        Raises DataError if it can't be saved.
+        """
         with refusing("the tokenizer can't be saved and read again", self.files.places):
             tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
         tokenizer.enable_truncation(max_length_tokens, direction=self.truncation_side)

@@ -51,7 +51,7 @@ def deviations(
 
 
 @dataclass(frozen=True)
-class Calibrated:
+class Calibration:
     """One stream: the codec that it is kept in, the errors measured, its statistics if hidden."""
 
     codec: Codec
@@ -98,18 +98,18 @@ class Sample:
             moments.add(batch.states[f"hidden.{layer}"][batch.mask_BT])
         return moments.statistics()
 
-    def calibrate(self, stream: str, codec: Codec, max_relative_error: float) -> Calibrated:
+    def calibrate(self, stream: str, codec: Codec, max_relative_error: float) -> Calibration:
         """Measure one stream: the codec asked for, or float32 where its error passes the bound."""
         if stream == "logits":
             classes = self._held_back[0].states[stream].shape[-1]
-            return Calibrated("float32", 0.0, None, classes, None)
+            return Calibration("float32", 0.0, None, classes, None)
         statistics = self.statistics(layer_of(stream))
         states = _tokens(self._held_back, stream)
         error = relative_error(states, codec, statistics)
         if not error <= max_relative_error:
             codec, error = "float32", 0.0
         kl = self._attention_kl(layer_of(stream), codec, statistics)
-        return Calibrated(codec, _rounded(error), kl, states.shape[1], statistics)
+        return Calibration(codec, _rounded(error), kl, states.shape[1], statistics)
 
     def derived_errors(
         self, computed: Sequence[str], kept: Mapping[int, tuple[Codec, Statistics]]
