@@ -136,7 +136,7 @@ def load(folder: Path) -> PyFuncModel:
 
 
 def read_labels(folder: Path) -> list[str]:
-    """The labels that a model folder's student knows, whichever release packed it."""
+    """The labels of a model folder's student, in order of id, whichever release packed it."""
     try:
         return list(read_known_labels(folder / "artifacts"))
     except DataError as error:  # a person decides on such a champion

@@ -101,7 +101,7 @@ class Produced:
 
     @cached_property
     def metrics(self) -> Metrics:
-        """The figures of `evaluate_student`, of the very test split that was prepared."""
+        """The figures of `evaluate_student`. Raises DataError if they are of another test split."""
         from tasks.kd.documents.evaluation import Metrics
 
         metrics = Metrics.read(self.artifacts / "evaluate_student")
@@ -124,7 +124,7 @@ class Produced:
 
     @cached_property
     def candidate(self) -> Candidate:
-        """The test results, for the gate. Raises DataError for fewer than were measured."""
+        """The student's test results, for the gate. Raises DataError if some are missing."""
         from tasks.kd.documents.predictions import PREDICTIONS, read_predictions
 
         rows = read_predictions(self.artifacts / "evaluate_student")

@@ -156,7 +156,7 @@ def _metric_name(name: str) -> str:
 
 
 def flatten_results(metrics: Metrics) -> Iterator[tuple[str, float]]:
-    """The numbers of an evaluation: `test.student.accuracy`, `.low`, `.high`, `test.retention`."""
+    """An evaluation's names and numbers: `test.student.accuracy`, `.low`, `.high`, and so on."""
     parts = {
         "teacher": metrics.teacher,
         "student": metrics.student,
