@@ -130,7 +130,7 @@ def compare_classes(answers: Answers, names: Sequence[str]) -> tuple[ClassMetric
 
 
 def count_confusions(answers: Answers, count: int) -> Confusion:
-    """Both models' confusion matrices, of that many classes."""
+    """Both models' confusion matrices over `count` classes."""
     labels = answers.labels
     teacher, student = (
         tuple(map(tuple, count_confusion(labels, outcome.classes, count).tolist()))
@@ -168,7 +168,7 @@ def bin_confidence(labels: Classes, outcome: Outcome) -> list[Bin]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Both models' figures, and those of the two together."""
+    """Each model's figures, and the figures of the pair."""
 
     teacher: Quality
     student: Quality
@@ -181,11 +181,11 @@ def compare_outcomes(
 ) -> Comparison:
     """All paired figures with percentile bootstrap intervals (Efron 1979).
 
-    Lead is the share that is removed of the errors of the best constant answer, and is left out
-    where all examples have one label. Macro-F1 is the mean over the classes that are true or
-    answered in the sample, as scikit-learn's `f1_score(average="macro")` has it; ECE is Guo et al.
-    2017, eq. 3, with 15 bins of equal width. Raises DataError if the teacher gets nothing right
-    (nothing can be retained).
+    Lead is the share of the best constant answer's errors that a model removes; it is left out if
+    all examples have one label. Macro-F1 is the mean over the classes that are true or answered in
+    the sample, like scikit-learn's `f1_score(average="macro")`. ECE is Guo et al. 2017, eq. 3, with
+    15 bins of equal width. Raises DataError if the teacher gets nothing right, since nothing can
+    be retained then.
     """
     examples = len(answers.labels)
     if not (answers.labels == answers.teacher.classes).any():

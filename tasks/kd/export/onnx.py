@@ -46,7 +46,7 @@ _PROTOBUF_LIMIT = 2**31 - 2**26  # protobuf's limit is 2 GiB; the graph needs so
 
 @dataclass(frozen=True)
 class Papers:
-    """What the model card tells of how the student was made; configs are of config.json."""
+    """The model card's facts about the student's making; configs are the fields of config.json."""
 
     recipe: str
     data_card: DataCard
@@ -71,7 +71,7 @@ class Trained:
 def export_student(
     trained: Trained, examples: Sequence[Ids], *, params: ExportStudent, out: Path
 ) -> ExportReport:
-    """Write all files of the student into `out`, check them against torch, return the report.
+    """Write all files of the student into `out`, compare them with torch, return the report.
 
     Raises ExportError if the float32 file's logits differ from torch's by more than
     `max_logit_difference`, or if int8 is to be served and agrees with float32 in less than
