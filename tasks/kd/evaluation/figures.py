@@ -130,7 +130,7 @@ def compare_classes(answers: Answers, names: Sequence[str]) -> tuple[ClassMetric
 
 
 def count_confusions(answers: Answers, count: int) -> Confusion:
-    """Both models' confusion matrices, of that many classes."""
+    """Both models' confusion matrices over `count` classes."""
     labels = answers.labels
     teacher, student = (
         tuple(map(tuple, count_confusion(labels, outcome.classes, count).tolist()))
@@ -168,7 +168,7 @@ def bin_confidence(labels: Classes, outcome: Outcome) -> list[Bin]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Both models' figures, and those of the two together."""
+    """Each model's figures, and the figures of the pair."""
 
     teacher: Quality
     student: Quality

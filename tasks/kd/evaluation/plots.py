@@ -178,7 +178,7 @@ def _trained(history: History) -> list[TrainRecord]:
 def _curve(
     axes: Axes, steps: Sequence[TrainRecord], values: Sequence[float], colour: str, label: str
 ) -> None:
-    """Measured values faint, their running mean strong."""
+    """Draw measured values faintly and their running mean strongly."""
     epochs = [step.epoch for step in steps]
     axes.plot(epochs, values, color=colour, linewidth=0.7, alpha=0.3)
     axes.plot(epochs, _smooth(values), color=colour, linewidth=1.7, label=label)
@@ -194,7 +194,7 @@ def _smooth(values: Sequence[float]) -> list[float]:
 
 
 def _shade_phases(axes: Axes, steps: Sequence[TrainRecord]) -> None:
-    """Every second phase's ground is shaded; each phase's name stands at its start."""
+    """Shade the ground of every second phase, and write each phase's name at its start."""
     phases = [step.phase for step in steps]
     starts = [0, *(i for i, (a, b) in enumerate(pairwise(phases), 1) if a != b), len(steps)]
     for place, (first, last) in enumerate(pairwise(starts)):

@@ -129,7 +129,7 @@ def render_report(contents: Contents, plots: Mapping[str, Plot]) -> str:
 
 
 def list_left_out(dropped: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Why rows were left out and how many, in words; reasons of no row are not said."""
+    """Reasons why rows were left out, in words, and how many rows; zero counts are omitted."""
     return [(reason.replace("_", " "), rows) for reason, rows in dropped.items() if rows]
 
 
@@ -192,7 +192,7 @@ def _cost_rows(metrics: Metrics) -> list[Row]:
 
 
 def _place(pair: Sequence[Figure]) -> tuple[tuple[float, float, float], ...]:
-    """(low, value, high) of each figure on a common scale from 0 to 100."""
+    """Each figure's (low, value, high) on a common scale from 0 to 100."""
     ends = [(min(f.low, f.value), f.value, max(f.high, f.value)) for f in pair]
     least, most = min(low for low, _, _ in ends), max(high for _, _, high in ends)
     scale = 100 / ((most - least) or 1.0)
@@ -211,7 +211,7 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def interval(figure: Figure) -> str:
-    """The interval as percent."""
+    """A figure's interval in percent."""
     return f"{100 * figure.low:.1f} to {100 * figure.high:.1f}"
 
 

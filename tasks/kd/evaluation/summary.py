@@ -19,7 +19,7 @@ CURVES = {"train": ("step", "loss"), "dev": ("step", "loss", "accuracy")}
 
 
 def write_summary(folder: Path, metrics: Metrics) -> None:
-    """Write summary.json: one flat handful out of metrics.json, megabytes and milliseconds."""
+    """Write summary.json: a flat selection of metrics.json, in megabytes and milliseconds."""
     student, teacher = metrics.student, metrics.teacher
     handful = {
         "accuracy": student.accuracy.value,

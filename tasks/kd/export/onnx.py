@@ -46,7 +46,7 @@ _PROTOBUF_LIMIT = 2**31 - 2**26  # protobuf's limit is 2 GiB; the graph needs so
 
 @dataclass(frozen=True)
 class Papers:
-    """What the model card tells of how the student was made; configs are of config.json."""
+    """The model card's facts about the student's making; configs are the fields of config.json."""
 
     recipe: str
     data_card: DataCard
