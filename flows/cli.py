@@ -134,7 +134,7 @@ def plan(recipe: str, *, as_json: bool) -> None:
     """Show which stages would run, and why."""
     from flows import show
     from flows.job import estimate_cache, read_job
-    from tasks.versioning.versioning import plan as plan_stages
+    from tasks.versioning.asking import plan as plan_stages
 
     job = read_job(recipe)
     stages = plan_stages(job.root, job.name)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from tasks.kd.documents.evaluation import Figure, Metrics
     from tasks.kd.gate.decision import Decision
-    from tasks.versioning.versioning import PlannedStage
+    from tasks.versioning.asking import PlannedStage
 
 _STATUS_STYLE = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
