@@ -23,7 +23,7 @@ from ruamel.yaml import YAML
 
 from bench.figures import Figure, Findings
 from tasks.kd.cache.format.fingerprint import base_fields_of
-from tasks.kd.cache.writing.writer import distinct
+from tasks.kd.cache.writing.job import distinct
 from tasks.kd.data.examples.prepared import Ids, Split, read_split
 from tasks.kd.digests import read_json, sha256_json, write_json
 from tasks.kd.documents.data_card import DataCard

@@ -8,19 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tasks.kd.cache.care.caring import (
-    Entry,
-    Fault,
-    Kept,
-    Needs,
-    choose,
-    compare,
-    open_kept,
-    prepare,
-    read_entries,
-    read_needs,
-)
+from tasks.kd.cache.care.checking import Fault, choose, compare, prepare
 from tasks.kd.cache.care.clearing import Waste, find_waste, remove
+from tasks.kd.cache.care.entries import Entry, Kept, Needs, open_kept, read_entries, read_needs
 from tasks.kd.cache.care.users import User, forget, read_users
 from tasks.kd.cache.format.manifest import Live
 from tasks.kd.cache.store.store import store_place

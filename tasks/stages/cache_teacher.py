@@ -9,7 +9,8 @@ from tasks.kd.cache.format.manifest import MANIFEST, Live, Manifest
 from tasks.kd.cache.reading.audit import audit
 from tasks.kd.cache.reading.reader import open_cache
 from tasks.kd.cache.writing.choice import choose, measure
-from tasks.kd.cache.writing.writer import Job, write_cache, write_share
+from tasks.kd.cache.writing.job import CacheJob
+from tasks.kd.cache.writing.writer import write_cache, write_share
 from tasks.kd.data.examples.prepared import read_split
 from tasks.kd.documents.data_card import DataCard
 from tasks.kd.encoders.families import depth
@@ -58,17 +59,17 @@ def main(stage: Stage) -> None:
     _tell(stage, manifest, audited)
 
 
-def make_job(stage: Stage) -> Job:
+def make_job(stage: Stage) -> CacheJob:
     """The teacher, on this process's own device, the examples and the settings of a stage."""
     data, teacher_folder = stage.input("prepare_data"), stage.input("train_teacher")
     card, split = DataCard.read(data), read_split(data / "train.arrow")
     teacher = load_teacher(teacher_folder).to(own_device())
     report = read_report(teacher_folder)
     base = base_fields_of(card, report, attention=attention_kernel(teacher))
-    return Job(teacher, split.input_ids, card.pad_token_id, stage.params, base)
+    return CacheJob(teacher, split.input_ids, card.pad_token_id, base, stage.params)
 
 
-def _write(stage: Stage, job: Job) -> Manifest:
+def _write(stage: Stage, job: CacheJob) -> Manifest:
     store, processes = store_of(stage), stage.compute.processes
     begun = [fingerprint(job.made_of), *job.streams.values(), *job.pieces.values()]
     register(store, stage.root, stage.recipe, begun)  # so that nobody clears what is half-written
@@ -104,7 +105,7 @@ def share(stage: Stage, codecs: dict[str, Codec]) -> None:
         )
 
 
-def _measured(stage: Stage, job: Job) -> tuple[str, str]:
+def _measured(stage: Stage, job: CacheJob) -> tuple[str, str]:
     return choose(
         measure(job, store_of(stage)),
         epochs=stage.epochs,
@@ -112,7 +113,7 @@ def _measured(stage: Stage, job: Job) -> tuple[str, str]:
     )
 
 
-def _write_live(stage: Stage, job: Job, why: str) -> None:
+def _write_live(stage: Stage, job: CacheJob, why: str) -> None:
     made_of = {**job.made_of, "mode": "live"}
     Live(
         format_version=FORMAT_VERSION,

@@ -37,7 +37,8 @@ from tasks.kd.errors import (
 )
 
 if TYPE_CHECKING:
-    from tasks.kd.cache.store.remote import LocalCopies, Remote
+    from tasks.kd.cache.store.copies import LocalCopies
+    from tasks.kd.cache.store.remote import Remote
 
 LOCK, USE = "lock", "use"
 Document = Stream | Piece | Manifest | Live
@@ -237,7 +238,8 @@ def open_store(place: str, local: Path, *, copies_bytes: int) -> Store:
     """
     if "://" not in place:
         return Store(Path(place))
-    from tasks.kd.cache.store.remote import LocalCopies, Remote
+    from tasks.kd.cache.store.copies import LocalCopies
+    from tasks.kd.cache.store.remote import Remote
 
     remote = Remote(place)
     copies = LocalCopies(local / "copies", remote, limit_bytes=copies_bytes)
