@@ -1,4 +1,4 @@
-"""`stillhouse cache`: the commands that care for the teacher caches."""
+"""`stillhouse cache`: commands that list, check, clear and plan teacher caches."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def cache() -> None:
 
 
 def command(example: str) -> Callable[[F], click.Command]:
-    """A sub-command whose help ends with that example."""
+    """A sub-command of `stillhouse cache` whose help ends with the example."""
     return cache.command(epilog=f"Example:  stillhouse cache {example}", no_args_is_help=False)
 
 
@@ -41,8 +41,8 @@ def command(example: str) -> Callable[[F], click.Command]:
 def ls(*, as_json: bool) -> None:
     """List what the store holds, and who needs it.
 
-    Each cache comes before its streams and pieces; what recipes share is listed once. Reads
-    manifests alone: `stillhouse cache verify` compares the bytes.
+    Each cache comes before its streams and pieces; entries that recipes share are listed once.
+    Only manifests are read: `stillhouse cache verify` compares the bytes.
     """
     from flows import show
     from flows.care import list_store, mend
@@ -71,9 +71,9 @@ def ls(*, as_json: bool) -> None:
 def verify(names: tuple[str, ...], *, as_json: bool) -> None:
     """Compare every byte with its digest.
 
-    Of what recipes need, of entries (the first digits of a fingerprint will do), or with no
-    argument of the whole store; from a URL every file is fetched for it, and none is kept. Exit
-    code 1 if anything is missing or differs. An unfinished entry that no recipe needs is no fault.
+    Checks what recipes need, entries (the first digits of a fingerprint will do) or, without
+    arguments, the whole store. From a URL every file is fetched, and none is kept. Exit code 1 if
+    anything is missing or differs. An unfinished entry that no recipe needs is no fault.
     """
     from flows import show
     from flows.care import verify_store
@@ -103,10 +103,11 @@ def verify(names: tuple[str, ...], *, as_json: bool) -> None:
 def gc(*, yes: bool, dry_run: bool, remote: bool, as_json: bool) -> None:
     """Remove what no recipe needs.
 
-    That is: entries that are in no present cache of this repository's recipes, unfinished ones
-    whose writer is gone, and what killed programs left. Asks first. What is in use stays, and what
-    another repository that shares the folder needs. Of a store at a URL, this machine's copies go;
-    the entries there only with --remote, as nobody can see from here who else needs them.
+    Removes entries in no present cache of this repository's recipes, unfinished entries whose
+    writer is gone, and files that killed programs left. Asks first. Entries stay if they are in use
+    or if another repository that shares the folder needs them. If the store is at a URL, only this
+    machine's copies go; --remote removes the entries there too, though nobody can see from here who
+    else needs them.
     """
     from flows import show
     from flows.care import clear, describe_waste, find_unneeded, gone_users, open_store, why_kept
@@ -153,9 +154,9 @@ def gc(*, yes: bool, dry_run: bool, remote: bool, as_json: bool) -> None:
 def plan(recipe: str, *, write: bool, as_json: bool) -> None:
     """Show what a recipe's cache would hold and cost.
 
-    Which streams its levels read, how each is served, bytes in every codec, and from how many
-    epochs on the cache is quicker than the teacher itself. Works before there is any data; once
-    they are prepared, it knows totals. A recipe whose `streams` are wrong can be planned.
+    Shows the streams that its levels read, how each is served, bytes in every codec, and from how
+    many epochs on the cache is quicker than the teacher itself. Works before there is any data, and
+    gives totals once data are prepared. A recipe with wrong `streams` can be planned.
     """
     from flows.cache_plan import describe_plan, read_planned, write_streams
 
@@ -218,7 +219,7 @@ def _print_room(found: Mapping[str, Any]) -> None:
 
 
 def _entry_rows(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Rows entry / what / examples, tokens / size / last use / needed by; members are indented."""
+    """Rows entry / what / examples, tokens / size / last use / needed by, with members indented."""
     rows = []
     above: str | None = None
     for entry in entries:
@@ -244,7 +245,7 @@ def _entry_rows(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 
 def _state(entry: Mapping[str, Any]) -> str:
-    """When a finished entry was last used; else how it is."""
+    """The day of a finished entry's last use; another entry's state."""
     state = str(entry["state"])
     if entry["remote"]:
         return "at the URL" if state == "finished" else f"at the URL, {state}"
@@ -320,7 +321,7 @@ def _codec_rows(found: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _bar(total: int) -> Any:
-    """A progress bar over bytes with an ETA, on standard error, for a terminal only."""
+    """A progress bar over bytes with an ETA, on standard error, shown on a terminal only."""
     from tqdm import tqdm
 
     return tqdm(

@@ -1,4 +1,4 @@
-"""`stillhouse`: what people type. Nothing heavy is imported before a command needs it."""
+"""`stillhouse`: the commands. Nothing heavy is imported before a command needs it."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 EXIT_REFUSED = 3
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
-# Faults of the machine, not of the program.
+# Errors of the machine rather than of the program.
 _MACHINE_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE}
 
 
 class Commands(click.Group):
-    """Turns what can go wrong into one plain message and an exit code; a bug is a traceback."""
+    """Commands whose expected errors end in one message and an exit code; a bug is a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -70,7 +70,7 @@ main.add_command(cache)
 
 
 def command(example: str) -> Callable[[F], click.Command]:
-    """A sub-command whose help ends with that example."""
+    """A sub-command of `stillhouse` whose help ends with the example."""
     return main.command(epilog=f"Example:  stillhouse {example}", no_args_is_help=False)
 
 
@@ -87,7 +87,7 @@ def new(name: str, base: str, preset: str | None, **sources: str | None) -> None
     """Write a new recipe, complete and commented.
 
     It goes to params/NAME.yaml and into the list params/recipes.yaml. Without --preset, student,
-    levels and random texts are those of the recipe that is copied.
+    levels and random texts are those of the copied recipe.
     """
     from flows.new import Sources, create_recipe
     from tasks.kd.recipe.files import find_recipe
@@ -106,7 +106,7 @@ def new(name: str, base: str, preset: str | None, **sources: str | None) -> None
 def check(recipe: str | None, *, as_json: bool) -> None:
     """Say all that is wrong with recipes.
 
-    With RECIPE that one, else every recipe and the list of them.
+    Checks RECIPE, or without it every recipe and their list.
     """
     from flows.check import check_recipes
 
@@ -147,7 +147,7 @@ def run(recipe: str, *, fail_on_refusal: bool, as_json: bool) -> None:
 
     Runs only the stages that are out of date; with nothing to do, ends in seconds. The student is
     promoted to champion if every rule of the gate passes. A refusal is a normal ending: the
-    champion stays, exit code 0.
+    champion stays, and the exit code is 0.
     """
     from flows.job import find_settled, read_job
 
@@ -179,8 +179,8 @@ def run(recipe: str, *, fail_on_refusal: bool, as_json: bool) -> None:
 def schedule(recipe: str, *, cron: str, timezone: str, updates: bool) -> None:
     """Run a recipe at set times, until Ctrl-C.
 
-    On the Prefect server of `stillhouse ui`, or of PREFECT_API_URL. A run that is due while the one
-    before is still at work is cancelled, not queued. On Mondays at half past four, with data that
+    Uses the Prefect server of `stillhouse ui`, or of PREFECT_API_URL. A run that is due while the
+    previous one still works is cancelled, not queued. For Mondays at half past four, with data that
     others change: --cron "30 4 * * 1" --timezone Europe/Berlin --update.
     """
     from flows.check import check_recipes
@@ -220,8 +220,8 @@ def promote(model: str, reason: str, *, overrides: bool, as_json: bool) -> None:
     """Put a version through its gate by hand.
 
     It becomes champion if every rule passes. Exit code 3 if the gate refuses. A new decision needs
-    the version's own artifacts. With --override it becomes champion on your word, which a former
-    champion needs to come back.
+    the version's own artifacts. With --override it becomes champion on your word; a former champion
+    needs that to come back.
     """
     from flows.promotion import override
     from flows.promotion import promote as promote_version
@@ -266,9 +266,9 @@ def rollback(model: str, reason: str, *, as_json: bool) -> None:
 def lineage(model: str, *, as_json: bool) -> None:
     """Show what a model was made from.
 
-    Commit, data, teacher, cache, run and decision, and whether each can still be found here. What a
-    stage made is found if all its files are in the workspace or in DVC's cache, and current if
-    dvc.lock names it.
+    Shows commit, data, teacher, cache, run and decision, and whether each can still be found here.
+    A stage's outs are found if all their files are in the workspace or in DVC's cache, and current
+    if dvc.lock names them.
     """
     from flows import show
     from flows.lineage import read_lineage
@@ -285,7 +285,7 @@ def lineage(model: str, *, as_json: bool) -> None:
 def doctor(*, as_json: bool) -> None:
     """Look for what would stop a run here.
 
-    Says what mends each fault. Exit code 1 if there is one.
+    Each fault comes with its mend. Exit code 1 if there is one.
     """
     from flows import show
     from flows.doctor import examine
@@ -309,7 +309,7 @@ def doctor(*, as_json: bool) -> None:
 def ui(prefect_port: int, mlflow_port: int) -> None:
     """Serve the Prefect and MLflow pages.
 
-    On 127.0.0.1, until Ctrl-C.
+    They answer on 127.0.0.1, until Ctrl-C.
     """
     from flows.ui import serve
 
@@ -321,7 +321,7 @@ def ui(prefect_port: int, mlflow_port: int) -> None:
 
 
 def _terminate(_: int, __: FrameType | None) -> None:
-    """SIGTERM unwinds the stack, so that what was started is stopped."""
+    """Unwind the stack on SIGTERM, so that started processes are stopped."""
     sys.exit(EXIT_TERMINATED)
 
 
