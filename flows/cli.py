@@ -16,6 +16,7 @@ import click
 
 from flows.cache import cache
 from flows.root import find_root
+from flows.runbook import DISK_FULL, GATE_REFUSED, find_anchor, show_place
 from tasks.kd.errors import KDError
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ EXIT_REFUSED = 3
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 # Errors of the machine rather than of the program.
-_MACHINE_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_MACHINE_FAULTS = {*_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE}
 
 
 class Commands(click.Group):
@@ -39,7 +41,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except KDError as error:
-            click.echo(f"Error: {error}", err=True)
+            _tell(f"Error: {error}", find_anchor(error))
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
@@ -47,8 +49,16 @@ class Commands(click.Group):
         except OSError as error:
             if error.errno not in _MACHINE_FAULTS:
                 raise
-            click.echo(f"Error: {error.strerror}: {error.filename or 'no file named'}.", err=True)
+            message = f"Error: {error.strerror}: {error.filename or 'no file named'}."
+            _tell(message, DISK_FULL if error.errno in _FULL else None)
             ctx.exit(1)
+
+
+def _tell(message: str, anchor: str | None) -> None:
+    """Print a message on standard error, and the runbook's place with more about it."""
+    click.echo(message, err=True)
+    if anchor is not None:
+        click.echo(f"More: {show_place(anchor)}", err=True)
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -124,7 +134,7 @@ def plan(recipe: str, *, as_json: bool) -> None:
     """Show which stages would run, and why."""
     from flows import show
     from flows.job import estimate_cache, read_job
-    from tasks.versioning.versioning import plan as plan_stages
+    from tasks.versioning.asking import plan as plan_stages
 
     job = read_job(recipe)
     stages = plan_stages(job.root, job.name)
@@ -347,6 +357,7 @@ def _print_decision(version: str, decision: Decision, *, overridden: bool = Fals
         show.print_line(f"{version}: champion, the gate overridden by a person.", "bold yellow")
     else:
         show.print_line(f"{version}: REFUSED. The champion stays as it is.", "bold red")
+        show.print_line(f"More: {show_place(GATE_REFUSED)}")
 
 
 def _print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:

@@ -14,7 +14,7 @@ def read_lineage(root: Path, uri: str) -> dict[str, Any]:
     names them.
     """
     from tasks.registry import open_registry
-    from tasks.versioning.versioning import find_outs, out_hashes
+    from tasks.versioning.asking import find_outs, out_hashes
 
     lineage = open_registry(root).lineage(uri)
     recipe, stages = lineage["recipe"] or "", lineage["dvc"]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from tasks.kd.documents.evaluation import Figure, Metrics
     from tasks.kd.gate.decision import Decision
-    from tasks.versioning.versioning import PlannedStage
+    from tasks.versioning.asking import PlannedStage
 
 _STATUS_STYLE = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
@@ -115,6 +115,8 @@ def print_findings(findings: Iterable[Mapping[str, str]]) -> None:
         console.print(line.append(f"{finding['name']}: {finding['seen']}", style="default"))
         if finding["status"] != "ok":
             console.print(Text(f"      mend: {finding['mend']}"))
+        if finding["status"] != "ok" and finding["more"]:
+            console.print(Text(f"      more: {finding['more']}"))
 
 
 def seconds(value: float) -> str:

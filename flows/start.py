@@ -27,9 +27,9 @@ def run_flow(job: Job) -> Outcome:
 
 def push(job: Job) -> None:
     """Push artifacts that an earlier run could not push; nothing happens without a remote."""
-    from tasks.versioning import versioning
+    from tasks.versioning import telling
 
-    versioning.push(job.root, job.name, on_line=say, on_progress=lambda _: None)
+    telling.push(job.root, job.name, on_line=say, on_progress=lambda _: None)
 
 
 def say(text: str) -> None:

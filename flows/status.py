@@ -42,7 +42,7 @@ def _exists(store: Store) -> bool:
 
 def _read_recipe(root: Path, name: str) -> dict[str, Any]:
     from flows.job import read_job
-    from tasks.versioning.versioning import plan
+    from tasks.versioning.asking import plan
 
     entry: dict[str, Any] = {"recipe": name, "description": "", "fault": None, "stages": []}
     entry |= {"model": None, "champion": None, "candidate": None}

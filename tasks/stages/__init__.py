@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from tasks.kd.digests import Digests, replace_folder, sha256_json, write_json
 from tasks.kd.errors import DataError, KDError, StageError
 from tasks.kd.recipe.compute import Compute
+from tasks.kd.recipe.derived.epochs import epochs_read
 from tasks.kd.recipe.files import inputs_of, load_recipe
 from tasks.kd.recipe.recipe import Recipe
 
@@ -169,7 +170,7 @@ def _run(name: str, main: Callable[[Stage], None], root: Path, path: Path) -> No
         recipe.compute,
         root,
         work,
-        recipe.epochs_read,
+        epochs_read(recipe.train_student.phases, recipe.prepare_data.random_texts),
         _read_fields(name, recipe),
     )
     _set_threads(recipe.compute.threads)

@@ -15,6 +15,7 @@ from tasks.kd.cache.reading.audit import audit
 from tasks.kd.cache.reading.reader import open_cache, require_fresh
 from tasks.kd.cache.writing.calibration import deviations
 from tasks.kd.data.examples.prepared import Ids, Split, read_split
+from tasks.kd.data.examples.targets import Targets
 from tasks.kd.documents.data_card import DataCard
 from tasks.kd.documents.training import StudentReport
 from tasks.kd.encoders.families import depth, width
@@ -30,7 +31,7 @@ from tasks.kd.recipe.training import TrainStudent
 from tasks.kd.students.building import build_student, require_positions
 from tasks.kd.students.weighing import hidden_moment
 from tasks.kd.targets.banks import banks
-from tasks.kd.targets.targets import LiveTargets, Targets, own_device
+from tasks.kd.targets.targets import LiveTargets, own_device
 from tasks.kd.teacher.ensemble import load_teacher, named_member
 from tasks.kd.training.loop import Parts, steps_in_all, train
 from tasks.stages import Stage, run_stage

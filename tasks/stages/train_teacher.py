@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from tasks.kd.data.examples.prepared import Split, read_split
+from tasks.kd.data.examples.targets import NoTargets
 from tasks.kd.documents.data_card import DataCard
 from tasks.kd.documents.history import HISTORY
 from tasks.kd.documents.training import Standing, TeacherReport
@@ -28,7 +29,6 @@ from tasks.kd.errors import DataError
 from tasks.kd.processes.launch import run_training
 from tasks.kd.recipe.teachers import MAIN, EnsembleRule
 from tasks.kd.recipe.training import TrainTeacher
-from tasks.kd.targets.targets import NoTargets
 from tasks.kd.teacher.ensemble import (
     Ensemble,
     classifiers_of,

@@ -9,8 +9,8 @@ import torch
 
 from tasks.kd.data.examples.batching import split_by_tokens
 from tasks.kd.data.examples.prepared import Ids
+from tasks.kd.data.examples.targets import Targets
 from tasks.kd.levels.losses.numerics import pool
-from tasks.kd.targets.targets import Targets
 
 _BATCH_TOKENS = 8192
 

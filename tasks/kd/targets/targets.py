@@ -1,11 +1,10 @@
-"""The teacher's streams: one interface, served from the cache or by a live teacher."""
+"""The teacher itself as targets, and the streams of one batch from it or from its frozen pieces."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from typing import Protocol
 
 import torch
 
@@ -14,27 +13,6 @@ from tasks.kd.data.examples.prepared import Ids
 from tasks.kd.encoders.families import QKV, capture, embed, project, run_layer, scores
 from tasks.kd.recipe.streams import kind_of, layer_of
 from tasks.kd.shapes import require_shape
-
-
-class Targets(Protocol):
-    """A source of the teacher's streams for given examples, padded to the longest."""
-
-    def fetch(self, input_ids: Sequence[Ids]) -> dict[str, torch.Tensor]:
-        """Streams by name, float32, in CPU memory whatever device computed them.
-
-        `logits` [B, C], `hidden.<l>` [B, T, D], `attention.<l>` [B, H, T, T] (scores before the
-        softmax), `relation.<l>` [B, T, 3, D] (queries, keys, values). Hidden states and relations
-        are zero at padding; attention's values there are meaningless.
-        """
-        ...
-
-
-class NoTargets:
-    """Targets of a training on labels alone."""
-
-    def fetch(self, input_ids: Sequence[Ids]) -> dict[str, torch.Tensor]:  # noqa: ARG002
-        """An empty mapping."""
-        return {}
 
 
 class LiveTargets:
