@@ -26,7 +26,7 @@ _OFF = {"DO_NOT_TRACK": ("true",)}  # MLflow accepts only the literal `true`
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor's: part, status, what was seen, its mend, and the runbook's heading."""
+    """One line of the doctor's: part, status, what was seen, mend, and the runbook's heading."""
 
     name: str
     status: Literal["ok", "warn", "fail"]

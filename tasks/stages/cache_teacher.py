@@ -1,4 +1,4 @@
-"""Run the teacher once over the training split and keep what the levels read."""
+"""Run the teacher once over the training split and store the streams that the levels read."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def main(stage: Stage) -> None:
     try:
         audited = audit(cached, live, job.input_ids, count=params.audit_examples)
     except CacheCorruptError as error:
-        store_of(stage).discard(manifest)  # what is whole and wrong would be found again
+        store_of(stage).discard(manifest)  # a whole but wrong cache would be used again
         raise CacheCorruptError(f"{error} The cache was discarded", mend=stage.redo) from None
     store_of(stage).share(manifest)
     manifest.write(stage.draft / MANIFEST)
@@ -60,7 +60,7 @@ def main(stage: Stage) -> None:
 
 
 def make_job(stage: Stage) -> CacheJob:
-    """The teacher, on this process's own device, the examples and the settings of a stage."""
+    """A stage's job: the teacher on this process's device, the examples and the settings."""
     data, teacher_folder = stage.input("prepare_data"), stage.input("train_teacher")
     card, split = DataCard.read(data), read_split(data / "train.arrow")
     teacher = load_teacher(teacher_folder).to(own_device())
@@ -72,7 +72,7 @@ def make_job(stage: Stage) -> CacheJob:
 def _write(stage: Stage, job: CacheJob) -> Manifest:
     store, processes = store_of(stage), stage.compute.processes
     begun = [fingerprint(job.made_of), *job.streams.values(), *job.pieces.values()]
-    register(store, stage.root, stage.recipe, begun)  # so that nobody clears what is half-written
+    register(store, stage.root, stage.recipe, begun)  # keeps others from clearing unfinished parts
 
     def warn(reason: str) -> None:
         stage.log(f"warning: {reason}")
@@ -88,7 +88,7 @@ def _write(stage: Stage, job: CacheJob) -> Manifest:
 
 
 def share(stage: Stage, codecs: dict[str, Codec]) -> None:
-    """One process's part of the shards; runs in each of several."""
+    """Write this process's share of the shards; runs in each of several processes."""
     import torch
 
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()

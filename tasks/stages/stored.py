@@ -1,4 +1,4 @@
-"""The store of teacher caches and what names them, for the two stages that write and read it."""
+"""The store of teacher caches, and the report that names them, for the stages that use both."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from tasks.stages import Stage
 
 
 def store_of(stage: Stage) -> Store:
-    """`.store`, or the folder or URL of STILLHOUSE_STORE."""
+    """The store: `.store`, or the folder or URL of STILLHOUSE_STORE."""
     place, local = store_place(os.environ, stage.root)
     copies_bytes = int(stage.compute.copies_gib * 2**30)
     return open_store(place, local, copies_bytes=copies_bytes)
 
 
 def read_report(teacher_folder: Path) -> TeacherReport:
-    """The teacher's report. Raises DataError unless it is of the weights beside it.
+    """The teacher's report. Raises DataError unless it belongs to the weights beside it.
 
-    Caches are named after the digest in it.
+    Caches are named after the digest in the report.
     """
     report = TeacherReport.read(teacher_folder)
-    found = teacher_sha256(teacher_folder)
-    if report.teacher_sha256 != found:
+    digest = teacher_sha256(teacher_folder)
+    if report.teacher_sha256 != digest:
         raise DataError(
             "the teacher is not the one that its report is of",
             where=teacher_folder / "model",
             expected=f"sha256 {report.teacher_sha256}",
-            found=found,
+            found=digest,
         )
     return report

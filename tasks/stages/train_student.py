@@ -1,4 +1,4 @@
-"""Train the student on the recipe's levels, the teacher's part read from the cache."""
+"""Train the student on the recipe's levels, with the teacher's streams read from the cache."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from tasks.stages import Stage, run_stage
 from tasks.stages.stored import read_report, store_of
 from tasks.stages.train_teacher import habits, save
 
-# Records compared with the teacher before a training; cache_teacher compared more.
+# Records compared with the teacher before a training; cache_teacher compares more.
 _AUDITED = 4
 
 
@@ -95,7 +95,7 @@ def distil(stage: Stage) -> None:
 
 
 def _new_student(stage: Stage, teacher: torch.nn.Module, texts: Sequence[Ids]) -> torch.nn.Module:
-    """The student before its first step, with whatever the recipe lets it start from."""
+    """The student before its first step, with the initial weights that the recipe names."""
     params: TrainStudent = stage.params
     initial, moment = params.student.initial, None
     if isinstance(initial, InitialWidthReduction) and initial.examples is not None:
@@ -113,10 +113,10 @@ def _new_student(stage: Stage, teacher: torch.nn.Module, texts: Sequence[Ids]) -
 def _open_targets(
     stage: Stage, card: DataCard, teacher: torch.nn.Module, split: Split
 ) -> tuple[Targets, str]:
-    """The cache, checked against the teacher and the data as they are now, or the teacher itself.
+    """The teacher's targets, from the cache or from the live teacher, and their fingerprint.
 
-    With the fingerprint of what `cache_teacher` decided. The processes of one machine share the
-    work of comparing its bytes; what one of them finds wrong ends all.
+    A cache is compared with the present teacher and data. The processes of one machine share the
+    work of comparing its bytes, and an error in one of them ends all.
     """
     with agreed(own_device()):
         return _open_own(stage, card, teacher, split)
@@ -125,7 +125,7 @@ def _open_targets(
 def _open_own(
     stage: Stage, card: DataCard, teacher: torch.nn.Module, split: Split
 ) -> tuple[Targets, str]:
-    """This process's part of it."""
+    """The same, as this process does its part."""
     mend = f"dvc repro -s -f cache_teacher@{stage.recipe}"
     document = read_document(stage.input("cache_teacher") / MANIFEST)
     if not isinstance(document, Manifest | Live):
@@ -173,10 +173,10 @@ def _open_own(
 
 
 def _part(environment: Mapping[str, str]) -> tuple[int, int]:
-    """Which part of the cache's files this process compares, of how many.
+    """The part of the cache's files that this process compares, as (number, number of parts).
 
-    The processes of a machine have their own disk, or their own copies. A launcher that doesn't say
-    how many they are leaves the whole to each.
+    Each machine's processes have their own disk or copies. If the launcher does not say how many
+    they are, each process compares all files.
     """
     rank, size = (environment.get(name, "") for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
     known = rank.isdecimal() and size.isdecimal() and int(rank) < int(size)
