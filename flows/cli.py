@@ -210,13 +210,13 @@ def status(*, as_json: bool) -> None:
     from flows import show
     from flows.status import read_status
 
-    found = read_status(find_root())
+    state = read_status(find_root())
     if as_json:
-        _print_json(found)
+        _print_json(state)
         return
-    show.print_rows("Recipes", show.status_rows(found["recipes"]))
-    if found["registry_fault"] is not None:
-        show.print_line(f"Models unknown: {found['registry_fault']}", "yellow")
+    show.print_rows("Recipes", show.status_rows(state["recipes"]))
+    if state["registry_fault"] is not None:
+        show.print_line(f"Models unknown: {state['registry_fault']}", "yellow")
 
 
 @command("promote models:/triage/3 --reason 'reviewed by the team'")
@@ -283,11 +283,11 @@ def lineage(model: str, *, as_json: bool) -> None:
     from flows import show
     from flows.lineage import read_lineage
 
-    found = read_lineage(find_root(), model)
+    origins = read_lineage(find_root(), model)
     if as_json:
-        _print_json(found)
+        _print_json(origins)
     else:
-        show.print_rows(model, show.value_rows(found))
+        show.print_rows(model, show.value_rows(origins))
 
 
 @command("doctor")
