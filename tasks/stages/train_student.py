@@ -1,4 +1,4 @@
-"""Train the student on the recipe's levels, the teacher's part read from the cache."""
+"""Train the student on the recipe's levels, with the teacher's streams read from the cache."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def distil(stage: Stage) -> None:
 
 
 def _new_student(stage: Stage, teacher: torch.nn.Module, texts: Sequence[Ids]) -> torch.nn.Module:
-    """The student before its first step, with whatever the recipe lets it start from."""
+    """The student before its first step, with the initial weights that the recipe names."""
     params: TrainStudent = stage.params
     initial, moment = params.student.initial, None
     if isinstance(initial, InitialWidthReduction) and initial.examples is not None:
