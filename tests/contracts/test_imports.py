@@ -19,7 +19,11 @@ from packaging.utils import canonicalize_name
 ALLOWED = {
     "tasks/kd/recipe/maps.py": ("tasks.kd.errors",),
     "tasks/kd/gate/paired.py": (),
-    "tasks/kd/gate/decision.py": ("tasks.kd.gate.paired", "tasks.kd.errors"),
+    "tasks/kd/gate/decision.py": (
+        "tasks.kd.gate.paired",
+        "tasks.kd.documents.decision",
+        "tasks.kd.errors",
+    ),
     "tasks/kd/cache/format/fingerprint.py": ("tasks.kd.errors",),
     "tasks/kd/recipe/streams.py": (),
     "tasks/kd/recipe/losses.py": ("pydantic", "tasks.kd.recipe.levels"),
