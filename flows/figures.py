@@ -26,8 +26,8 @@ _PLOTS = """\
       y: {{{out}/learning_dev.csv: accuracy}}
   - confusion of {name}:
       template: confusion
-      x: {{{out}/predictions.csv: label}}
-      y: {{{out}/predictions.csv: student}}
+      x: {{{out}/{predictions}: label}}
+      y: {{{out}/{predictions}: student}}
 """
 
 
@@ -41,12 +41,15 @@ def write_figures(root: Path) -> None:
 
 
 def render_figures(root: Path) -> str:
-    """The file's text for the recipes in the list."""
+    """The file's text for the recipes that are listed now."""
+    from tasks.kd.documents.predictions import PREDICTIONS
     from tasks.kd.recipe.files import list_recipes
 
     outs = {name: f"../../artifacts/{name}/evaluate_student" for name in list_recipes(root)}
     if not outs:
         return _HEAD
     metrics = "".join(f"  - {out}/summary.json\n" for out in outs.values())
-    plots = "".join(_PLOTS.format(name=name, out=out) for name, out in outs.items())
+    plots = "".join(
+        _PLOTS.format(name=name, out=out, predictions=PREDICTIONS) for name, out in outs.items()
+    )
     return f"{_HEAD}metrics:\n{metrics}plots:\n{plots}"

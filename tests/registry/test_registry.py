@@ -22,9 +22,9 @@ import pyarrow as pa
 import pytest
 
 from tasks.kd.cache.format.manifest import MANIFEST
-from tasks.kd.digests import sha256_file, sha256_json
+from tasks.kd.digests import read_json, sha256_file, sha256_json, write_json
 from tasks.kd.documents.evaluation import Latency, Metrics
-from tasks.kd.documents.predictions import read_predictions, write_predictions
+from tasks.kd.documents.predictions import PREDICTIONS, read_predictions, write_predictions
 from tasks.kd.errors import DataError, KDError, ParamsError, RegistryError, TransientError
 from tasks.kd.gate.decision import Decision, Rule
 from tasks.kd.recipe.files import load_recipe
@@ -714,6 +714,66 @@ def test_stored_predictions_that_changed_are_not_believed(registry: Registry, ma
     stored.write_text(stored.read_text(encoding="utf-8").replace("ship", "grain"), encoding="utf-8")
     _, decision = run_gate(registry, make(wrong=range(2)))
     assert "Right on 1 examples" in find_rule(decision, "champion").explanation
+
+
+def test_predictions_that_another_release_wrote_are_not_read_and_the_champion_is_asked(
+    registry: Registry, make: Make
+) -> None:
+    champion, _ = run_gate(registry, make(wrong=range(3)))
+    (stored,) = (registry.store.folder / "artifacts").rglob(
+        f"{champion.run_id}/artifacts/evaluate_student/{PREDICTIONS}"
+    )
+    stored.write_text("id,truth,teacher,student\ne0000,corn,corn,corn\n", encoding="utf-8")
+    registry.store.client.set_model_version_tag(
+        MODEL, str(champion.version), "predictions.sha256", sha256_file(stored)
+    )
+    _, decision = run_gate(registry, make(wrong=range(2)))
+    assert "Right on 1 examples" in find_rule(decision, "champion").explanation
+
+
+@pytest.mark.parametrize("record", ['{"verdict": "promote", "rules": []}', "promote", ""])
+def test_a_decision_that_another_release_recorded_is_made_anew(
+    registry: Registry, make: Make, record: str
+) -> None:
+    produced = make()
+    version, decision = run_gate(registry, produced)
+    registry.store.client.set_model_version_tag(MODEL, "1", "gate.decision", record)
+    assert registry.decided(version, produced.recipe.gate) is None
+    again, anew = run_gate(registry, produced)
+    assert (again.version, anew.verdict) == (1, decision.verdict)
+    assert registry.decided(version, produced.recipe.gate) == anew
+
+
+def test_a_student_of_another_release_has_its_labels_or_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "artifacts").mkdir()
+    contract = tmp_path / "artifacts" / "student.json"
+    write_json(contract, {"labels": ["a", "b"], "heads": []})
+    assert packing.read_labels(tmp_path) == ["a", "b"]
+    write_json(contract, {"classes": ["a", "b"]})
+    with pytest.raises(RegistryError, match=r"contract lacks a field: .*field labels"):
+        packing.read_labels(tmp_path)
+
+
+def test_fewer_predictions_than_were_measured_are_refused(registry: Registry, make: Make) -> None:
+    produced = make()
+    folder = produced.artifacts / "evaluate_student"
+    write_predictions(folder, read_predictions(folder)[:-1])
+    said = r"another number of examples.*predictions\.csv\. Expected 300 rows, found 299"
+    with pytest.raises(DataError, match=said):
+        put_forward(registry, produced)
+    assert registry.find(produced) is None
+
+
+def test_an_older_evaluation_is_refused_in_plain_words(registry: Registry, make: Make) -> None:
+    produced = make()
+    path = produced.artifacts / "evaluate_student" / Metrics.FILE
+    fields = read_json(path)
+    del fields["agreement"]
+    write_json(path, fields)
+    said = r"the evaluation lacks a field: .*metrics\.json, field agreement.*evaluate_student@tiny"
+    with pytest.raises(DataError, match=said):
+        put_forward(registry, produced)
+    assert registry.find(produced) is None
 
 
 def test_a_champion_with_other_labels_is_a_refusal_with_a_reason(
