@@ -20,10 +20,11 @@ from click.testing import CliRunner, Result
 from flows import job, runbook
 from flows.cli import main
 from flows.root import find_root
-from tasks.kd.digests import read_json, write_json
+from tasks.kd.documents.evaluation import Metrics
 from tasks.kd.errors import ParamsError, StageError
 from tasks.registry import open_registry
 from tests.flows.conftest import IGNORED, MODEL, Project
+from tests.makers.documents import change, make_latency
 
 pytestmark = pytest.mark.filterwarnings(IGNORED)
 
@@ -123,7 +124,7 @@ def test_run_as_json_holds_figures_decision_and_report(done: Project, ask: Ask) 
     assert found["idle"] is True
     assert found["version"] == f"models:/{MODEL}/1"
     assert found["decision"]["verdict"] == "promote"
-    assert found["metrics"]["student"]["accuracy"]["value"] == 0.98
+    assert found["metrics"]["student"]["accuracy"]["value"] == 0.9
     assert Path(found["report"]).is_file()
 
 
@@ -158,15 +159,14 @@ def test_a_latency_of_a_busy_hour_is_measured_again_by_the_command_that_the_refu
     done: Project, ask: Ask, monkeypatch: pytest.MonkeyPatch, prefect_url: str
 ) -> None:
     monkeypatch.setenv("PREFECT_API_URL", prefect_url)
-    measured = done.root / "control" / "better" / "evaluate_student" / "metrics.json"
-    quiet = read_json(measured)
-    busy = {**quiet["student"], "latency_ms": {"p50": 40.0, "p95": 60.0, "mean": 42.0}}
-    write_json(measured, {**quiet, "student": busy})
+    measured = done.root / "control" / "better" / "evaluate_student"
+    quiet = Metrics.read(measured)
+    change(quiet, student=change(quiet.student, latency_ms=make_latency(40.0))).write(measured)
     done.retrain("better")
     found = read(ask(done, "run", "tiny", "--json"))
     (rule,) = (rule for rule in found["decision"]["rules"] if not rule["passed"])
     assert rule["name"] == "latency"
-    write_json(measured, quiet)
+    quiet.write(measured)
     assert read(ask(done, "run", "tiny", "--json"))["decision"] == found["decision"]  # it stands
     named = re.search(r"measure again: dvc (repro [^,]+), then stillhouse (run \w+)\.", str(rule))
     assert named is not None
