@@ -10,13 +10,14 @@ from pydantic import ValidationError
 from torch.overrides import TorchFunctionMode
 
 from tasks.kd.data.examples.padding import Batch, pad
+from tasks.kd.data.examples.trainable import Moment
 from tasks.kd.encoders.loading import capture_hidden
 from tasks.kd.errors import ParamsError
 from tasks.kd.levels.losses import prediction
 from tasks.kd.levels.objective import Objective, TeacherShape
 from tasks.kd.recipe.losses import LOSSES
 from tasks.kd.recipe.maps import drawn
-from tasks.kd.recipe.phases import Moment, streams_read
+from tasks.kd.recipe.phases import streams_read
 from tasks.kd.targets.targets import LiveTargets
 from tasks.kd.totals import Total
 from tests.kd.conftest import make_teacher
@@ -124,7 +125,7 @@ def test_every_level_of_a_recipe_is_tried_here() -> None:
 @pytest.mark.parametrize("fields", EVERY_LEVEL, ids=lambda f: f"{f['level']}.{f['loss']}")
 def test_every_level_trains_the_student_and_knows_its_count(fields: dict[str, object]) -> None:
     parts = make_parts((phase_with(fields),))
-    streams = streams_read(parts.objective.phases, 2, 4)
+    streams = streams_read([phase_with(fields)], 2, 4)
     texts = parts.train.input_ids[:6]
     ids, mask = pad(texts, 0)
     batch = Batch(ids, mask, torch.from_numpy(parts.train.labels[:6]))
@@ -155,7 +156,7 @@ def test_levels_are_in_float32_whatever_the_precision_of_the_passes(loss: str) -
     texts = parts.train.input_ids[:6]
     ids, mask = pad(texts, 0)
     batch = Batch(ids, mask, torch.from_numpy(parts.train.labels[:6]))
-    streams = streams_read(parts.objective.phases, 2, 4)
+    streams = streams_read([phase_with(fields)], 2, 4)
     targets = LiveTargets(make_teacher(), streams, pad_id=0).fetch(texts)
     seen: list[torch.dtype] = []
 
@@ -204,7 +205,7 @@ def totals_of(fields: Mapping[str, object], *slices: slice, epoch: int = 0) -> T
     """The level over all the slices of the same texts, each a micro-batch of its own."""
     parts = make_parts((phase_with(fields),))
     objective = parts.objective.eval()
-    streams = streams_read(objective.phases, 2, 4)
+    streams = streams_read([phase_with(fields)], 2, 4)
     found: list[Total] = []
     for rows in slices:
         texts = parts.train.input_ids[rows]
