@@ -15,7 +15,8 @@ from tasks.kd.cache.format.codec import Codec
 from tasks.kd.cache.format.manifest import Manifest
 from tasks.kd.cache.reading.reader import CachedTargets, open_cache
 from tasks.kd.cache.store.store import Store
-from tasks.kd.cache.writing.writer import Job, write_cache
+from tasks.kd.cache.writing.job import CacheJob
+from tasks.kd.cache.writing.writer import write_cache
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.recipe.streams import Recompute
 from tasks.kd.recipe.training import CacheTeacher
@@ -64,19 +65,19 @@ def settings_of(
 
 def job_of(
     teacher: torch.nn.Module, data: Prepared, split: Split, params: CacheTeacher, **base: object
-) -> Job:
+) -> CacheJob:
     """What makes a cache of these texts; `base` replaces fields, for another teacher."""
     fields = {**data.base_of(split.input_ids), **base}
-    return Job(teacher, split.input_ids, data.pad_id, params, fields)
+    return CacheJob(teacher, split.input_ids, data.pad_id, fields, params)
 
 
-def cache_of(job: Job, store: Store) -> CachedTargets:
+def cache_of(job: CacheJob, store: Store) -> CachedTargets:
     """The cache, written if the store lacks it, and opened."""
     manifest = write_cache(job, store, on_tokens=lambda _: None)
     return opened(job, manifest, store)
 
 
-def opened(job: Job, manifest: Manifest, store: Store) -> CachedTargets:
+def opened(job: CacheJob, manifest: Manifest, store: Store) -> CachedTargets:
     """Open a cache that was just written. The codec asked for must be the one that was kept."""
     if manifest.coarser:
         raise SystemExit(f"kept in another codec than asked for: {manifest.coarser}")

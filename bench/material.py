@@ -22,10 +22,12 @@ import torch
 from ruamel.yaml import YAML
 
 from bench.figures import Figure, Findings
-from tasks.kd.cache.format.fingerprint import base_fields_of
-from tasks.kd.cache.writing.writer import distinct
-from tasks.kd.data.examples.prepared import Ids, Split, read_data_card, read_split
+from tasks.kd.cache.format.fingerprint import base_fields
+from tasks.kd.cache.writing.job import distinct
+from tasks.kd.data.examples.prepared import Ids, Split, read_split
 from tasks.kd.digests import read_json, sha256_json, write_json
+from tasks.kd.documents.data_card import DataCard
+from tasks.kd.documents.training import TeacherReport
 from tasks.kd.encoders.loading import load_classifier
 from tasks.kd.recipe.files import load_recipe
 from tasks.kd.recipe.recipe import Recipe
@@ -93,21 +95,23 @@ class Material:
         return load_classifier(self.folder / "artifacts" / self.name / "train_teacher" / "model")
 
     @property
-    def report(self) -> dict[str, Any]:
+    def report(self) -> TeacherReport:
         """How the teacher's training ended."""
-        path = self.folder / "artifacts" / self.name / "train_teacher" / "report.json"
-        report: dict[str, Any] = read_json(path)
-        return report
+        return TeacherReport.read(self.folder / "artifacts" / self.name / "train_teacher")
 
     def _prepared(self, recipe: str) -> Prepared:
         folder = self.folder / "artifacts" / recipe / "prepare_data"
-        card = read_data_card(folder)
+        card = DataCard.read(folder)
         return Prepared(
             train=read_split(folder / "train.arrow"),
             dev=read_split(folder / "dev.arrow"),
             test=read_split(folder / "test.arrow"),
-            pad_id=card["pad_token_id"],
-            base=base_fields_of(card, self.report),
+            pad_id=card.pad_token_id,
+            base=base_fields(
+                teacher_sha256=self.report.teacher_sha256,
+                tokenizer_sha256=card.tokenizer_sha256,
+                encoded_sha256=card.encoded_sha256,
+            ),
         )
 
 
@@ -132,8 +136,8 @@ def make_material(*, quick: bool, say: Callable[[str], None]) -> Material:
 def measure(material: Material) -> Findings:
     """What the other parts are measured on."""
     figures = [
-        Figure("teacher's accuracy on the dev split", (material.report["dev_accuracy"],)),
-        Figure("seconds of the teacher's training", (material.report["seconds"],), "s"),
+        Figure("teacher's accuracy on the dev split", (material.report.dev_accuracy,)),
+        Figure("seconds of the teacher's training", (material.report.seconds,), "s"),
     ]
     for data, most in ((material.short, SHORT_TOKENS), (material.long, LONG_TOKENS)):
         lengths, name = data.train.lengths, f"at most {most} tokens"

@@ -25,9 +25,10 @@ from tasks.kd.cache.format.fingerprint import fingerprint
 from tasks.kd.cache.format.manifest import MANIFEST, Manifest, read_document
 from tasks.kd.cache.reading.reader import open_cache
 from tasks.kd.cache.store.store import Store
-from tasks.kd.cache.writing.writer import Job, write_cache
+from tasks.kd.cache.writing.job import CacheJob
+from tasks.kd.cache.writing.writer import write_cache
 from tasks.kd.data.examples.prepared import Split
-from tasks.kd.training.loop import Parts
+from tasks.kd.training.course import Parts
 from tasks.kd.training.sinks import Record
 
 TIMES = 10
@@ -154,7 +155,7 @@ class _Stop:
         """Nothing to close."""
 
 
-def _job(spec: Spec) -> tuple[Job, Prepared, Split]:
+def _job(spec: Spec) -> tuple[CacheJob, Prepared, Split]:
     material = Material(spec.material)
     split = material.short.sample(spec.texts)
     params = settings_of(material, shard_mib=spec.shard_mib)

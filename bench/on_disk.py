@@ -10,7 +10,7 @@ import numpy as np
 from bench.caches import CODECS, HIDDEN, Bench, cache_of, job_of, settings_of
 from bench.figures import Figure, Findings, paragraphs
 from tasks.kd.cache.format.manifest import Manifest
-from tasks.kd.cache.writing.writer import distinct
+from tasks.kd.cache.writing.job import distinct
 from tasks.kd.data.examples.prepared import Ids
 from tasks.kd.encoders.families import heads, width
 from tasks.kd.recipe.streams import Recompute, naive_bytes

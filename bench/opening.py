@@ -32,6 +32,9 @@ from tasks.kd.cache.format.fingerprint import (
 from tasks.kd.cache.format.manifest import MANIFEST, File, Manifest, Piece, Stream, read_document
 from tasks.kd.cache.reading.reader import open_cache
 from tasks.kd.cache.store.store import Store
+from tasks.kd.cache.writing.finishing import WEIGHTS
+from tasks.kd.cache.writing.job import CacheJob, distinct, work_list
+from tasks.kd.cache.writing.measuring import STATISTICS
 from tasks.kd.cache.writing.shards import (
     commit_shard,
     commit_tensors,
@@ -39,7 +42,6 @@ from tasks.kd.cache.writing.shards import (
     shard_name,
     shard_tensors,
 )
-from tasks.kd.cache.writing.writer import STATISTICS, WEIGHTS, Job, distinct, work_list
 from tasks.kd.data.examples.prepared import Ids
 from tasks.kd.digests import read_json
 from tasks.kd.encoders.families import config_json, pieces_of, width
@@ -115,7 +117,7 @@ def build(bench: Bench, folder: Path, size: int) -> Manifest:
     keys, texts = _texts(bench, tokens)
     base = {**bench.material.short.base, "encoded_sha256": "random texts"}
     params = settings_of(bench.material, shard_mib=bench.pick(128, 16))
-    job = Job(teacher, texts, bench.material.short.pad_id, params, base)
+    job = CacheJob(teacher, texts, bench.material.short.pad_id, base, params)
     store, parts = Store(folder), work_list(texts, job)
     bench.watch.expect(len(parts) * len(job.plan.stored))
     streams = {
@@ -152,7 +154,7 @@ def _texts(bench: Bench, tokens: int) -> tuple[list[bytes], list[Ids]]:
 def _build_stream(
     bench: Bench,
     store: Store,
-    job: Job,
+    job: CacheJob,
     name: str,
     content: tuple[Sequence[bytes], Sequence[Ids], Sequence[np.ndarray]],
 ) -> Stream:
@@ -193,7 +195,7 @@ def _build_stream(
     return entry
 
 
-def _build_embeddings(store: Store, job: Job) -> Piece:
+def _build_embeddings(store: Store, job: CacheJob) -> Piece:
     folder = store.entry(job.pieces["embeddings"])
     folder.mkdir(parents=True)
     tensors = pieces_of(job.teacher, (), embeddings=True)["embeddings"]

@@ -18,7 +18,8 @@ from bench.steps import base_shaped
 from bench.students import distilled, one_phase, student_like_teacher, student_of
 from bench.textbrewer_loop import VERSION, Rival, Spec, fetch, pairs_of
 from tasks.kd.cache.store.store import Store
-from tasks.kd.cache.writing.writer import Job, write_cache
+from tasks.kd.cache.writing.job import CacheJob
+from tasks.kd.cache.writing.writer import write_cache
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.encoders.families import depth
 from tasks.kd.recipe.levels import Level
@@ -124,14 +125,14 @@ def _case(
     return figures_of(case, found, len(split)), {**described, "student": spec.student}
 
 
-def _job(bench: Bench, case: Case, teacher: torch.nn.Module, split: Split) -> Job:
+def _job(bench: Bench, case: Case, teacher: torch.nn.Module, split: Split) -> CacheJob:
     streams = streams_read(one_phase(case.levels), case.student.layers, depth(teacher))
     marks = {"teacher_sha256": "random, seed 0"} if case.base_shaped else {}
     params = settings_of(bench.material, streams)
     return job_of(teacher, bench.material.short, split, params, **marks)
 
 
-def seconds_of_writing(job: Job, folder: Path) -> float:
+def seconds_of_writing(job: CacheJob, folder: Path) -> float:
     """Of making the cache anew, statistics and codec errors included, and of opening it."""
     with TemporaryDirectory(dir=folder, prefix="writing-") as place:
         store = Store(Path(place))

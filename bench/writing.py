@@ -16,7 +16,8 @@ from bench.figures import Figure, Findings, Way, paragraphs, ratio, take_turns, 
 from bench.material import LONG_TOKENS, SHORT_TOKENS, Prepared
 from tasks.kd.cache.format.codec import Codec
 from tasks.kd.cache.store.store import Store
-from tasks.kd.cache.writing.writer import Job, distinct, write_cache, write_share
+from tasks.kd.cache.writing.job import CacheJob, distinct
+from tasks.kd.cache.writing.writer import write_cache, write_share
 from tasks.kd.data.examples.batching import split_by_tokens
 from tasks.kd.data.examples.padding import pad
 from tasks.kd.data.examples.prepared import Ids
@@ -106,7 +107,7 @@ class _Run:
         job = self.job
         if not number:
             few = job.input_ids[:_WARM_UP_TEXTS]
-            job = Job(job.teacher, few, job.pad_id, job.params, self.data.base_of(list(few)))
+            job = CacheJob(job.teacher, few, job.pad_id, self.data.base_of(list(few)), job.params)
         spent: list[float] = []
         with TemporaryDirectory(dir=self.bench.folder, prefix="writing-") as folder:
             store = Store(Path(folder))
@@ -126,7 +127,7 @@ class _Run:
         return time.perf_counter() - began
 
 
-def _timed(job: Job, store: Store, spent: list[float]) -> Callable[[dict[str, Codec]], None]:
+def _timed(job: CacheJob, store: Store, spent: list[float]) -> Callable[[dict[str, Codec]], None]:
     """Does all shards in this process, as `write_cache` does by itself, and takes the time."""
 
     def spread(codecs: dict[str, Codec]) -> None:

@@ -11,6 +11,8 @@ from flows.root import find_root
 from tasks.kd.errors import ParamsError
 
 if TYPE_CHECKING:
+    from tasks.kd.documents.evaluation import Metrics
+    from tasks.kd.gate.decision import Decision
     from tasks.kd.recipe.recipe import Recipe
     from tasks.registry import Produced
 
@@ -33,16 +35,16 @@ class Job:
         """The page for people."""
         return self.artifacts / "evaluate_student" / "report.html"
 
-    def read_metrics(self) -> dict[str, Any]:
+    def read_metrics(self) -> Metrics:
         """Teacher against student, as `evaluate_student` measured them."""
-        from tasks.kd.digests import read_json
+        from tasks.kd.documents.evaluation import Metrics
 
-        metrics: dict[str, Any] = read_json(self.artifacts / "evaluate_student" / "metrics.json")
-        return metrics
+        return Metrics.read(self.artifacts / "evaluate_student")
 
     def summarise(self, outcome: Outcome) -> dict[str, Any]:
         """An outcome with the figures behind it, as JSON."""
-        return {**asdict(outcome), "metrics": self.read_metrics(), "report": str(self.report)}
+        metrics = self.read_metrics().as_json()
+        return {**asdict(outcome), "metrics": metrics, "report": str(self.report)}
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,14 @@ class Outcome:
 
     recipe: str
     version: str
-    decision: Mapping[str, Any]
+    decision: Decision
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
     overridden: bool = False  # champion on a person's word, whatever the gate says
 
     @property
     def promoted(self) -> bool:
         """True if the gate let the candidate through."""
-        return bool(self.decision["verdict"] == "promote")
+        return self.decision.verdict == "promote"
 
     @property
     def ending(self) -> str:
@@ -91,7 +93,7 @@ def read_job(recipe: str, root: Path | None = None) -> Job:
 def describe(job: Job, flow_run_id: str | None = None) -> Produced:
     """The artifacts with their lineage, as the registry takes them."""
     from tasks.registry import Lineage, Produced
-    from tasks.versioning.versioning import git_state, out_hashes
+    from tasks.versioning.asking import git_state, out_hashes
 
     commit, dirty = git_state(job.root)
     lineage = Lineage(commit, dirty, out_hashes(job.root, job.name), flow_run_id)
@@ -105,7 +107,7 @@ def find_settled(job: Job) -> Outcome | None:
     which has been carried out.
     """
     from tasks.registry import open_registry
-    from tasks.versioning.versioning import plan
+    from tasks.versioning.asking import plan
 
     if any(stage.reasons for stage in plan(job.root, job.name)):
         return None
@@ -116,7 +118,7 @@ def find_settled(job: Job) -> Outcome | None:
         return None
     is_champion = "champion" in version.aliases
     overridden = is_champion and version.tags.get("promoted_override") == "true"
-    outcome = Outcome(job.name, version.uri, decision.as_dict(), overridden=overridden)
+    outcome = Outcome(job.name, version.uri, decision, overridden=overridden)
     carried_out = is_champion and "promoted_at" in version.tags
     return None if outcome.promoted and not carried_out else outcome
 
@@ -127,19 +129,17 @@ def estimate_cache(job: Job) -> int | None:
     More if the codec turns out to be too coarse for a stream, less by texts that are there twice;
     with `mode: auto`, if a cache is chosen; with `mode: live` none.
     """
-    from tasks.kd.cache.format.estimate import Texts, stored_bytes
-    from tasks.kd.digests import read_json
+    from flows.cache_plan import read_texts
+    from tasks.kd.cache.format.estimate import stored_bytes
     from tasks.kd.recipe.streams import plan
 
-    path = job.artifacts / "prepare_data" / "data_card.json"
-    if not path.is_file():
+    params, texts = job.recipe.cache_teacher, read_texts(job.artifacts / "prepare_data")
+    if texts is None:
         return None
-    card, params = read_json(path), job.recipe.cache_teacher
     if params.mode == "live":
         return 0
-    train = card["splits"]["train"]
     return stored_bytes(
         dict.fromkeys(plan(params.streams, params.recompute).stored, params.codec),
         width=job.recipe.train_teacher.hidden_size,
-        texts=Texts(train["examples"], train["tokens"], len(card["labels"])),
+        texts=texts,
     )

@@ -22,14 +22,17 @@ from study.settings import FOLDER, Study, decisive
 from tasks.kd.cache.format.fingerprint import base_fields
 from tasks.kd.cache.reading.reader import CachedTargets, open_cache
 from tasks.kd.cache.store.store import Store
-from tasks.kd.cache.writing.writer import Job, distinct, write_cache
+from tasks.kd.cache.writing.job import CacheJob, distinct
+from tasks.kd.cache.writing.writer import write_cache
 from tasks.kd.data.examples.prepared import Split
+from tasks.kd.data.examples.targets import NoTargets
 from tasks.kd.digests import read_json, replace_folder, sha256_file, sha256_json, write_json
 from tasks.kd.encoders.loading import load_classifier, model_sha256, new_classifier
 from tasks.kd.recipe.compute import Compute
-from tasks.kd.targets.targets import NoTargets
 from tasks.kd.teacher.fine_tuning import FineTuning
-from tasks.kd.training.loop import Habits, Parts, predict, train
+from tasks.kd.training.course import Parts
+from tasks.kd.training.dev import predict
+from tasks.kd.training.loop import Habits, train
 from tasks.kd.training.sinks import JsonLines
 
 Say = Callable[[str], None]
@@ -105,7 +108,7 @@ def cached(
         encoded_sha256=sha256(b"".join(sorted(keys))).hexdigest(),
     )
     params = study.cache.model_copy(update={"streams": tuple(streams)})
-    job = Job(teacher.model(), split.input_ids, 0, params, base)
+    job = CacheJob(teacher.model(), split.input_ids, 0, base, params)
     manifest = write_cache(job, store, on_tokens=lambda _: None)
     return open_cache(
         manifest, store, expected=job.made_of, pad_id=0, mend="python -m study", verify=False

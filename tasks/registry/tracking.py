@@ -1,4 +1,4 @@
-"""The run: parameters, metrics with history per level, inputs, artifacts and tags, from files."""
+"""The run, written from files: parameters, metrics with history per level, inputs, artifacts."""
 
 from __future__ import annotations
 
@@ -10,24 +10,30 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tasks.kd.errors import DataError
+from tasks.kd.cache.format.manifest import MANIFEST
+from tasks.kd.documents.data_card import DataCard
+from tasks.kd.documents.evaluation import Metrics
+from tasks.kd.documents.exported import Contract, ExportReport
+from tasks.kd.documents.history import Record, TrainRecord, read_history
+from tasks.kd.documents.predictions import PREDICTIONS
+from tasks.kd.documents.training import StudentReport, TeacherReport
 from tasks.registry.produced import Produced
 from tasks.registry.store import Store
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
 
-# What of the artifacts goes with the run, in folders named after the stages.
+# The artifacts that are logged with the run, in folders named after the stages.
 _FILES = (
-    ("prepare_data", "data_card.json"),
-    ("train_teacher", "report.json"),
-    ("cache_teacher", "manifest.json"),
-    ("train_student", "report.json"),
-    ("export_student", "student.json"),
-    ("export_student", "report.json"),
+    ("prepare_data", DataCard.FILE),
+    ("train_teacher", TeacherReport.FILE),
+    ("cache_teacher", MANIFEST),
+    ("train_student", StudentReport.FILE),
+    ("export_student", Contract.FILE),
+    ("export_student", ExportReport.FILE),
     ("export_student", "model_card.md"),
-    ("evaluate_student", "metrics.json"),
-    ("evaluate_student", "predictions.csv"),
+    ("evaluate_student", Metrics.FILE),
+    ("evaluate_student", PREDICTIONS),
     ("evaluate_student", "report.html"),
 )
 _PARAM_CHARACTERS = 6000  # MLflow's limit
@@ -38,9 +44,9 @@ Item = TypeVar("Item")
 
 
 def track(store: Store, produced: Produced) -> str:
-    """Write the run, or return the id of the finished one with the same fingerprint.
+    """The id of the finished run with these artifacts' fingerprint, written if there is none.
 
-    A run that was begun and not finished is marked as failed, deleted, and written anew.
+    An unfinished run is marked as failed, deleted and written anew.
     """
     experiment = store.ensure_experiment(produced.recipe.register_.experiment)
     for run in store.client.search_runs(
@@ -55,10 +61,10 @@ def track(store: Store, produced: Produced) -> str:
     try:
         _write(store, produced, run_id)
     except BaseException:
-        with contextlib.suppress(Exception):  # the first fault is the one to tell
+        with contextlib.suppress(Exception):  # the first error is the one to report
             store.client.set_terminated(run_id, "FAILED")
         raise
-    store.client.set_terminated(run_id, "FINISHED")  # the last act: what makes the run count
+    store.client.set_terminated(run_id, "FINISHED")  # comes last: only now the run counts
     return run_id
 
 
@@ -84,10 +90,10 @@ def _write(store: Store, produced: Produced, run_id: str) -> None:
 
 
 def flatten_recipe(produced: Produced) -> dict[str, str]:
-    """The recipe as dotted names and texts, as MLflow takes them.
+    """The recipe as dotted names and texts, for MLflow's parameters.
 
-    `train_student.phases.0.levels.1.weight`: lists of sections by position, other lists as JSON. A
-    text beyond MLflow's limit is cut and says where the whole one is.
+    In `train_student.phases.0.levels.1.weight`, lists of sections are numbered; other lists are
+    JSON. A text beyond MLflow's limit is cut and says where the whole text is.
     """
     whole = f"… (cut; whole in recipe/{produced.recipe_file.name})"
     recipe = produced.recipe.model_dump(mode="json", by_alias=True)
@@ -117,47 +123,50 @@ def _collect_metrics(produced: Produced) -> Iterator[Metric]:
 
     now = int(time.time() * 1000)
     for role in ("teacher", "student"):
-        for step, name, value in read_history(produced, role):
+        for step, name, value in list_history(produced, role):
             yield Metric(name, value, now, step)
     for name, value in flatten_results(produced.metrics):
         yield Metric(name, value, now, 0)
 
 
-def read_history(produced: Produced, role: str) -> Iterator[tuple[int, str, float]]:
-    """(step, name, value) of a training: `student.train.prediction.kl.raw`, `….dev.accuracy`."""
-    path = produced.artifacts / f"train_{role}" / "metrics.jsonl"
-    if not path.exists():  # a teacher that was given, not trained
-        return
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            found = list(numbers_of(json.loads(line)))
-        except (ValueError, KeyError, AttributeError) as error:
-            raise DataError("A line of metrics can't be read", where=f"{path}:{number}") from error
-        for step, name, value in found:
+def list_history(produced: Produced, role: str) -> Iterator[tuple[int, str, float]]:
+    """A training's (step, name, value)s, with names such as `student.train.prediction.kl.raw`.
+
+    A given teacher has none. Raises DataError for a line that can't be read.
+    """
+    for record in read_history(produced.artifacts / f"train_{role}"):
+        for step, name, value in numbers_of(record):
             yield step, f"{role}.{name}", value
 
 
-def numbers_of(record: dict[str, Any]) -> Iterator[tuple[int, str, float]]:
-    """(step, name, value) of one record of a training: `train.prediction.kl.raw`."""
-    step, split = int(record["step"]), record["split"]
-    values = {key: value for key, value in record.items() if key not in _SKIPPED}
-    for level, parts in record.get("levels", {}).items():
-        values |= {f"{level}.{part}": value for part, value in parts.items()}
+def numbers_of(record: Record) -> Iterator[tuple[int, str, float]]:
+    """One record's (step, name, value)s, with names such as `train.prediction.kl.raw`."""
+    values = {name: value for name, value in record.given.items() if name not in _SKIPPED}
+    if isinstance(record, TrainRecord):
+        for level, part in record.levels.items():
+            values |= {f"{level}.{name}": value for name, value in part.given.items()}
     for name, value in sorted(values.items()):
         if _is_number(value):
-            yield step, f"{split}.{_metric_name(name)}", float(value)
+            yield record.step, f"{record.split}.{_metric_name(name)}", float(value)
 
 
 def _metric_name(name: str) -> str:
-    """As MLflow takes it: no brackets, which a level's name has where it is told by its map."""
+    """A name for MLflow, which takes no brackets: a level's name may hold its map in brackets."""
     return re.sub(r"[^\w.\-/ :]", "_", name)
 
 
-def flatten_results(metrics: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """The numbers of `metrics.json`: `test.student.accuracy`, `.low`, `.high`, `test.retention`."""
-    for part in ("teacher", "student", "student_torch", "retention", "agreement"):
-        yield from _flatten_numbers(metrics.get(part), f"test.{part}")
-    yield "test.examples", float(metrics["examples"])
+def flatten_results(metrics: Metrics) -> Iterator[tuple[str, float]]:
+    """An evaluation's names and numbers: `test.student.accuracy`, `.low`, `.high`, and so on."""
+    parts = {
+        "teacher": metrics.teacher,
+        "student": metrics.student,
+        "student_torch": metrics.student_torch,
+        "retention": metrics.retention,
+        "agreement": metrics.agreement,
+    }
+    for name, part in parts.items():
+        yield from _flatten_numbers(part.as_json(), f"test.{name}")
+    yield "test.examples", float(metrics.examples)
 
 
 def _flatten_numbers(value: Any, key: str) -> Iterator[tuple[str, float]]:
@@ -182,19 +191,19 @@ def _is_number(value: object) -> bool:
 def _log_inputs(store: Store, produced: Produced, run_id: str) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    card = produced.read("prepare_data", "data_card.json")
+    card = produced.data_card
     source = produced.recipe.fetch_sources.data
     inputs = []
-    for split, context, digest in (
-        ("train", "training", card["encoded_sha256"]),
-        ("test", "testing", card["test_sha256"]),
+    for split, context, digest, described in (
+        ("train", "training", card.encoded_sha256, card.splits.train),
+        ("test", "testing", card.test_sha256, card.splits.test),
     ):
         data = Dataset(
             name=f"{produced.name}.{split}",
             digest=digest[:32],  # MLflow takes 36 characters at most
             source_type=source.kind,
             source=source.model_dump_json(),
-            profile=json.dumps(card["splits"][split]),
+            profile=json.dumps(described.as_json(), sort_keys=True),
         )
         tags = [
             InputTag("mlflow.data.context", context),

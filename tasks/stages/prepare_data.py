@@ -1,9 +1,10 @@
-"""From raw tables to token ids, labels, stable example ids and splits, with a data card."""
+"""Turn raw tables into splits of token ids, labels and stable example ids, with a data card."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,16 @@ from tasks.kd.data.examples.prepared import Split, write_split
 from tasks.kd.data.random_texts import random_texts
 from tasks.kd.data.splits import RawSplits, read_splits, warn_of_classes
 from tasks.kd.data.tables import Rows, list_parts, stratified
-from tasks.kd.digests import read_json, sha256_folder, sha256_json, write_json
+from tasks.kd.digests import sha256_folder, sha256_json
+from tasks.kd.documents.data_card import DataCard, Replaced, SplitCard, Splits
+from tasks.kd.documents.document import parse
+from tasks.kd.documents.sources import Sources
 from tasks.kd.encoders.files.folder import read_config
 from tasks.kd.encoders.files.label_names import known_label_names, order_labels, read_label_names
 from tasks.kd.encoders.files.weights import classifier_rows, read_headers
 from tasks.kd.errors import DataError
 from tasks.kd.recipe.sections import PrepareData
-from tasks.kd.recipe.sources import FileFormat
+from tasks.kd.recipe.sources import DataSource, FileFormat, HubData, ParquetFormat
 from tasks.kd.tokens.counts import Reading, read_texts, require_known
 from tasks.kd.tokens.encoding import read_tokenizer, require_same_tokens
 from tasks.kd.tokens.tokenizers import (
@@ -35,14 +39,13 @@ from tasks.kd.tokens.vocabularies import require_same_pieces
 from tasks.stages import Stage, run_stage
 
 _SAMPLE = 500  # texts that are compared with slower programs
-_MANY_CUT = 0.01  # share of cut texts that is worth a warning
-_RAW = ("train", "test")
+_MANY_CUT = 0.01  # the share of cut texts above which there is a warning
 
 
 def main(stage: Stage) -> None:
     """Write the splits, tokenizer/ and data_card.json.
 
-    Random texts stand behind the others of the training split.
+    Random texts come last in the training split.
     """
     params: PrepareData = stage.params
     teacher_folder = stage.input("fetch_sources") / "teacher"
@@ -72,12 +75,7 @@ def main(stage: Stage) -> None:
         *warn_of_classes(labels, train, raw.test),
         *_warn_of_texts(readings, params),
     ]
-    described = {
-        name: _describe(split, labels) | readings[name].describe(params.max_length_tokens)
-        for name, split in splits.items()
-    }
-    told = {"splits": described, **raw.card, "warnings": warnings}
-    _write_card(stage, teacher, labels, splits, told)
+    _write_card(stage, teacher, Prepared(raw, labels, splits, readings, warnings))
     stage.log(_say_sizes(raw, splits, labels))
     for name, reading in readings.items():
         stage.log(_say_reading(name, reading, params))
@@ -86,17 +84,20 @@ def main(stage: Stage) -> None:
 
 
 def _read(sources: Path, params: PrepareData) -> RawSplits:
-    """Both splits as they were fetched, in the form that their source has."""
-    source = read_json(sources / "sources.json")["data"]
-    layout: FileFormat = TypeAdapter(FileFormat).validate_json(
-        json.dumps(source.get("format", {"kind": "parquet"}))
+    """The raw splits, read in the form of their source."""
+    read: TypeAdapter[DataSource] = TypeAdapter(DataSource)
+    said = json.dumps(Sources.read(sources).data)
+    source = parse(read.validate_json, said, Sources.TITLE, sources / Sources.FILE, "data")
+    layout: FileFormat = (  # the hub's splits are written as Parquet
+        ParquetFormat(kind="parquet") if isinstance(source, HubData) else source.format
     )
-    parts = {split: list_parts(sources / "data", split, source[split]) for split in _RAW}
+    names = {"train": source.train, "test": source.test}
+    parts = {split: list_parts(sources / "data", split, name) for split, name in names.items()}
     return read_splits(parts, layout, params, sources / "teacher")
 
 
 def _divide(stage: Stage, train: Rows) -> tuple[Rows, Rows]:
-    """The training and the dev split. Raises DataError if one would be empty."""
+    """The training split and the dev split. Raises DataError if one would be empty."""
     params: PrepareData = stage.params
     if params.train_examples is not None and params.train_examples < len(train):
         left_out = len(train) - params.train_examples
@@ -118,8 +119,9 @@ def _divide(stage: Stage, train: Rows) -> tuple[Rows, Rows]:
 def _order_labels(stage: Stage, teacher: Path, train: Rows) -> list[str]:
     """Label names in order of id.
 
-    A given teacher's own, named as the recipe's map says: also those that today's training split
-    lacks. Of a teacher that is yet to be tuned those of the data, in its order if it has the same.
+    A given teacher's labels, renamed by the recipe's map, include those that the training split
+    lacks. A teacher that is to be tuned gets the data's labels, in its own order if it has the
+    same.
     """
     names = sorted(set(train.labels))
     if len(names) < 2:
@@ -145,7 +147,7 @@ def _require_known_labels(labels: list[str], splits: dict[str, Rows]) -> None:
 
 
 def _save_tokenizer(teacher: ModelTokenizer, out: Path, params: PrepareData) -> Tokenizer:
-    """The teacher's tokenizer with the recipe's maximum length, as it is read back."""
+    """Save the teacher's tokenizer with the recipe's maximum length, and read it back."""
     write_tokenizer_folder(teacher, out, params.max_length_tokens)
     return read_tokenizer(out / "tokenizer.json", params.max_length_tokens)
 
@@ -153,8 +155,8 @@ def _save_tokenizer(teacher: ModelTokenizer, out: Path, params: PrepareData) -> 
 def prove_tokens(teacher: ModelTokenizer, saved: Path, train: Split, params: PrepareData) -> None:
     """Raise DataError unless the training texts' ids are those of the teacher's own files.
 
-    Of all texts, where there is a tokenizer.json or a vocabulary; of a sample, where they are
-    compared with sentencepiece, and with what transformers reads from the saved folder.
+    All texts are compared with tokenizer.json or the vocabulary. A sample is compared with
+    sentencepiece, and with the tokenizer that transformers reads from the saved folder.
     """
     from transformers import AutoTokenizer
 
@@ -164,12 +166,12 @@ def prove_tokens(teacher: ModelTokenizer, saved: Path, train: Split, params: Pre
     sample = train.take(np.arange(min(_SAMPLE, len(train))))
     require_same_pieces(teacher.files, teacher.tokenizer, sample.texts)
     loaded: Any = AutoTokenizer.from_pretrained(saved, local_files_only=True)
-    found = loaded(sample.texts, truncation=True)["input_ids"]
-    require_same_tokens([np.asarray(ids) for ids in found], sample.input_ids, where=saved)
+    ids_again = loaded(sample.texts, truncation=True)["input_ids"]
+    require_same_tokens([np.asarray(ids) for ids in ids_again], sample.input_ids, where=saved)
 
 
 def _require_positions(teacher: ModelTokenizer, params: PrepareData) -> None:
-    """Raise DataError for texts longer than the teacher's positions."""
+    """Raise DataError if the maximum length exceeds the teacher's positions."""
     if teacher.positions is not None and params.max_length_tokens > teacher.positions:
         raise DataError(
             "texts may be longer than the teacher can read",
@@ -194,30 +196,41 @@ def _add_random_texts(train: Split, tokenizer: Tokenizer, params: PrepareData) -
     return train.followed_by(random_texts(tokenizer, lengths, seed=params.seed + 2))
 
 
-# --- what is told of them ------------------------------------------------------------------------
+# --- the data card and the log -------------------------------------------------------------------
 
 
-def _write_card(
-    stage: Stage,
-    teacher: ModelTokenizer,
-    labels: list[str],
-    splits: dict[str, Split],
-    told: dict[str, Any],
-) -> None:
-    """Write data_card.json; `told` is what a person should know of the splits."""
-    params: PrepareData = stage.params
-    test = splits["test"]
-    card = {
-        **told,
-        "labels": labels,
-        "pad_token_id": teacher.pad_token_id,
-        "max_length_tokens": params.max_length_tokens,
-        "truncation_side": teacher.truncation_side,
-        "tokenizer_sha256": sha256_folder(stage.draft / "tokenizer"),
-        "encoded_sha256": _digest(splits["train"].input_ids),
-        "test_sha256": sha256_json([test.example_ids, test.labels.tolist(), labels]),
+@dataclass(frozen=True)
+class Prepared:
+    """The content of a data card: the raw rows, and the splits made of them."""
+
+    raw: RawSplits
+    labels: list[str]
+    splits: dict[str, Split]
+    readings: dict[str, Reading]
+    warnings: list[str]
+
+
+def _write_card(stage: Stage, teacher: ModelTokenizer, prepared: Prepared) -> None:
+    raw, splits, labels = prepared.raw, prepared.splits, prepared.labels
+    test, length = splits["test"], stage.params.max_length_tokens
+    described = {
+        name: _describe(split, labels, prepared.readings[name], length)
+        for name, split in splits.items()
     }
-    write_json(stage.draft / "data_card.json", card)
+    DataCard(
+        splits=Splits(**described),
+        dropped=raw.dropped,
+        dropped_from_test=raw.tables["test"].dropped,
+        replaced=Replaced(train=raw.tables["train"].replaced, test=raw.tables["test"].replaced),
+        warnings=tuple(prepared.warnings),
+        labels=tuple(labels),
+        pad_token_id=teacher.pad_token_id,
+        max_length_tokens=length,
+        truncation_side=teacher.truncation_side,
+        tokenizer_sha256=sha256_folder(stage.draft / "tokenizer"),
+        encoded_sha256=_digest(splits["train"].input_ids),
+        test_sha256=sha256_json([test.example_ids, test.labels.tolist(), labels]),
+    ).write(stage.draft)
 
 
 def _say_sizes(raw: RawSplits, splits: dict[str, Split], labels: list[str]) -> str:
@@ -247,7 +260,7 @@ def _say_reading(name: str, reading: Reading, params: PrepareData) -> str:
 
 
 def _warn_of_texts(readings: dict[str, Reading], params: PrepareData) -> list[str]:
-    """What whoever reads the data card should know of the texts."""
+    """Warnings about the texts, for readers of the data card."""
     length, train, warnings = params.max_length_tokens, readings["train"], []
     if (cut := train.cut_fraction(length)) > _MANY_CUT:
         warnings.append(
@@ -264,7 +277,7 @@ def _warn_of_texts(readings: dict[str, Reading], params: PrepareData) -> list[st
 
 
 def _example_ids(texts: list[str]) -> list[str]:
-    """A permanent key per row: its text's digest, numbered where a text is repeated."""
+    """A permanent key per row: its text's digest, with a number if the text is repeated."""
     seen: Counter[str] = Counter()
     ids = []
     for text in texts:
@@ -281,15 +294,18 @@ def _digest(input_ids: list[Any]) -> str:
     return digest.hexdigest()
 
 
-def _describe(split: Split, labels: list[str]) -> dict[str, Any]:
+def _describe(split: Split, labels: list[str], reading: Reading, length: int) -> SplitCard:
     counts = np.bincount(split.labels[split.labelled], minlength=len(labels))
-    return {
-        "examples": len(split),
-        "unlabelled": len(split) - len(split.labelled),
-        "tokens": int(split.lengths.sum()),
-        "longest_tokens": int(split.lengths.max()),
-        "label_counts": dict(zip(labels, counts.tolist(), strict=True)),
-    }
+    return SplitCard(
+        examples=len(split),
+        unlabelled=len(split) - len(split.labelled),
+        tokens=int(split.lengths.sum()),
+        longest_tokens=int(split.lengths.max()),
+        label_counts=dict(zip(labels, counts.tolist(), strict=True)),
+        cut_fraction=reading.cut_fraction(length),
+        tokens_for_99_percent=reading.tokens_for_99_percent,
+        unknown_fraction=reading.unknown_fraction,
+    )
 
 
 if __name__ == "__main__":

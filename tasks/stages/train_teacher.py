@@ -1,11 +1,11 @@
-"""Fine-tune the teacher, or check and freeze one that is given."""
+"""Fine-tune the teacher, or check and freeze a given one."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tasks.kd.data.examples.prepared import Split, read_data_card, read_split
-from tasks.kd.digests import read_json, write_json
+from tasks.kd.data.examples.prepared import Split, read_split
+from tasks.kd.data.examples.targets import NoTargets
+from tasks.kd.documents.data_card import DataCard
+from tasks.kd.documents.history import HISTORY
+from tasks.kd.documents.training import Standing, TeacherReport
 from tasks.kd.encoders.families import count_parameters
 from tasks.kd.encoders.files.architectures import shape_of
 from tasks.kd.encoders.files.folder import read_config
@@ -26,7 +29,6 @@ from tasks.kd.errors import DataError
 from tasks.kd.processes.launch import run_training
 from tasks.kd.recipe.teachers import MAIN, EnsembleRule
 from tasks.kd.recipe.training import TrainTeacher
-from tasks.kd.targets.targets import NoTargets
 from tasks.kd.teacher.ensemble import (
     Ensemble,
     classifiers_of,
@@ -35,8 +37,10 @@ from tasks.kd.teacher.ensemble import (
     teacher_sha256,
 )
 from tasks.kd.teacher.fine_tuning import FineTuning
-from tasks.kd.teacher.standing import Standing, find_causes, find_order, take_standing
-from tasks.kd.training.loop import Habits, Parts, predict, steps_in_all, train
+from tasks.kd.teacher.standing import find_causes, find_order, take_standing
+from tasks.kd.training.course import Parts, steps_in_all
+from tasks.kd.training.dev import predict
+from tasks.kd.training.loop import Habits, train
 from tasks.kd.training.sinks import Bar, JsonLines, Messages, Sink
 from tasks.stages import Stage, run_stage
 
@@ -44,12 +48,12 @@ _BATCH_TOKENS = 8192
 
 
 def main(stage: Stage) -> None:
-    """Write model/, report.json and metrics.jsonl; with other teachers, members/ and their rule."""
+    """Write model/, report.json and metrics.jsonl; for an ensemble, members/ and its rule too."""
     sources, data = stage.input("fetch_sources"), stage.input("prepare_data")
     base, rule = sources / "teacher", stage.params.ensemble
     is_main = rule is None or rule.layers == MAIN
     check_shape(base if is_main else sources / "teachers" / rule.layers, stage.params)
-    (stage.draft / "metrics.jsonl").touch()
+    (stage.draft / HISTORY).touch()
     if stage.params.mode == "given":
         _freeze(stage, base, data)
     else:
@@ -60,55 +64,56 @@ def main(stage: Stage) -> None:
 
 
 def _gather(stage: Stage, others: Path, data: Path, rule: EnsembleRule) -> None:
-    """Check the other teachers, put them beside the first, and measure each and all together."""
-    card, dev = read_data_card(data), read_split(data / "dev.arrow")
+    """Check the other teachers, put them beside the first, measure each one and the ensemble."""
+    card, dev = DataCard.read(data), read_split(data / "dev.arrow")
     for other in sorted(others.iterdir()):
-        names = require_labels(other, card["labels"], stage.params.labels)
-        member: Any = load_classifier(other, card["labels"])
+        names = require_labels(other, card.labels, stage.params.labels)
+        member: Any = load_classifier(other, card.labels)
         require_worth(stage, other, _ask(member, dev, card), names)
         member.save_pretrained(stage.draft / "members" / other.name)
     save_rule(stage.draft, rule)
     teacher = load_teacher(stage.draft)
     assert isinstance(teacher, Ensemble)
-    report = read_json(stage.draft / "report.json")
     standings = {
         name: _ask(member, dev, card).standing
         for name, member in zip(teacher.members, classifiers_of(teacher), strict=True)
     }
     together = _ask(teacher, dev, card).standing
-    report |= {
-        "dev_accuracies": {name: standing.accuracy for name, standing in standings.items()},
-        "dev_standings": {name: standing.as_dict() for name, standing in standings.items()},
+    accuracies = {name: standing.accuracy for name, standing in standings.items()}
+    of_all = {
+        "dev_accuracies": accuracies,
+        "dev_standings": standings,
         "dev_accuracy": together.accuracy,
-        "dev_standing": together.as_dict(),
+        "dev_standing": together,
         "parameters": count_parameters(teacher),
         "teacher_sha256": teacher_sha256(stage.draft),
     }
-    write_json(stage.draft / "report.json", report)
-    each = ", ".join(f"{name} {100 * x:.2f} %" for name, x in report["dev_accuracies"].items())
+    of_main = TeacherReport.read(stage.draft).given
+    TeacherReport(**{**of_main, **of_all}).write(stage.draft)
+    each = ", ".join(f"{name} {100 * x:.2f} %" for name, x in accuracies.items())
     stage.log(f"{each}; together {together}")
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a classifier says of the dev split."""
+    """A classifier's answers on the dev split."""
 
     standing: Standing
-    labels: list[str]
+    labels: tuple[str, ...]
     confusion: npt.NDArray[np.int64]  # labels by answers
-    confidence: float  # mean of the highest probabilities
+    confidence: float  # the mean of the highest probabilities
 
 
-def _ask(model: torch.nn.Module, dev: Split, card: dict[str, Any]) -> Answers:
-    """A classifier's standing on the dev split. Raises DataError for logits that are not finite."""
-    logits = predict(model, dev, pad_id=card["pad_token_id"], max_tokens=_BATCH_TOKENS)
+def _ask(model: torch.nn.Module, dev: Split, card: DataCard) -> Answers:
+    """A classifier's answers on the dev split. Raises DataError for logits that are not finite."""
+    logits = predict(model, dev, pad_id=card.pad_token_id, max_tokens=_BATCH_TOKENS)
     if not logits.isfinite().all():
         raise DataError(
             "the teacher's logits are not finite",
             where="the dev split",
             found=f"NaN or infinity on {int((~logits.isfinite().all(-1)).sum())} of {len(dev)}",
         )
-    labels, said = card["labels"], logits.argmax(-1).numpy()
+    labels, said = card.labels, logits.argmax(-1).numpy()
     count = len(labels)
     cells = np.bincount(dev.labels * count + said, minlength=count * count)
     standing = take_standing(
@@ -118,8 +123,8 @@ def _ask(model: torch.nn.Module, dev: Split, card: dict[str, Any]) -> Answers:
     return Answers(standing, labels, cells.reshape(count, count), confidence)
 
 
-def require_worth(stage: Stage, teacher: Path, answers: Answers, own_names: list[str]) -> None:
-    """Raise DataError unless a given teacher's answers are surely worth more than a constant."""
+def require_worth(stage: Stage, teacher: Path, answers: Answers, own_names: Sequence[str]) -> None:
+    """Raise DataError unless a given teacher is significantly better than a constant answer."""
     standing, params = answers.standing, stage.params
     if standing.lead is None:
         raise DataError(
@@ -145,57 +150,63 @@ def require_worth(stage: Stage, teacher: Path, answers: Answers, own_names: list
         "the given teacher is hardly better than one answer for all texts",
         where=teacher,
         expected=f"a lead of {params.min_lead:.2%} (train_teacher.min_lead) on the dev split, and "
-        "surely above 0",
+        "significantly above 0",
         found=str(standing),
         advice=f"Likely causes, in this order: {listed}.",
     )
 
 
 def check_shape(base: Path, params: TrainTeacher) -> None:
-    """Raise DataError unless the model has the shape that the recipe says."""
-    found = vars(shape_of(load_config(base).to_dict()))
-    wrong = [name for name, value in found.items() if value != getattr(params, name)]
+    """Raise DataError unless the model has the shape in the recipe."""
+    shape = vars(shape_of(load_config(base).to_dict()))
+    wrong = [name for name, value in shape.items() if value != getattr(params, name)]
     if wrong:
         raise DataError(
             "the teacher is not as the recipe says",
             where="train_teacher",
             expected=", ".join(f"{name} {getattr(params, name)}" for name in wrong),
-            found=", ".join(f"{name} {found[name]}" for name in wrong),
+            found=", ".join(f"{name} {shape[name]}" for name in wrong),
         )
 
 
 def fine_tune(stage: Stage) -> None:
-    """Train on labels; runs in every process."""
+    """Train the teacher on labels; runs in every process."""
     params: TrainTeacher = stage.params
     data = stage.input("prepare_data")
-    card = read_data_card(data)
+    card = DataCard.read(data)
     torch.manual_seed(params.optimizer.seed)
-    teacher = new_classifier(stage.input("fetch_sources") / "teacher", card["labels"])
+    teacher = new_classifier(stage.input("fetch_sources") / "teacher", card.labels)
     tuning = FineTuning(teacher, epochs=params.epochs, learning_rate=params.learning_rate)
     parts = Parts(
         tuning,
         NoTargets(),
         read_split(data / "train.arrow"),
         read_split(data / "dev.arrow"),
-        card["pad_token_id"],
+        card.pad_token_id,
     )
     steps = steps_in_all(params.optimizer, tuning.phases, parts.train)
     report = train(params.optimizer, parts, habits(stage, steps))
     if torch.distributed.is_initialized() and torch.distributed.get_rank():
         return
     standing = _ask(teacher, parts.dev, card).standing
-    figures = {**vars(report), "dev_standing": standing.as_dict()}
-    save(stage, teacher, {"mode": params.mode, **figures})
+    saved = save(stage, teacher)
+    TeacherReport(
+        mode=params.mode,
+        **vars(report),
+        dev_standing=standing,
+        parameters=saved.parameters,
+        teacher_sha256=saved.sha256,
+    ).write(stage.draft)
     stage.log(f"dev {standing} after epoch {report.best_epoch}, {report.seconds:.0f} s")
     if not standing.is_above_chance:
-        stage.log("warning: the teacher is not surely better than one answer for all texts")
+        stage.log("warning: the teacher is not significantly better than a constant answer")
 
 
 def habits(stage: Stage, steps: int) -> Habits:
-    """Where a training keeps its checkpoints and tells its figures."""
+    """The places of a training's checkpoints and profiles, and the sinks of its figures."""
 
     def sinks(step: int) -> list[Sink]:
-        lines = JsonLines(stage.work / "metrics.jsonl", resume_at=step)
+        lines = JsonLines(stage.work / HISTORY, resume_at=step)
         if step:
             stage.log(f"resumes at step {step} of {steps}")
         return [lines, Bar(stage.bar(steps, "step", done=step)), Messages(stage.log)]
@@ -204,25 +215,29 @@ def habits(stage: Stage, steps: int) -> Habits:
     return Habits(stage.work, profiles, stage.compute, sinks)
 
 
-def save(stage: Stage, model: Any, report: dict[str, Any]) -> None:
-    """Write a trained model with its metrics and report."""
+@dataclass(frozen=True)
+class Saved:
+    """A saved model's number of weights, and the digest of its folder."""
+
+    parameters: int
+    sha256: str
+
+
+def save(stage: Stage, model: Any) -> Saved:
+    """Write a trained model and its training's history into the draft."""
     model.save_pretrained(stage.draft / "model")
-    if (stage.work / "metrics.jsonl").exists():
-        shutil.copyfile(stage.work / "metrics.jsonl", stage.draft / "metrics.jsonl")
-    report |= {
-        "parameters": count_parameters(model),
-        f"{stage.name.removeprefix('train_')}_sha256": model_sha256(stage.draft / "model"),
-    }
-    write_json(stage.draft / "report.json", report)
+    if (stage.work / HISTORY).exists():
+        shutil.copyfile(stage.work / HISTORY, stage.draft / HISTORY)
+    return Saved(count_parameters(model), model_sha256(stage.draft / "model"))
 
 
 def require_labels(
-    model: Path, expected: list[str], labels: Mapping[str, str] | None = None
+    model: Path, expected: Sequence[str], labels: Mapping[str, str] | None = None
 ) -> list[str]:
-    """A tuned classifier's own names of its labels.
+    """A tuned classifier's own label names.
 
-    Raises DataError unless it gives one of `expected`, in that order. `labels` is the recipe's map
-    of names, for whichever teacher has the names that it knows.
+    Raises DataError unless they are `expected`, in that order. `labels` is the recipe's map of
+    names, used if its keys are this teacher's names.
     """
     config = model / "config.json"
     fields = read_config(model)
@@ -236,10 +251,10 @@ def require_labels(
             advice="Its logits are not those of a softmax; tune one that they are of.",
         )
     names = read_label_names(fields, config, classifier_rows(read_headers(model)))
-    if names != expected:
+    if names != list(expected):
         is_meant = labels is not None and set(labels) == set(names)
         known = order_labels(expected, names, labels if is_meant else None, config)
-        if known != expected:
+        if known != list(expected):
             raise DataError(
                 "the teacher's labels are not those of the data, or stand in another order",
                 where=config,
@@ -250,21 +265,25 @@ def require_labels(
 
 
 def _freeze(stage: Stage, base: Path, data: Path) -> None:
-    """Check a tuned teacher's labels and measure it; its weights stay as they are."""
+    """Check a tuned teacher's labels, measure it, and save it with its weights unchanged."""
     started = time.monotonic()
-    card, dev = read_data_card(data), read_split(data / "dev.arrow")
-    names = require_labels(base, card["labels"], stage.params.labels)
-    teacher = load_classifier(base, card["labels"])
+    card, dev = DataCard.read(data), read_split(data / "dev.arrow")
+    names = require_labels(base, card.labels, stage.params.labels)
+    teacher = load_classifier(base, card.labels)
     answers = _ask(teacher, dev, card)
     require_worth(stage, base, answers, names)
-    figures: dict[str, Any] = {
-        "steps": 0,
-        "seconds": time.monotonic() - started,
-        "best_epoch": 0,
-        "dev_accuracy": answers.standing.accuracy,
-        "dev_standing": answers.standing.as_dict(),
-    }
-    save(stage, teacher, {"mode": "given", **figures})
+    seconds = time.monotonic() - started
+    saved = save(stage, teacher)
+    TeacherReport(
+        mode="given",
+        steps=0,
+        seconds=seconds,
+        best_epoch=0,
+        dev_accuracy=answers.standing.accuracy,
+        dev_standing=answers.standing,
+        parameters=saved.parameters,
+        teacher_sha256=saved.sha256,
+    ).write(stage.draft)
     stage.log(f"given; dev {answers.standing}")
 
 

@@ -23,8 +23,10 @@ import torch
 from tasks.kd import digests
 from tasks.kd.cache.format.codec import Codec
 from tasks.kd.cache.store.store import Store
-from tasks.kd.cache.writing import calibration, shards, writer
-from tasks.kd.cache.writing.writer import Job, write_cache, write_share
+from tasks.kd.cache.writing import calibration, encoding, shards, writer
+from tasks.kd.cache.writing import job as jobs
+from tasks.kd.cache.writing.job import CacheJob
+from tasks.kd.cache.writing.writer import write_cache, write_share
 from tasks.kd.errors import StageError
 from tasks.kd.processes.launch import run_processes
 from tests.kd.cache.conftest import content_of, finished_in, identities_in, make_job, make_params
@@ -33,14 +35,14 @@ from tests.kd.conftest import make_split
 # Everything through which a writer runs its teacher, touches the disk, or is about to.
 PLACES: dict[str, tuple[Any, str]] = {
     "run_teacher for calibration": (calibration, "run_teacher"),
-    "run_teacher": (writer, "run_teacher"),
+    "run_teacher": (encoding, "run_teacher"),
     "save_file": (shards, "save_file"),
     "commit_file": (shards, "commit_file"),
     "sha256_file": (shards, "sha256_file"),
     "write_bytes": (digests, "write_bytes"),
     "rename": (Path, "replace"),
-    "piece": (writer, "_piece"),
-    "finish": (writer, "_finish"),
+    "piece": (writer, "write_piece"),
+    "finish": (writer, "finish_stream"),
 }
 NUMBERS = (1, 3)
 STREAMS = ("logits", "hidden.0", "hidden.2", "attention.2")
@@ -51,7 +53,7 @@ Kill = tuple[str, int, bool]
 
 
 @cache
-def job() -> Job:
+def job() -> CacheJob:
     """The cache that all writers are at: every kind of stream and of file."""
     torch.set_num_threads(1)
     return make_job(make_split(30), make_params(codec="int8", streams=STREAMS))
@@ -59,7 +61,7 @@ def job() -> Job:
 
 def prepare() -> None:
     """Several shards although the data are few; and nobody waits for the disk."""
-    writer.MEBIBYTE = 2**13
+    jobs.MEBIBYTE = 2**13
     os.fsync = _forget
 
 

@@ -58,7 +58,7 @@ class Place:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Place:
     root, split = tmp_path_factory.mktemp("made"), make_split()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tasks.kd.cache.writing.writer.MEBIBYTE", 2**14)
+        patch.setattr("tasks.kd.cache.writing.job.MEBIBYTE", 2**14)
         manifests = [
             write(make_job(split, params), root / ".store")
             for params in (

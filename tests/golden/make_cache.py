@@ -19,8 +19,9 @@ from tasks.kd.cache.format.fingerprint import base_fields
 from tasks.kd.cache.format.manifest import MANIFEST
 from tasks.kd.cache.reading.reader import open_cache
 from tasks.kd.cache.store.store import Store
-from tasks.kd.cache.writing import writer
-from tasks.kd.cache.writing.writer import Job, write_cache
+from tasks.kd.cache.writing import job as jobs
+from tasks.kd.cache.writing.job import CacheJob
+from tasks.kd.cache.writing.writer import write_cache
 from tasks.kd.digests import sha256_file, write_json
 from tests.kd.cache.conftest import make_params
 
@@ -58,13 +59,13 @@ def make_teacher() -> Any:
     return teacher
 
 
-def make_job(recipe: str) -> Job:
+def make_job(recipe: str) -> CacheJob:
     """What a recipe's cache is made of; its digests stand for no files."""
     codec, streams = RECIPES[recipe]
     params = make_params(codec=codec, streams=streams, max_relative_error=1.0, batch_tokens=16)
     base = base_fields(teacher_sha256="1" * 64, tokenizer_sha256="2" * 64, encoded_sha256="3" * 64)
     texts = [np.asarray(ids, dtype=np.int32) for ids in TEXTS]
-    return Job(make_teacher(), texts, 0, params, base)
+    return CacheJob(make_teacher(), texts, 0, base, params)
 
 
 def numbers(value: torch.Tensor) -> Any:
@@ -75,7 +76,7 @@ def numbers(value: torch.Tensor) -> Any:
 def main() -> None:
     """Write the store, and what must be read from it."""
     torch.set_num_threads(1)
-    writer.MEBIBYTE = 96  # two shards
+    jobs.MEBIBYTE = 96  # two shards
     shutil.rmtree(CACHE, ignore_errors=True)
     served: dict[str, Any] = {}
     for recipe in RECIPES:

@@ -7,6 +7,7 @@ by them. Fields that one kind of document lacks have a default and are left out 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
@@ -22,7 +23,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Text = Annotated[str, Field(min_length=1)]
 
-Model = TypeVar("Model", bound=BaseModel)
+Read = TypeVar("Read")
 
 _SHORT = 80
 _OTHER_FORM = ("missing", "extra_forbidden")
@@ -68,7 +69,7 @@ class Document(Part):
     @classmethod
     def parse(cls, text: bytes | str, where: object) -> Self:
         """The document of a JSON text. Raises DataError; `where` is what the text is of."""
-        return parse(cls, text, cls.TITLE, where)
+        return parse(cls.model_validate_json, text, cls.TITLE, where)
 
 
 def read_bytes(path: Path, title: str) -> bytes:
@@ -81,12 +82,21 @@ def read_bytes(path: Path, title: str) -> bytes:
         ) from None
 
 
-def parse(model: type[Model], text: bytes | str, title: str, where: object) -> Model:
-    """The instance of a model that a JSON text is of. Raises DataError that names a wrong field."""
+def parse(
+    read: Callable[[bytes | str], Read],
+    text: bytes | str,
+    title: str,
+    where: object,
+    place: str = "",
+) -> Read:
+    """What pydantic reads of a JSON text. Raises DataError that names the wrong field.
+
+    `where` is the file or whatever holds the text, `place` is inside it.
+    """
     try:
-        return model.model_validate_json(text)
+        return read(text)
     except ValidationError as error:
-        raise refuse(error, title, where) from None
+        raise _refuse(error, title, where, place) from None
 
 
 def find_remake(where: object) -> str | None:
@@ -97,11 +107,8 @@ def find_remake(where: object) -> str | None:
     return None
 
 
-def refuse(error: ValidationError, title: str, where: object, place: str = "") -> DataError:
-    """What is wrong with a document, by its first fault; the fields of the others are named.
-
-    `place` is inside the file, for one that holds several documents.
-    """
+def _refuse(error: ValidationError, title: str, where: object, place: str) -> DataError:
+    """What is wrong with a document, by its first fault; the fields of the others are named."""
     mend = find_remake(where)
     where = f"{where}, {place}" if place else where
     first, *others = error.errors(include_url=False)

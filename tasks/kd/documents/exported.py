@@ -36,7 +36,7 @@ def read_known_labels(folder: Path) -> tuple[str, ...]:
     """The labels of a student of any release, by the contract in a folder. Raises DataError."""
     path = folder / Contract.FILE
     text = read_bytes(path, Contract.TITLE)
-    return parse(_AnyContract, text, Contract.TITLE, path).labels
+    return parse(_AnyContract.model_validate_json, text, Contract.TITLE, path).labels
 
 
 class ExportReport(Document):

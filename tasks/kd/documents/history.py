@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
 from tasks.kd.documents.document import (
     Count,
@@ -14,8 +14,8 @@ from tasks.kd.documents.document import (
     Part,
     Text,
     find_remake,
+    parse,
     read_bytes,
-    refuse,
 )
 from tasks.kd.errors import DataError
 
@@ -111,15 +111,12 @@ def read_history(folder: Path) -> list[Record]:
             found="none",
             mend=find_remake(path),
         )
-    return [parse_record(line, path, number) for number, line in enumerate(lines, start=1)]
+    return [parse_record(line, path, f"line {place}") for place, line in enumerate(lines, 1)]
 
 
-def parse_record(line: bytes | str, path: Path, number: int) -> Record:
-    """The record of a line. Raises DataError that names file, line and field."""
-    try:
-        return _adapter().validate_json(line)
-    except ValidationError as error:
-        raise refuse(error, _TITLE, path, place=f"line {number}") from None
+def parse_record(line: bytes | str, where: object, place: str = "") -> Record:
+    """The record of a line. Raises DataError that names where it is from, and the field."""
+    return parse(_adapter().validate_json, line, _TITLE, where, place)
 
 
 @cache

@@ -1,7 +1,7 @@
-"""The report of an evaluation: one HTML file that needs nothing else, and its plots as PNG.
+"""The report of an evaluation: one self-contained HTML file, and its plots as PNG.
 
-`Contents` in, text out: no file is read, no clock, no network, so that the same figures make the
-same page. All text is escaped by the template engine.
+The page depends on `Contents` alone: no file, clock or network is read, so that equal figures give
+equal pages. The template engine escapes all text.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tasks.kd.digests import write_bytes
+from tasks.kd.documents.data_card import DataCard
+from tasks.kd.documents.evaluation import Figure, Metrics
 from tasks.kd.evaluation.figures import Bin
 from tasks.kd.evaluation.plots import (
     History,
@@ -46,10 +47,10 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Contents:
-    """All a report shows. `metrics` is metrics.json; lineage is (name, value) pairs."""
+    """All that a report shows; `lineage` is pairs of a name and a value."""
 
-    metrics: Mapping[str, Any]
-    data_card: Mapping[str, Any]
+    metrics: Metrics
+    data_card: DataCard
     confidence: float
     teacher_bins: Sequence[Bin]
     student_bins: Sequence[Bin]
@@ -61,7 +62,7 @@ class Contents:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table teacher against student; `spans` are for the picture of intervals."""
+    """A row of the table of teacher and student; `spans` are for the drawing of intervals."""
 
     name: str
     teacher: str
@@ -75,7 +76,7 @@ class Row:
 def write_report(contents: Contents, out: Path) -> None:
     """Write report.html and plots/*.png."""
     plots = draw_plots(contents)
-    # The page first: drawing at a PNG's resolution moves a figure's layout by a hair.
+    # The page comes first: drawing at a PNG's resolution moves a figure's layout slightly.
     write_bytes(out / "report.html", render_report(contents, plots).encode())
     folder = out / "plots"
     folder.mkdir(exist_ok=True)
@@ -91,16 +92,16 @@ def draw_plots(contents: Contents) -> dict[str, Plot]:
         plots.append(draw_losses(history))
         plots.extend(draw_level(history, level) for level in levels)
     plots += [
-        draw_confusion("teacher", metrics["confusion"]["teacher"], metrics["labels"]),
-        draw_confusion("student", metrics["confusion"]["student"], metrics["labels"]),
+        draw_confusion("teacher", metrics.confusion.teacher, metrics.labels),
+        draw_confusion("student", metrics.confusion.student, metrics.labels),
         draw_reliability(contents.teacher_bins, contents.student_bins),
-        draw_similarity(metrics["similarity"]["cka"]),
+        draw_similarity(metrics.similarity.cka),
     ]
     return {plot.name: plot for plot in plots}
 
 
 def render_report(contents: Contents, plots: Mapping[str, Plot]) -> str:
-    """The page. Raises jinja2's UndefinedError if `metrics` lacks a figure."""
+    """The page."""
     environment = Environment(
         loader=PackageLoader("tasks.kd.evaluation"),
         autoescape=True,
@@ -117,89 +118,82 @@ def render_report(contents: Contents, plots: Mapping[str, Plot]) -> str:
         confidence=percent(contents.confidence, 0),
         quality=_quality_rows(metrics),
         cost=_cost_rows(metrics),
-        classes=sorted(metrics["per_class"], key=lambda row: (-row["support"], row["label"])),
-        widest=max(0.05, *(abs(c["student_f1"] - c["teacher_f1"]) for c in metrics["per_class"])),
+        classes=sorted(metrics.per_class, key=lambda row: (-row.support, row.label)),
+        widest=max(0.05, *(abs(c.student_f1 - c.teacher_f1) for c in metrics.per_class)),
         ratios=_ratios(metrics),
         plots=plots,
         svg={name: as_svg(plot) for name, plot in plots.items()},
-        left_out=list_left_out(contents.data_card["dropped"]),
+        left_out=list_left_out(contents.data_card.dropped),
         learning=[name for name in plots if name.startswith("learning-")],
     )
 
 
-def list_left_out(dropped: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Why rows were left out and how many, in words; reasons of no row are not said."""
-    found: list[tuple[str, int]] = []
-    for reason, rows in dropped.items():
-        parts = list_left_out(rows) if isinstance(rows, Mapping) else [("", rows)]
-        found += [(f"{reason.replace('_', ' ')} {part}".strip(), n) for part, n in parts if n]
-    return found
+def list_left_out(dropped: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Reasons why rows were left out, in words, and how many rows; zero counts are omitted."""
+    return [(reason.replace("_", " "), rows) for reason, rows in dropped.items() if rows]
 
 
-def summarise(metrics: Mapping[str, Any]) -> str:
+def summarise(metrics: Metrics) -> str:
     """The result in one sentence."""
     ratios = _ratios(metrics)
     return (
-        f"The student keeps {percent(metrics['retention']['value'])} of its teacher’s accuracy, "
+        f"The student keeps {percent(metrics.retention.value)} of its teacher’s accuracy, "
         f"in {percent(ratios['size'], 0)} of the space "
         f"and {percent(ratios['time'], 0)} of the time."
     )
 
 
-def _ratios(metrics: Mapping[str, Any]) -> dict[str, float]:
-    teacher, student = metrics["teacher"], metrics["student"]
+def _ratios(metrics: Metrics) -> dict[str, float]:
+    teacher, student = metrics.teacher, metrics.student
     return {
-        "size": student["size_bytes"] / teacher["size_bytes"],
-        "time": student["latency_ms"]["p50"] / teacher["latency_ms"]["p50"],
-        "speed": teacher["latency_ms"]["p50"] / student["latency_ms"]["p50"],
+        "size": student.size_bytes / teacher.size_bytes,
+        "time": student.latency_ms.p50 / teacher.latency_ms.p50,
+        "speed": teacher.latency_ms.p50 / student.latency_ms.p50,
     }
 
 
-def _quality_rows(metrics: Mapping[str, Any]) -> list[Row]:
-    names = {
-        "accuracy": "Accuracy",
-        "lead": "Lead over the best constant answer",
-        "macro_f1": "Macro-F1",
-        "ece": "Calibration error (ECE)",
+def _quality_rows(metrics: Metrics) -> list[Row]:
+    teacher, student = metrics.teacher, metrics.student
+    pairs = {
+        "Accuracy": (teacher.accuracy, student.accuracy),
+        "Lead over the best constant answer": (teacher.lead, student.lead),
+        "Macro-F1": (teacher.macro_f1, student.macro_f1),
+        "Calibration error (ECE)": (teacher.ece, student.ece),
     }
-    rows = []
-    for key, name in names.items():
-        if key not in metrics["student"]:  # no lead on a test split of one label
-            continue
-        teacher, student = metrics["teacher"][key], metrics["student"][key]
-        rows.append(
-            Row(
-                name,
-                percent(teacher["value"]),
-                percent(student["value"]),
-                teacher_interval=interval(teacher),
-                student_interval=interval(student),
-                spans=_place((teacher, student)),
-            )
+    return [
+        Row(
+            name,
+            percent(before.value),
+            percent(after.value),
+            teacher_interval=interval(before),
+            student_interval=interval(after),
+            spans=_place((before, after)),
         )
-    return rows
-
-
-def _cost_rows(metrics: Mapping[str, Any]) -> list[Row]:
-    teacher, student = metrics["teacher"], metrics["student"]
-    measured = [
-        (f"Latency, {label}", *(who["latency_ms"][key] for who in (teacher, student)), _as_ms)
-        for key, label in (("p50", "median"), ("p95", "95th percentile"), ("mean", "mean"))
+        for name, (before, after) in pairs.items()
+        if before is not None and after is not None  # no lead on a test split of one label
     ]
-    measured += [
-        ("Size of the ONNX file", teacher["size_bytes"], student["size_bytes"], _as_megabytes),
-        ("Parameters", teacher["parameters"], student["parameters"], _as_millions),
-        ("Layers", teacher["layers"], student["layers"], count),
+
+
+def _cost_rows(metrics: Metrics) -> list[Row]:
+    teacher, student = metrics.teacher, metrics.student
+    before, after = teacher.latency_ms, student.latency_ms
+    measured = [
+        ("Latency, median", before.p50, after.p50, _as_ms),
+        ("Latency, 95th percentile", before.p95, after.p95, _as_ms),
+        ("Latency, mean", before.mean, after.mean, _as_ms),
+        ("Size of the ONNX file", teacher.size_bytes, student.size_bytes, _as_megabytes),
+        ("Parameters", teacher.parameters, student.parameters, _as_millions),
+        ("Layers", teacher.layers, student.layers, count),
     ]
     return [
-        Row(name, show(before), show(after), ratio=f"{after / before:.2f}{_THIN}×")
-        for name, before, after, show in measured
+        Row(name, show(old), show(new), ratio=f"{new / old:.2f}{_THIN}×")
+        for name, old, new, show in measured
     ]
 
 
-def _place(pair: Sequence[Mapping[str, float]]) -> tuple[tuple[float, float, float], ...]:
-    """(low, value, high) of each figure on a common scale from 0 to 100."""
-    ends = [(min(f["low"], f["value"]), f["value"], max(f["high"], f["value"])) for f in pair]
+def _place(pair: Sequence[Figure]) -> tuple[tuple[float, float, float], ...]:
+    """Each figure's (low, value, high) on a common scale from 0 to 100."""
+    ends = [(min(f.low, f.value), f.value, max(f.high, f.value)) for f in pair]
     least, most = min(low for low, _, _ in ends), max(high for _, _, high in ends)
     scale = 100 / ((most - least) or 1.0)
     return tuple(
@@ -212,28 +206,28 @@ def _place(pair: Sequence[Mapping[str, float]]) -> tuple[tuple[float, float, flo
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """A share as percent."""
+    """A share in percent."""
     return f"{100 * share:.{digits}f}{_THIN}%"
 
 
-def interval(figure: Mapping[str, float]) -> str:
-    """An interval as percent."""
-    return f"{100 * figure['low']:.1f} to {100 * figure['high']:.1f}"
+def interval(figure: Figure) -> str:
+    """A figure's interval in percent."""
+    return f"{100 * figure.low:.1f} to {100 * figure.high:.1f}"
 
 
 def difference(share: float) -> str:
-    """A difference of shares, in points of percent, with its sign."""
+    """A difference of shares in percentage points, with its sign."""
     text = f"{100 * share:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
 def count(value: float) -> str:
-    """A whole number with its thousands apart."""
+    """A rounded number with its thousands separated."""
     return f"{round(value):,}".replace(",", _THIN)
 
 
 def cut(text: str, length: int = _TEXT_LENGTH) -> str:
-    """A text's beginning, up to the end of a word."""
+    """A text's beginning, cut at the end of a word."""
     text = " ".join(text.split())
     return text if len(text) <= length else text[:length].rsplit(" ", 1)[0] + "\u00a0…"
 

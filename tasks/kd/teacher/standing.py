@@ -6,59 +6,20 @@ K classes, N examples.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from tasks.kd.documents.training import CONFIDENCE, Standing
 from tasks.kd.encoders.files.label_names import FIELD, paste
 from tasks.kd.gate.paired import best_constant, bound_lead, count_pairs, lead_of
 
 Counts = npt.NDArray[np.int64]
 
-CONFIDENCE = 0.95  # of the bound, one-sided
 _FAR_BETTER = 0.2  # of the examples, that another order of the labels must win to be meant
 _BETTER, _FEW = 0.05, 5  # ... to be told: of the examples, and of them
 _ONE_ANSWER = 0.9  # share of the answers, from which on a model gives nearly one alone
-
-
-@dataclass(frozen=True)
-class Standing:
-    """A classifier's figures on a split.
-
-    `lead` is the share of the errors of the best constant answer that it removes, `lead_bound` what
-    it surely removes; None where all examples have one label.
-    """
-
-    examples: int
-    accuracy: float
-    constant: float
-    constant_label: str
-    chance: float
-    lead: float | None
-    lead_bound: float | None
-
-    @property
-    def is_above_chance(self) -> bool:
-        """Whether it is surely better than the best constant answer."""
-        return self.lead_bound is not None and self.lead_bound > 0
-
-    def as_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        said = (
-            f"accuracy {self.accuracy:.2%} of {self.examples} (chance {self.chance:.2%}, "
-            f"{self.constant_label!r} for all {self.constant:.2%})"
-        )
-        if self.lead is None:
-            return f"{said}; all have one label, so that nothing is shown"
-        return (
-            f"{said}; lead {self.lead:.2%}, with {CONFIDENCE:.0%} confidence at least "
-            f"{self.lead_bound:.2%}"
-        )
 
 
 def take_standing(labels: Sequence[str], answers: Sequence[str], classes: int) -> Standing:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tasks.kd.cache.format.manifest import Manifest, read_document
 from tasks.kd.cache.reading.reader import CachedTargets
-from tasks.kd.cache.writing.writer import Job
+from tasks.kd.cache.writing.job import CacheJob
 from tasks.kd.digests import sha256_json
 from tasks.kd.errors import CacheCorruptError
 from tests.kd.cache.conftest import open_written, write
@@ -66,7 +66,7 @@ class Stopped(Exception):
     pass
 
 
-def stop_after(job: Job, store: Path, tokens: int) -> None:
+def stop_after(job: CacheJob, store: Path, tokens: int) -> None:
     """Write until so many tokens are done, then die."""
     done = 0
 

@@ -16,7 +16,8 @@ from tasks.kd.cache.format.fingerprint import base_fields
 from tasks.kd.cache.format.manifest import Manifest
 from tasks.kd.cache.reading.reader import CachedTargets, open_cache
 from tasks.kd.cache.store.store import LOCK, USE, Store
-from tasks.kd.cache.writing.writer import Job, write_cache
+from tasks.kd.cache.writing.job import CacheJob
+from tasks.kd.cache.writing.writer import write_cache
 from tasks.kd.data.examples.prepared import Ids, Split
 from tasks.kd.digests import sha256_file
 from tasks.kd.encoders.loading import attention_kernel
@@ -46,11 +47,13 @@ def make_params(**changes: Any) -> CacheTeacher:
     )
 
 
-def make_job(split: Split, params: CacheTeacher, teacher: Any = None, **fields: str) -> Job:
+def make_job(split: Split, params: CacheTeacher, teacher: Any = None, **fields: str) -> CacheJob:
     return job_of(split.input_ids, params, teacher, **fields)
 
 
-def job_of(texts: Sequence[Ids], params: CacheTeacher, teacher: Any = None, **fields: str) -> Job:
+def job_of(
+    texts: Sequence[Ids], params: CacheTeacher, teacher: Any = None, **fields: str
+) -> CacheJob:
     digests = {
         "teacher_sha256": "t" * 64,
         "tokenizer_sha256": "k" * 64,
@@ -59,7 +62,7 @@ def job_of(texts: Sequence[Ids], params: CacheTeacher, teacher: Any = None, **fi
     }
     teacher = teacher or make_teacher()
     base = base_fields(**digests, attention=attention_kernel(teacher))
-    return Job(teacher, texts, 0, params, base)
+    return CacheJob(teacher, texts, 0, base, params)
 
 
 def texts_of(lengths: Sequence[int], seed: int = 0) -> list[Ids]:
@@ -82,15 +85,15 @@ def spread(model: torch.nn.Module) -> None:
                 weight.mul_(6)
 
 
-def write(job: Job, store: Path, **options: Any) -> Manifest:
+def write(job: CacheJob, store: Path, **options: Any) -> Manifest:
     return write_cache(job, Store(store), **{"on_tokens": lambda _: None, **options})
 
 
-def open_written(job: Job, manifest: Manifest, store: Path, **options: Any) -> CachedTargets:
+def open_written(job: CacheJob, manifest: Manifest, store: Path, **options: Any) -> CachedTargets:
     return open_cache(manifest, Store(store), expected=job.made_of, pad_id=0, mend=MEND, **options)
 
 
-def live_of(job: Job) -> LiveTargets:
+def live_of(job: CacheJob) -> LiveTargets:
     """The teacher that a cache is of, for the streams that its recipe asked for."""
     return LiveTargets(job.teacher, job.params.streams, pad_id=job.pad_id)
 
@@ -130,7 +133,7 @@ def one_thread() -> None:
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several shards although the data are few."""
-    monkeypatch.setattr("tasks.kd.cache.writing.writer.MEBIBYTE", 2**14)
+    monkeypatch.setattr("tasks.kd.cache.writing.job.MEBIBYTE", 2**14)
 
 
 @pytest.fixture(autouse=True)
@@ -148,22 +151,26 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
         passes.append(tuple(streams))
         return run_teacher(teacher, ids, mask, passes[-1])
 
-    monkeypatch.setattr("tasks.kd.cache.writing.writer.run_teacher", watched)
+    monkeypatch.setattr("tasks.kd.cache.writing.encoding.run_teacher", watched)
     return passes
 
 
 @pytest.fixture(scope="session")
-def written(tmp_path_factory: pytest.TempPathFactory, split: Split) -> tuple[Job, Manifest, Path]:
+def written(
+    tmp_path_factory: pytest.TempPathFactory, split: Split
+) -> tuple[CacheJob, Manifest, Path]:
     """In float16, in several shards."""
     store = tmp_path_factory.mktemp("store")
     job = make_job(split, make_params())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tasks.kd.cache.writing.writer.MEBIBYTE", 2**14)
+        patch.setattr("tasks.kd.cache.writing.job.MEBIBYTE", 2**14)
         return job, write(job, store), store
 
 
 @pytest.fixture
-def copied(written: tuple[Job, Manifest, Path], tmp_path: Path) -> tuple[Job, Manifest, Path]:
+def copied(
+    written: tuple[CacheJob, Manifest, Path], tmp_path: Path
+) -> tuple[CacheJob, Manifest, Path]:
     """A copy to break."""
     job, manifest, store = written
     shutil.copytree(store, tmp_path / "store")

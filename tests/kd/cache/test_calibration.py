@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tasks.kd.cache.format.codec import Moments, decode, encode, statistics_of
 from tasks.kd.cache.writing.calibration import EXAMPLES, Sample, deviations, sample
-from tasks.kd.cache.writing.writer import distinct
+from tasks.kd.cache.writing.job import distinct
 from tasks.kd.data.examples.prepared import Ids, Split
 from tasks.kd.errors import DataError
 from tasks.kd.targets.targets import LiveTargets

@@ -9,27 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from tasks.kd.cache.care.caring import (
-    Entry,
-    Fault,
-    Kept,
-    Needs,
-    choose,
-    compare,
-    open_kept,
-    prepare,
-    read_entries,
-    read_needs,
-)
+from tasks.kd.cache.care.checking import Fault, choose, compare, prepare
+from tasks.kd.cache.care.entries import Entry, Kept, Needs, open_kept, read_entries, read_needs
 from tasks.kd.cache.format.fingerprint import FORMAT_VERSION, fingerprint
 from tasks.kd.cache.format.manifest import Live, Manifest
 from tasks.kd.cache.store.store import Store, open_store, store_place
-from tasks.kd.cache.writing.writer import Job
+from tasks.kd.cache.writing.job import CacheJob
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.errors import CacheCorruptError, DataError, ParamsError
 from tests.kd.cache.conftest import make_job, make_params, write
 
-Copied = tuple[Job, Manifest, Path]
+Copied = tuple[CacheJob, Manifest, Path]
 NOTHING = Needs({}, {})
 
 
@@ -281,7 +271,7 @@ def test_a_stream_written_again_with_other_shards_is_not_the_one_that_a_recipe_t
 ) -> None:
     _, manifest, store = copied
     shutil.rmtree(store / manifest.streams["hidden.2"].fingerprint)
-    monkeypatch.setattr("tasks.kd.cache.writing.writer.MEBIBYTE", 2**20)
+    monkeypatch.setattr("tasks.kd.cache.writing.job.MEBIBYTE", 2**20)
     other = write(make_job(split, make_params(streams=("hidden.2",))), store)
     (fault,) = verify(Kept(Store(store)), Needs({"x": manifest, "y": other}, {}))
     assert fault.recipes == ("x",)

@@ -11,20 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.kd.cache.store.store import Store
-from tasks.kd.cache.writing.choice import Measured, choose, measure
+from tasks.kd.cache.writing.choice import Timings, choose, measure
 from tasks.kd.data.examples.prepared import Split
 from tests.kd.cache.conftest import CODECS, job_of, make_job, make_params, texts_of, write
 from tests.makers.small_families import small
 
 GIB = 2**30
 # A pass of 10 µs a token, storing 2, reading 1: the cache costs 12 once and saves 9 an epoch.
-PAYS = Measured(10e-6, 2e-6, 1e-6, GIB)
+PAYS = Timings(10e-6, 2e-6, 1e-6, GIB)
 
 
 def test_the_break_even_by_hand() -> None:
     assert PAYS.break_even == pytest.approx(12 / 9)
-    assert Measured(10e-6, 0.0, 0.0, 1).break_even == pytest.approx(1.0)
-    assert Measured(10e-6, 5e-6, 5e-6, 1).break_even == pytest.approx(3.0)
+    assert Timings(10e-6, 0.0, 0.0, 1).break_even == pytest.approx(1.0)
+    assert Timings(10e-6, 5e-6, 5e-6, 1).break_even == pytest.approx(3.0)
 
 
 @pytest.mark.parametrize(("epochs", "mode"), [(1, "live"), (2, "cache"), (50, "cache")])
@@ -39,7 +39,7 @@ def test_the_cache_is_chosen_from_the_break_even_on(epochs: int, mode: str) -> N
 
 @pytest.mark.parametrize("read", [10e-6, 11e-6])
 def test_a_cache_that_is_read_no_quicker_is_never_chosen(read: float) -> None:
-    slow = Measured(10e-6, 2e-6, read, GIB)
+    slow = Timings(10e-6, 2e-6, read, GIB)
     assert math.isinf(slow.break_even)
     mode, why = choose(slow, epochs=10**6, quota_bytes=2 * GIB)
     assert mode == "live"
@@ -59,9 +59,9 @@ SECONDS = st.floats(1e-9, 1e-2)
 def test_what_is_chosen_is_what_is_quicker(
     forward: float, write: float, read: float, epochs: int
 ) -> None:
-    measured = Measured(forward, write, read, 1)
+    timings = Timings(forward, write, read, 1)
     live, cached = epochs * forward, forward + write + epochs * read
-    mode, _ = choose(measured, epochs=epochs, quota_bytes=GIB)
+    mode, _ = choose(timings, epochs=epochs, quota_bytes=GIB)
     if abs(live - cached) > 1e-6 * max(live, cached):
         assert mode == ("cache" if cached < live else "live")
 
@@ -74,14 +74,14 @@ def test_real_figures_are_measured_and_nothing_is_left(
     streams = ("logits", "hidden.0", "hidden.2", "attention.2", "hidden.4", "relation.4")
     params = make_params(codec=codec, recompute=recompute, streams=streams)
     job = make_job(split, params)
-    measured = measure(job, Store(tmp_path / "store"))
-    assert min(measured.forward, measured.write, measured.read) > 0
+    timings = measure(job, Store(tmp_path / "store"))
+    assert min(timings.forward, timings.write, timings.read) > 0
     assert list((tmp_path / "store").iterdir()) == []
     manifest = write(job, tmp_path / "store")
     shards = [shard for stream in manifest.streams.values() for shard in stream.shards]
     spent = sum(shard.bytes for shard in shards)
-    assert 0.6 * spent < measured.bytes < spent  # headers of safetensors are in no estimate
-    choose(measured, epochs=3, quota_bytes=GIB)
+    assert 0.6 * spent < timings.bytes < spent  # headers of safetensors are in no estimate
+    choose(timings, epochs=3, quota_bytes=GIB)
 
 
 @pytest.mark.parametrize("streams", [("logits",), ("hidden.0",), ("attention.1",), ("hidden.2",)])
@@ -90,9 +90,9 @@ def test_any_streams_of_any_number_of_texts_are_measured(
 ) -> None:
     for count in (1, 2, 30):
         params = make_params(streams=streams, batch_tokens=16)
-        measured = measure(job_of(texts_of([7] * count), params), Store(tmp_path))
-        assert measured.forward > 0
-        assert (measured.bytes == 0) == (streams in (("hidden.0",), ("attention.1",)))
+        timings = measure(job_of(texts_of([7] * count), params), Store(tmp_path))
+        assert timings.forward > 0
+        assert (timings.bytes == 0) == (streams in (("hidden.0",), ("attention.1",)))
 
 
 def test_a_family_of_other_names_for_its_sizes_is_measured(tmp_path: Path) -> None:

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from tasks.kd.cache.care.caring import Kept, Needs, open_kept, read_entries
 from tasks.kd.cache.care.clearing import TRIAL_S, Waste, find_waste, remove
+from tasks.kd.cache.care.entries import Kept, Needs, open_kept, read_entries
 from tasks.kd.cache.format.manifest import Manifest
 from tasks.kd.cache.store.store import Store, open_store
-from tasks.kd.cache.writing.writer import Job
+from tasks.kd.cache.writing.job import CacheJob
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.errors import CacheCorruptError, CacheError
 from tests.isolation import ROOT
 from tests.kd.cache.conftest import make_job, make_params, open_written, write
 
-Copied = tuple[Job, Manifest, Path]
+Copied = tuple[CacheJob, Manifest, Path]
 NOTHING = Needs({}, {})
 HOLD = """
 import sys

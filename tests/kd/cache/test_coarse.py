@@ -13,7 +13,8 @@ import torch
 
 from tasks.kd.cache.format.manifest import Manifest, Stream, parse_document
 from tasks.kd.cache.store.store import Store
-from tasks.kd.cache.writing.writer import Job, write_cache, write_share
+from tasks.kd.cache.writing.job import CacheJob
+from tasks.kd.cache.writing.writer import write_cache, write_share
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.digests import canonical_json, sha256_json
 from tasks.kd.errors import CacheCorruptError
@@ -46,12 +47,12 @@ def amplifying_teacher() -> Any:
     return teacher
 
 
-def job_with(bound: float, split: Split, streams: tuple[str, ...] = STREAMS) -> Job:
+def job_with(bound: float, split: Split, streams: tuple[str, ...] = STREAMS) -> CacheJob:
     params = make_params(codec="int8", streams=streams, max_relative_error=bound)
     return make_job(split, params, amplifying_teacher())
 
 
-def worst(job: Job, manifest: Manifest, store: Path, stream: str, texts: Any) -> float:
+def worst(job: CacheJob, manifest: Manifest, store: Path, stream: str, texts: Any) -> float:
     """Relative error of a stream as it is served, over all texts alone."""
     cached, live = open_written(job, manifest, store), live_of(job)
     difference, norm = 0.0, 0.0

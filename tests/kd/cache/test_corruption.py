@@ -65,7 +65,7 @@ class Subject:
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tasks.kd.cache.writing.writer.MEBIBYTE", 2**12)
+        patch.setattr("tasks.kd.cache.writing.job.MEBIBYTE", 2**12)
         return Subject(tmp_path_factory.mktemp("corruption"))
 
 

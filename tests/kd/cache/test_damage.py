@@ -314,9 +314,9 @@ def test_a_writer_that_goes_on_with_another_shard_size_loses_and_repeats_nothing
 ) -> None:
     for first, second in ((2**13, 2**15), (2**15, 2**13)):
         store, job = tmp_path / str(first), make_job(split, make_params())
-        monkeypatch.setattr("tasks.kd.cache.writing.writer.MEBIBYTE", first)
+        monkeypatch.setattr("tasks.kd.cache.writing.job.MEBIBYTE", first)
         stop_after(job, store, 300)
-        monkeypatch.setattr("tasks.kd.cache.writing.writer.MEBIBYTE", second)
+        monkeypatch.setattr("tasks.kd.cache.writing.job.MEBIBYTE", second)
         manifest = write(job, store)
         for stream in manifest.streams.values():
             names = {path.name for path in (store / stream.fingerprint).glob("*.safetensors")}

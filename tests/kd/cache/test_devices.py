@@ -15,7 +15,7 @@ from transformers import masking_utils
 
 from tasks.kd.cache.format.manifest import Manifest
 from tasks.kd.cache.reading.audit import audit
-from tasks.kd.cache.writing.writer import Job
+from tasks.kd.cache.writing.job import CacheJob
 from tasks.kd.encoders.families import ATTENTION_FAMILIES, FAMILIES
 from tasks.kd.targets.targets import LiveTargets, derive, device_of, own_device, run_teacher
 from tests.kd.cache.conftest import job_of, live_of, make_params, open_written, texts_of, write
@@ -182,6 +182,6 @@ def fail_in(teacher: torch.nn.Module, ids_BT: torch.Tensor, mask_BT: torch.Tenso
     run_teacher(teacher, ids_BT, mask_BT, ("logits",))
 
 
-def test_the_device_is_no_part_of_the_fingerprint(written: tuple[Job, Manifest, Path]) -> None:
+def test_the_device_is_no_part_of_the_fingerprint(written: tuple[CacheJob, Manifest, Path]) -> None:
     """In full float32 it makes no more difference than another batch does."""
     assert written[1].made_of["numerics"] == {"dtype": "float32", "attention": "sdpa"}

@@ -14,9 +14,11 @@ from s3fs import S3FileSystem
 from tasks.kd.cache.format.manifest import Manifest
 from tasks.kd.cache.reading.audit import audit
 from tasks.kd.cache.reading.reader import CachedTargets, open_cache
-from tasks.kd.cache.store.remote import LocalCopies, Remote
+from tasks.kd.cache.store.copies import LocalCopies
+from tasks.kd.cache.store.remote import Remote
 from tasks.kd.cache.store.store import Store, open_store
-from tasks.kd.cache.writing.writer import Job, write_cache
+from tasks.kd.cache.writing.job import CacheJob
+from tasks.kd.cache.writing.writer import write_cache
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.errors import CacheCorruptError, CacheIncompleteError
 from tasks.kd.targets.targets import LiveTargets
@@ -58,13 +60,13 @@ def store_at(url: str, local: Path) -> Store:
     return open_store(url, local, copies_bytes=LIMIT)
 
 
-def fill(job: Job, store: Store) -> Manifest:
+def fill(job: CacheJob, store: Store) -> Manifest:
     manifest = write_cache(job, store, on_tokens=lambda _: None)
     store.share(manifest)
     return manifest
 
 
-def reader(job: Job, manifest: Manifest, store: Store) -> CachedTargets:
+def reader(job: CacheJob, manifest: Manifest, store: Store) -> CachedTargets:
     return open_cache(manifest, store, expected=job.made_of, pad_id=0, mend=MEND)
 
 

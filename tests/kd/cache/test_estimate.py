@@ -20,7 +20,7 @@ from tasks.kd.cache.format.estimate import (
     recompute_share,
 )
 from tasks.kd.cache.format.manifest import Manifest
-from tasks.kd.cache.writing.writer import Job
+from tasks.kd.cache.writing.job import CacheJob
 from tasks.kd.recipe.streams import Recompute, plan
 
 BASE = Teacher(layers=12, width=768, heads=12, intermediate=3072)
@@ -102,7 +102,7 @@ def test_totals_need_texts_and_labels() -> None:
     assert after.tokens_per_example == 20
 
 
-def test_the_estimate_is_what_a_real_cache_takes(written: tuple[Job, Manifest, Path]) -> None:
+def test_the_estimate_is_what_a_real_cache_takes(written: tuple[CacheJob, Manifest, Path]) -> None:
     """To the byte: but for each shard's header, and the offset that its last record ends at."""
     job, manifest, store = written
     found = estimate(

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from tasks.kd.cache.format.manifest import MANIFEST, Manifest
 from tasks.kd.cache.reading.audit import audit
-from tasks.kd.cache.writing.writer import Job
+from tasks.kd.cache.writing.job import CacheJob
 from tasks.kd.data.examples.prepared import Ids, Split
 from tasks.kd.digests import write_json
 from tasks.kd.errors import CacheError, CacheQuotaError, NonFiniteLossError
@@ -44,7 +44,7 @@ def temporaries(store: Path) -> list[Path]:
     return list(store.rglob(".*"))
 
 
-def require_goes_on(job: Job, store: Path, fresh: Path) -> Manifest:
+def require_goes_on(job: CacheJob, store: Path, fresh: Path) -> Manifest:
     """It ends with the very bytes of a cache that was never interrupted."""
     manifest = write(job, store)
     assert write(job, fresh) == manifest
@@ -54,7 +54,7 @@ def require_goes_on(job: Job, store: Path, fresh: Path) -> Manifest:
     return manifest
 
 
-def require_served(job: Job, store: Path) -> None:
+def require_served(job: CacheJob, store: Path) -> None:
     cached = open_written(job, write(job, store), store)
     audit(cached, live_of(job), job.input_ids, count=100)
 
@@ -108,7 +108,7 @@ def one_rare_text() -> list[Ids]:
 def rarely_calibrated(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the shortest and the longest text alone."""
     monkeypatch.setattr("tasks.kd.cache.writing.calibration.EXAMPLES", 2)
-    monkeypatch.setattr("tasks.kd.cache.writing.writer.MEBIBYTE", 2**13)
+    monkeypatch.setattr("tasks.kd.cache.writing.job.MEBIBYTE", 2**13)
 
 
 @pytest.mark.usefixtures("rarely_calibrated")
@@ -124,7 +124,7 @@ def test_nan_in_one_text_is_named_with_the_text_and_earlier_shards_are_kept(
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr("tasks.kd.cache.writing.writer.run_teacher", unlucky)
+        patch.setattr("tasks.kd.cache.writing.encoding.run_teacher", unlucky)
         with pytest.raises(NonFiniteLossError, match=r"hidden\.3 holds NaN.*text begins \["):
             write(job, store)
     kept = finished_in(store)
@@ -257,7 +257,9 @@ def test_what_is_no_full_disk_is_not_called_one(
 
 
 @pytest.fixture
-def sealed(copied: tuple[Job, Manifest, Path], disk: Path) -> Iterator[tuple[Job, Manifest, Path]]:
+def sealed(
+    copied: tuple[CacheJob, Manifest, Path], disk: Path
+) -> Iterator[tuple[CacheJob, Manifest, Path]]:
     """A store that can only be read, even by root."""
     job, manifest, store = copied
     subprocess.run(["cp", "-r", str(store), str(disk / "store")], check=True)

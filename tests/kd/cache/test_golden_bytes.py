@@ -25,8 +25,8 @@ from tasks.kd.cache.format.fingerprint import example_key
 from tasks.kd.cache.format.manifest import MANIFEST, Manifest, read_document
 from tasks.kd.cache.reading.reader import CachedTargets, open_cache
 from tasks.kd.cache.store.store import Store
+from tasks.kd.cache.writing.job import distinct
 from tasks.kd.cache.writing.shards import commit_tensors, shard_tensors
-from tasks.kd.cache.writing.writer import distinct
 from tasks.kd.data.examples.prepared import Ids
 from tasks.kd.digests import read_json, sha256_file
 from tests.golden.make_cache import EXPECTED, RECIPES, STORE, TEXTS

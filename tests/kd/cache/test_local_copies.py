@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-import tasks.kd.cache.store.remote as remotes
-from tasks.kd.cache.store.remote import LocalCopies, Remote
+from tasks.kd.cache.store import copies as local_copies
+from tasks.kd.cache.store.copies import LocalCopies
+from tasks.kd.cache.store.remote import Remote
 from tasks.kd.errors import (
     CacheCorruptError,
     CacheError,
@@ -258,8 +259,8 @@ def test_a_copy_evicted_between_looking_and_marking_is_fetched_again(
         marked.append(path)
         mark(path)
 
-    mark = remotes._touch
-    monkeypatch.setattr(remotes, "_touch", evict_then_mark)
+    mark = local_copies._touch
+    monkeypatch.setattr(local_copies, "_touch", evict_then_mark)
     assert copies.path(ENTRY, files[0]).read_bytes()
     assert len(marked) > 1
 
@@ -287,7 +288,7 @@ def test_a_disk_that_fills_up_is_named_and_nothing_is_left_behind(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     copies = LocalCopies(tmp_path / "copies", near, limit_bytes=10**6)
-    monkeypatch.setattr("tasks.kd.cache.store.remote.commit_file", fill)
+    monkeypatch.setattr("tasks.kd.cache.store.copies.commit_file", fill)
     with pytest.raises(CacheQuotaError, match="No space left"):
         copies.path(ENTRY, files[0])
     assert kept(tmp_path / "copies") == {}
@@ -342,10 +343,10 @@ def test_a_lock_ends_although_a_forked_child_has_its_descriptor(
 
     real = os.open
     with monkeypatch.context() as patch:
-        patch.setattr("tasks.kd.cache.store.remote.os.open", open_and_fork)
-        with remotes._locked(tmp_path / "lock"):
+        patch.setattr("tasks.kd.cache.store.copies.os.open", open_and_fork)
+        with local_copies._locked(tmp_path / "lock"):
             pass
-    with remotes._locked(tmp_path / "lock", wait=False):
+    with local_copies._locked(tmp_path / "lock", wait=False):
         os.close(descriptors[1])
 
 
@@ -353,7 +354,8 @@ PREAMBLE = """
 import fcntl, hashlib, os, random, signal, sys
 from dataclasses import dataclass
 from pathlib import Path
-from tasks.kd.cache.store.remote import LocalCopies, Remote
+from tasks.kd.cache.store.remote import Remote
+from tasks.kd.cache.store.copies import LocalCopies
 
 @dataclass(frozen=True)
 class File:

@@ -20,7 +20,8 @@ from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
 from tasks.kd.cache.format.manifest import MANIFEST
-from tasks.kd.cache.store.remote import LocalCopies, Remote
+from tasks.kd.cache.store.copies import LocalCopies
+from tasks.kd.cache.store.remote import Remote
 from tasks.kd.errors import (
     CacheCorruptError,
     CacheError,

@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.kd.cache.reading.audit import audit, tolerance
-from tasks.kd.cache.writing.writer import distinct
+from tasks.kd.cache.writing.job import distinct
 from tasks.kd.data.examples.prepared import Split
+from tasks.kd.data.examples.targets import Targets
 from tasks.kd.recipe.streams import kind_of, plan
-from tasks.kd.targets.targets import LiveTargets, Targets
+from tasks.kd.targets.targets import LiveTargets
 from tests.kd.cache.conftest import (
     CODECS,
     STREAMS,
@@ -220,7 +221,7 @@ def test_streams_whose_shards_are_cut_elsewhere_are_served_together(
 ) -> None:
     """One stream of an earlier recipe with other shards; a third where all texts are in one."""
     for size, streams in ((2**12, ("hidden.2",)), (2**13, ("hidden.3",)), (2**20, STREAMS)):
-        monkeypatch.setattr("tasks.kd.cache.writing.writer.MEBIBYTE", size)
+        monkeypatch.setattr("tasks.kd.cache.writing.job.MEBIBYTE", size)
         job = make_job(split, make_params(streams=streams))
         manifest = write(job, tmp_path)
     counts = {name: len(stream.shards) for name, stream in manifest.streams.items()}

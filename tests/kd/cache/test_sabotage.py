@@ -242,7 +242,7 @@ def test_batched_generator_that_returns_other_rows_states_is_found_by_the_audit(
             found[stream] = found[stream].roll(1, 0)
         return found
 
-    monkeypatch.setattr("tasks.kd.cache.writing.writer.run_teacher", mixed)
+    monkeypatch.setattr("tasks.kd.cache.writing.encoding.run_teacher", mixed)
     # One length, so that no row is cut; texts that differ.
     job = job_of(texts_of([8] * 20), make_params())
     manifest = write(job, tmp_path)

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from tasks.kd.cache.care import users
-from tasks.kd.cache.care.caring import Kept, Needs
 from tasks.kd.cache.care.clearing import find_waste, remove
+from tasks.kd.cache.care.entries import Kept, Needs
 from tasks.kd.cache.care.users import forget, read_users, register
 from tasks.kd.cache.format.manifest import Manifest
 from tasks.kd.cache.store.store import Store
-from tasks.kd.cache.writing.writer import Job
+from tasks.kd.cache.writing.job import CacheJob
 from tasks.kd.errors import CacheCorruptError
 
-Copied = tuple[Job, Manifest, Path]
+Copied = tuple[CacheJob, Manifest, Path]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Clearing a store of what no recipe needs, and never of what is in use. See caring.py."""
+"""Clearing a store of what no recipe needs, and never of what is in use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from tasks.kd.cache.care.caring import TRIAL, Entry, Kept, Needs, read_entries, sizes_of
+from tasks.kd.cache.care.entries import TRIAL, Entry, Kept, Needs, read_entries, sizes_of
 from tasks.kd.cache.format.manifest import MANIFEST
 from tasks.kd.cache.store.store import LOCK, USE, Store
 from tasks.kd.errors import CacheError

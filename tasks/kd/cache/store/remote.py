@@ -20,13 +20,10 @@ AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
-import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -34,12 +31,11 @@ import fsspec
 
 from tasks.kd.cache.format.manifest import MANIFEST
 from tasks.kd.cache.store.faults import local_faults, named_faults, one_line, redact
-from tasks.kd.digests import commit_file, sha256_file
+from tasks.kd.digests import sha256_file
 from tasks.kd.errors import (
     CacheCorruptError,
     CacheFormatError,
     CacheIncompleteError,
-    CacheQuotaError,
     ParamsError,
     TransientError,
 )
@@ -51,7 +47,6 @@ SIDE = ".sha256"
 _FOLDERS = {"file", "local", "sftp", "ssh"}
 _EXTRAS = {"s3": "s3", "s3a": "s3"}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class FileLike(Protocol):
@@ -184,7 +179,7 @@ class Remote:
     def _place(self, *names: str) -> tuple[Any, str]:
         """The driver and the path of an entry; every name is checked."""
         for name in names:
-            _check_name(name, self.where)
+            check_name(name, self.where)
         files, root = self._open()
         return files, f"{root}/{names[0]}"
 
@@ -213,7 +208,7 @@ class Remote:
     def _send(self, folder: Path, file: FileLike, sizes: dict[str, int]) -> None:
         """Put a file, then its digest; a digest of what was there before goes first."""
         path, side = folder / file.name, f"{file.name}{SIDE}"
-        _check_name(file.name, folder)
+        check_name(file.name, folder)
         with local_faults(folder):
             if not path.is_file():
                 raise CacheIncompleteError("a file of the teacher cache is not there", where=path)
@@ -259,147 +254,6 @@ class Remote:
             files.rm_file(f"{folder}/{name}")
 
 
-class LocalCopies:
-    """A bounded folder of files of a remote store, each at `<sha256>/<name>`.
-
-    What is read is fetched; the least recently used goes when the bound is passed. The digest is
-    part of the path because an entry that was written again has other bytes under the same names,
-    and one process may still follow the old manifest while another follows the new. Processes may
-    share the folder: placing and evicting happen under one lock, downloads in parallel, each file
-    by one process while the others that want it wait. Locks are `flock`, which the kernel releases
-    on death, so the folder has to be on this machine's own disk.
-
-    The bound holds for finished copies; a download adds its own file until it is placed. An evicted
-    file that is memory-mapped stays readable to whoever mapped it (Linux removes the name at once
-    and frees the bytes with the last map).
-    """
-
-    def __init__(self, folder: Path, remote: Remote, *, limit_bytes: int) -> None:
-        """Open the folder, or make it; clean up after dead processes; keep to the limit.
-
-        Raises ParamsError for a folder that holds anything else: what lies in it gets evicted.
-        """
-        self._folder, self._remote, self._limit_bytes = folder, remote, limit_bytes
-        self._lock, self._coming = folder / ".copies.lock", folder / ".coming"
-        self._verified: set[Path] = set()
-        with local_faults(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            names = {path.name for path in folder.iterdir()}
-            if names and self._lock.name not in names:
-                raise ParamsError(
-                    "the folder for copies of the remote store holds other things",
-                    where=folder,
-                    expected="an empty folder, or one that was made for this",
-                )
-            self._lock.touch()
-            self._coming.mkdir(exist_ok=True)
-            self._sweep()
-            with _locked(self._lock):
-                self._make_room(0)
-
-    def path(self, entry: str, file: FileLike) -> Path:
-        """The verified copy of a file of an entry, fetched if need be, and marked as just used.
-
-        Open it at once: another process may evict it (then ask again). A copy is trusted if its
-        size is right and this process fetched it or has compared it with its digest once; one that
-        is damaged is fetched again.
-
-        Raises CacheQuotaError for a file that alone passes the limit, and what `Remote.fetch` does.
-        """
-        for name in (entry, file.name):
-            _check_name(name, self._remote.where)
-        if not _SHA256.fullmatch(file.sha256):
-            raise CacheFormatError("not a digest", where=file.name, found=repr(file.sha256))
-        if file.bytes > self._limit_bytes:
-            raise CacheQuotaError(
-                "a file of the teacher cache is larger than all the room for local copies",
-                where=f"{self._remote.where}/{entry}/{file.name}",
-                expected=f"at most {self._limit_bytes} bytes",
-                found=f"{file.bytes} bytes",
-            )
-        path = self._folder / file.sha256 / file.name
-        with local_faults(self._folder):
-            while not self._use(path, file):
-                self._fetch(entry, file, path)
-        return path
-
-    def _use(self, path: Path, file: FileLike) -> bool:
-        """Mark a good copy as used; False where there is none, or none any more."""
-        try:
-            good = path.stat().st_size == file.bytes
-            if good and path not in self._verified:
-                good = sha256_file(path) == file.sha256
-            if not good:
-                path.unlink()
-                return False
-            self._verified.add(path)
-            _touch(path)
-        except FileNotFoundError:
-            return False
-        return True
-
-    def _fetch(self, entry: str, file: FileLike, path: Path) -> None:
-        with _locked(self._coming / f"{file.sha256}.lock"):
-            if self._use(path, file):  # whoever held the lock has fetched it
-                return
-            part = self._coming / f"{file.sha256}.{uuid.uuid4().hex}.part"
-            try:
-                with _locked(self._lock):  # so that the download finds room on the disk
-                    self._make_room(file.bytes)
-                self._remote.fetch(entry, file, part)
-                with _locked(self._lock):  # others have placed files meanwhile
-                    self._make_room(file.bytes)
-                    path.parent.mkdir(exist_ok=True)
-                    _touch(part)
-                    commit_file(part, path)
-                self._verified.add(path)
-            finally:
-                part.unlink(missing_ok=True)
-
-    def _make_room(self, wanted_bytes: int) -> None:
-        """Evict, least recently used first, until as much fits. The caller holds the lock."""
-        copies = []
-        for path in self._folder.glob("[!.]*/*"):
-            with suppress(FileNotFoundError):  # another process found it damaged
-                found = path.stat()
-                copies.append((found.st_mtime_ns, found.st_size, path))
-        total = wanted_bytes + sum(size for _, size, _ in copies)
-        for _, size, path in sorted(copies):
-            if total <= self._limit_bytes:
-                return
-            path.unlink(missing_ok=True)
-            total -= size
-            with suppress(OSError):  # the same content has another name too
-                path.parent.rmdir()
-
-    def _sweep(self) -> None:
-        """Remove what processes that died while fetching have left."""
-        for part in self._coming.glob("*.part"):
-            with (
-                suppress(BlockingIOError),  # alive
-                _locked(self._coming / f"{part.name.partition('.')[0]}.lock", wait=False),
-            ):
-                part.unlink(missing_ok=True)
-
-
-@contextmanager
-def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold a file's lock. Without waiting, BlockingIOError if another holds it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child forked meanwhile holds the descriptor too
-        os.close(descriptor)
-
-
-def _touch(path: Path) -> None:
-    """Set the time of use to now, in full: what the kernel sets itself moves in milliseconds."""
-    now = time.time_ns()
-    os.utime(path, ns=(now, now))
-
-
 def _verify(path: Path, file: FileLike, *, where: object) -> None:
     """Raise CacheCorruptError unless a local file has the size and digest that it should."""
     found: tuple[int, str | None] = path.stat().st_size, None
@@ -436,7 +290,7 @@ def _read_manifest(folder: Path) -> bytes:
         ) from None
 
 
-def _check_name(name: str, where: object) -> None:
+def check_name(name: str, where: object) -> None:
     """Refuse a name that leads out of its folder or means many."""
     if not _NAME.fullmatch(name):
         raise CacheFormatError("not a name of an entry or a file", where=where, found=repr(name))

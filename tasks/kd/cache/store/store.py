@@ -37,7 +37,8 @@ from tasks.kd.errors import (
 )
 
 if TYPE_CHECKING:
-    from tasks.kd.cache.store.remote import LocalCopies, Remote
+    from tasks.kd.cache.store.copies import LocalCopies
+    from tasks.kd.cache.store.remote import Remote
 
 LOCK, USE = "lock", "use"
 Document = Stream | Piece | Manifest | Live
@@ -113,9 +114,8 @@ class Store:
 
     def discard(self, manifest: Manifest) -> None:
         """Remove a cache that was found wrong, with all that it was made of, on this machine."""
-        names = [manifest.fingerprint, *(entry.fingerprint for entry in manifest.entries)]
-        with self.writing(names):
-            for name in names:
+        with self.writing(manifest.fingerprints):
+            for name in manifest.fingerprints:
                 (self.entry(name) / MANIFEST).unlink(missing_ok=True)
                 for path in self.entry(name).iterdir():
                     if path.name not in (LOCK, USE):
@@ -237,7 +237,8 @@ def open_store(place: str, local: Path, *, copies_bytes: int) -> Store:
     """
     if "://" not in place:
         return Store(Path(place))
-    from tasks.kd.cache.store.remote import LocalCopies, Remote
+    from tasks.kd.cache.store.copies import LocalCopies
+    from tasks.kd.cache.store.remote import Remote
 
     remote = Remote(place)
     copies = LocalCopies(local / "copies", remote, limit_bytes=copies_bytes)

@@ -16,10 +16,11 @@ from tasks.kd.cache.format.codec import Codec, Moments, Statistics, decode, enco
 from tasks.kd.data.examples.batching import split_by_tokens
 from tasks.kd.data.examples.padding import pad
 from tasks.kd.data.examples.prepared import Ids
+from tasks.kd.data.examples.targets import Targets
 from tasks.kd.encoders.families import ATTENTION_FAMILIES, depth, width
 from tasks.kd.errors import DataError, NonFiniteLossError
 from tasks.kd.recipe.streams import kind_of, layer_of
-from tasks.kd.targets.targets import Targets, derive, run_teacher
+from tasks.kd.targets.targets import derive, run_teacher
 
 EXAMPLES = 256
 # Smaller batches than the writer's: attention is compared in float64, which would be all its peak.
@@ -51,7 +52,7 @@ def deviations(
 
 
 @dataclass(frozen=True)
-class Calibrated:
+class Calibration:
     """One stream: the codec that it is kept in, the errors measured, its statistics if hidden."""
 
     codec: Codec
@@ -98,18 +99,18 @@ class Sample:
             moments.add(batch.states[f"hidden.{layer}"][batch.mask_BT])
         return moments.statistics()
 
-    def calibrate(self, stream: str, codec: Codec, max_relative_error: float) -> Calibrated:
+    def calibrate(self, stream: str, codec: Codec, max_relative_error: float) -> Calibration:
         """Measure one stream: the codec asked for, or float32 where its error passes the bound."""
         if stream == "logits":
             classes = self._held_back[0].states[stream].shape[-1]
-            return Calibrated("float32", 0.0, None, classes, None)
+            return Calibration("float32", 0.0, None, classes, None)
         statistics = self.statistics(layer_of(stream))
         states = _tokens(self._held_back, stream)
         error = relative_error(states, codec, statistics)
         if not error <= max_relative_error:
             codec, error = "float32", 0.0
         kl = self._attention_kl(layer_of(stream), codec, statistics)
-        return Calibrated(codec, _rounded(error), kl, states.shape[1], statistics)
+        return Calibration(codec, _rounded(error), kl, states.shape[1], statistics)
 
     def derived_errors(
         self, computed: Sequence[str], kept: Mapping[int, tuple[Codec, Statistics]]

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from tasks.kd.cache.format.codec import Codec, decode, encode, statistics_of
 from tasks.kd.cache.store.store import Store
-from tasks.kd.cache.writing.writer import Job, distinct, job_bytes
+from tasks.kd.cache.writing.job import CacheJob, distinct
+from tasks.kd.cache.writing.space import job_bytes
 from tasks.kd.data.examples.batching import split_by_tokens
 from tasks.kd.data.examples.padding import pad
 from tasks.kd.data.examples.prepared import Ids
@@ -26,7 +27,7 @@ _BATCHES = 4  # the first of them warms up
 
 
 @dataclass(frozen=True)
-class Measured:
+class Timings:
     """Seconds per real token: one pass of the teacher, and storing and reading what is stored."""
 
     forward: float
@@ -42,24 +43,24 @@ class Measured:
         return (self.forward + self.write) / (self.forward - self.read)
 
 
-def choose(measured: Measured, *, epochs: float, quota_bytes: int) -> tuple[str, str]:
+def choose(timings: Timings, *, epochs: float, quota_bytes: int) -> tuple[str, str]:
     """`cache` or `live`, and why, for a training that reads the teacher in so many epochs."""
     figures = (
-        f"a pass of the teacher takes {1e6 * measured.forward:.0f} µs a token, storing it "
-        f"{1e6 * measured.write:.1f}, reading it back {1e6 * measured.read:.1f}"
+        f"a pass of the teacher takes {1e6 * timings.forward:.0f} µs a token, storing it "
+        f"{1e6 * timings.write:.1f}, reading it back {1e6 * timings.read:.1f}"
     )
-    if measured.bytes > quota_bytes:
-        size, quota = measured.bytes / 2**30, quota_bytes / 2**30
+    if timings.bytes > quota_bytes:
+        size, quota = timings.bytes / 2**30, quota_bytes / 2**30
         return "live", f"the cache would take {size:.2f} GiB, quota_gib allows {quota:.2f}"
-    if measured.break_even == float("inf"):
+    if timings.break_even == float("inf"):
         return "live", f"{figures}: reading is no quicker than running it"
     pays = (
-        f"{figures}: the cache pays from {measured.break_even:.2f} epochs on, there are {epochs:g}"
+        f"{figures}: the cache pays from {timings.break_even:.2f} epochs on, there are {epochs:g}"
     )
-    return ("cache" if epochs > measured.break_even else "live"), pays
+    return ("cache" if epochs > timings.break_even else "live"), pays
 
 
-def measure(job: Job, store: Store) -> Measured:
+def measure(job: CacheJob, store: Store) -> Timings:
     """Time a few batches of middle length; files go to the store's disk and out of memory.
 
     The figures are of this machine as it is at the moment.
@@ -85,10 +86,10 @@ def measure(job: Job, store: Store) -> Measured:
     ]
     forward, write, read = (float(np.median(column)) for column in zip(*per_token, strict=True))
     codecs = dict.fromkeys(job.plan.stored, job.params.codec)
-    return Measured(forward, write, read, job_bytes(job, texts, codecs))
+    return Timings(forward, write, read, job_bytes(job, texts, codecs))
 
 
-def _trial(job: Job, texts: list[Ids], path: Path) -> tuple[float, float, float]:
+def _trial(job: CacheJob, texts: list[Ids], path: Path) -> tuple[float, float, float]:
     """Seconds of the teacher's pass, of encoding and writing, of reading, decoding, deriving."""
     codec: Codec = job.params.codec
     ids_BT, mask_BT = pad(texts, job.pad_id)
@@ -114,7 +115,7 @@ def _trial(job: Job, texts: list[Ids], path: Path) -> tuple[float, float, float]
 
 
 def _read(
-    job: Job,
+    job: CacheJob,
     stored: dict[str, torch.Tensor],
     statistics: Mapping[str, object],
     ids_BT: torch.Tensor,

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -18,20 +17,18 @@ from tasks.kd.cache.format.codec import Codec, Statistics
 from tasks.kd.cache.format.estimate import source_of
 from tasks.kd.cache.format.manifest import Stream
 from tasks.kd.cache.store.store import Store
-from tasks.kd.cache.writing.calibration import Calibrated, Sample
+from tasks.kd.cache.writing.calibration import Calibration, Sample
+from tasks.kd.cache.writing.job import CacheJob
 from tasks.kd.cache.writing.shards import commit_tensors
 from tasks.kd.data.examples.prepared import Ids
 from tasks.kd.digests import read_json, sha256_file, sha256_json, write_json
 from tasks.kd.recipe.streams import layer_of
 
-if TYPE_CHECKING:
-    from tasks.kd.cache.writing.writer import Job
-
 STATISTICS, CALIBRATION = "statistics.safetensors", "calibration.json"
 
 
 def too_coarse(
-    job: Job, computed: Mapping[str, float], kept: Mapping[str, Stream | Calibrated]
+    job: CacheJob, computed: Mapping[str, float], kept: Mapping[str, Stream | Calibration]
 ) -> dict[str, str]:
     """Streams from which something is computed with more error than the recipe allows, and why.
 
@@ -63,10 +60,10 @@ def statistics_in(path: Path) -> Statistics | None:
     return Statistics(tensors["mean"], tensors["deviation"])
 
 
-class Measured:
+class Calibrator:
     """The teacher on the calibration texts, run only if something is to be measured."""
 
-    def __init__(self, job: Job, texts: Sequence[Ids]) -> None:
+    def __init__(self, job: CacheJob, texts: Sequence[Ids]) -> None:
         self._job, self._texts = job, texts
 
     @cached_property
@@ -79,18 +76,18 @@ class Measured:
         """Let the states go: they are measured, and a writer needs the room."""
         self.__dict__.pop("_sample", None)
 
-    def calibrate(self, stream: str, codec: Codec) -> Calibrated:
+    def calibrate(self, stream: str, codec: Codec) -> Calibration:
         """What a stream is like in that codec, or in float32 if it is too coarse."""
         return self._sample.calibrate(stream, codec, self._job.params.max_relative_error)
 
     def derived_errors(
-        self, store: Store, streams: Mapping[str, Stream | Calibrated]
+        self, store: Store, streams: Mapping[str, Stream | Calibration]
     ) -> dict[str, float]:
         """Relative error of every computed stream, with its inputs as they are stored, or will."""
         kept = {}
         for name, one in streams.items():
             statistics = (
-                one.statistics if isinstance(one, Calibrated) else read_statistics(store, one)
+                one.statistics if isinstance(one, Calibration) else read_statistics(store, one)
             )
             if statistics is not None:
                 kept[layer_of(name)] = (one.codec, statistics)
@@ -98,7 +95,7 @@ class Measured:
         return self._sample.derived_errors(computed, kept) if computed else {}
 
 
-def begin(folder: Path, found: Calibrated) -> None:
+def begin(folder: Path, found: Calibration) -> None:
     """Write down what a stream is encoded with, unless that is what it was begun with."""
     if begun(folder) is not None:
         return
@@ -113,7 +110,7 @@ def begin(folder: Path, found: Calibrated) -> None:
     write_json(folder / CALIBRATION, {"said": said, "sha256": sha256_json(said)})
 
 
-def begun(folder: Path) -> Calibrated | None:
+def begun(folder: Path) -> Calibration | None:
     """What an earlier writer measured, if it is there and its statistics are whole."""
     try:
         document = read_json(folder / CALIBRATION)
@@ -123,6 +120,6 @@ def begun(folder: Path) -> Calibrated | None:
         digest = said.pop("statistics")
         if digest is not None and sha256_file(folder / STATISTICS) != digest["sha256"]:
             return None
-        return Calibrated(**said, statistics=statistics_in(folder / STATISTICS))
+        return Calibration(**said, statistics=statistics_in(folder / STATISTICS))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         return None
