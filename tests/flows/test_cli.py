@@ -40,6 +40,7 @@ COMMANDS = (
     "schedule",
     "status",
     "ui",
+    "upgrade",
 )
 HEAVY = ("dvc", "mlflow", "numpy", "pandas", "prefect", "pydantic", "rich", "torch", "transformers")
 
