@@ -93,7 +93,7 @@ def read_job(recipe: str, root: Path | None = None) -> Job:
 def describe(job: Job, flow_run_id: str | None = None) -> Produced:
     """The artifacts with their lineage, as the registry takes them."""
     from tasks.registry import Lineage, Produced
-    from tasks.versioning.versioning import git_state, out_hashes
+    from tasks.versioning.asking import git_state, out_hashes
 
     commit, dirty = git_state(job.root)
     lineage = Lineage(commit, dirty, out_hashes(job.root, job.name), flow_run_id)
@@ -107,7 +107,7 @@ def find_settled(job: Job) -> Outcome | None:
     which has been carried out.
     """
     from tasks.registry import open_registry
-    from tasks.versioning.versioning import plan
+    from tasks.versioning.asking import plan
 
     if any(stage.reasons for stage in plan(job.root, job.name)):
         return None
