@@ -18,8 +18,8 @@ from tasks.kd.data.examples.prepared import Ids, Split, read_split
 from tasks.kd.data.examples.targets import Targets
 from tasks.kd.documents.data_card import DataCard
 from tasks.kd.documents.training import StudentReport
-from tasks.kd.encoders.families import depth, width
 from tasks.kd.encoders.loading import attention_kernel
+from tasks.kd.encoders.shape import depth, width
 from tasks.kd.errors import CacheCorruptError, CacheIncompleteError
 from tasks.kd.levels.objective import Objective, TeacherShape, banked_layers, standardised_layers
 from tasks.kd.processes import ranks

@@ -19,12 +19,12 @@ from tasks.kd.data.examples.targets import NoTargets
 from tasks.kd.documents.data_card import DataCard
 from tasks.kd.documents.history import HISTORY
 from tasks.kd.documents.training import Standing, TeacherReport
-from tasks.kd.encoders.families import count_parameters
 from tasks.kd.encoders.files.architectures import shape_of
 from tasks.kd.encoders.files.folder import read_config
 from tasks.kd.encoders.files.label_names import order_labels, read_label_names
 from tasks.kd.encoders.files.weights import classifier_rows, read_headers
 from tasks.kd.encoders.loading import load_classifier, load_config, model_sha256, new_classifier
+from tasks.kd.encoders.shape import count_parameters
 from tasks.kd.errors import DataError
 from tasks.kd.processes.launch import run_training
 from tasks.kd.recipe.teachers import MAIN, EnsembleRule
