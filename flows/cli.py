@@ -1,4 +1,4 @@
-"""`stillhouse`: what people type. Nothing heavy is imported before a command needs it."""
+"""`stillhouse`: the commands. Nothing heavy is imported before a command needs it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import click
 
 from flows.cache import cache
 from flows.root import find_root
+from flows.runbook import DISK_FULL, GATE_REFUSED, find_anchor, show_place
 from tasks.kd.errors import KDError
 
 if TYPE_CHECKING:
@@ -27,19 +28,20 @@ F = TypeVar("F", bound=Callable[..., Any])
 EXIT_REFUSED = 3
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
-# Faults of the machine, not of the program.
-_MACHINE_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE}
+# Errors of the machine rather than of the program.
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_MACHINE_FAULTS = {*_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE}
 
 
 class Commands(click.Group):
-    """Turns what can go wrong into one plain message and an exit code; a bug is a traceback."""
+    """Commands whose expected errors end in one message and an exit code; a bug is a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
             return super().invoke(ctx)
         except KDError as error:
-            click.echo(f"Error: {error}", err=True)
+            _tell(f"Error: {error}", find_anchor(error))
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
@@ -47,8 +49,16 @@ class Commands(click.Group):
         except OSError as error:
             if error.errno not in _MACHINE_FAULTS:
                 raise
-            click.echo(f"Error: {error.strerror}: {error.filename or 'no file named'}.", err=True)
+            message = f"Error: {error.strerror}: {error.filename or 'no file named'}."
+            _tell(message, DISK_FULL if error.errno in _FULL else None)
             ctx.exit(1)
+
+
+def _tell(message: str, anchor: str | None) -> None:
+    """Print a message on standard error, and the runbook's place with more about it."""
+    click.echo(message, err=True)
+    if anchor is not None:
+        click.echo(f"More: {show_place(anchor)}", err=True)
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -70,7 +80,7 @@ main.add_command(cache)
 
 
 def command(example: str) -> Callable[[F], click.Command]:
-    """A sub-command whose help ends with that example."""
+    """A sub-command of `stillhouse` whose help ends with the example."""
     return main.command(epilog=f"Example:  stillhouse {example}", no_args_is_help=False)
 
 
@@ -87,7 +97,7 @@ def new(name: str, base: str, preset: str | None, **sources: str | None) -> None
     """Write a new recipe, complete and commented.
 
     It goes to params/NAME.yaml and into the list params/recipes.yaml. Without --preset, student,
-    levels and random texts are those of the recipe that is copied.
+    levels and random texts are those of the copied recipe.
     """
     from flows.new import Sources, create_recipe
     from tasks.kd.recipe.files import find_recipe
@@ -106,7 +116,7 @@ def new(name: str, base: str, preset: str | None, **sources: str | None) -> None
 def check(recipe: str | None, *, as_json: bool) -> None:
     """Say all that is wrong with recipes.
 
-    With RECIPE that one, else every recipe and the list of them.
+    Checks RECIPE, or without it every recipe and their list.
     """
     from flows.check import check_recipes
 
@@ -115,6 +125,35 @@ def check(recipe: str | None, *, as_json: bool) -> None:
         _print_json({"valid": names})
     else:
         click.echo(f"valid: {', '.join(names) or 'no recipe so far'}")
+
+
+@command("upgrade quickstart")
+@click.argument("recipe", required=False)
+@click.option("--dry-run", is_flag=True, help="Say what would change, and write nothing.")
+@as_json
+def upgrade(recipe: str | None, *, dry_run: bool, as_json: bool) -> None:
+    """Rewrite recipes of older forms.
+
+    With RECIPE that one, else every recipe of params/. Comments and layout stay. New fields get the
+    value that keeps what the recipe did. Says what it changed, and which stages run again for it. A
+    recipe that a person must decide about stays as it is, and the exit code is 2.
+    """
+    from flows.check import all_of
+    from flows.upgrade import upgrade_recipes
+
+    changes, refused = upgrade_recipes(find_root(), recipe, dry_run=dry_run)
+    if as_json:
+        _print_json(
+            {
+                "recipes": [change.as_dict() for change in changes],
+                "refused": list(map(str, refused)),
+            }
+        )
+    else:
+        for line in (line for change in changes for line in change.describe()):
+            click.echo(line)
+    if refused:
+        raise all_of(refused)
 
 
 @command("plan quickstart")
@@ -147,7 +186,7 @@ def run(recipe: str, *, fail_on_refusal: bool, as_json: bool) -> None:
 
     Runs only the stages that are out of date; with nothing to do, ends in seconds. The student is
     promoted to champion if every rule of the gate passes. A refusal is a normal ending: the
-    champion stays, exit code 0.
+    champion stays, and the exit code is 0.
     """
     from flows.job import find_settled, read_job
 
@@ -179,8 +218,8 @@ def run(recipe: str, *, fail_on_refusal: bool, as_json: bool) -> None:
 def schedule(recipe: str, *, cron: str, timezone: str, updates: bool) -> None:
     """Run a recipe at set times, until Ctrl-C.
 
-    On the Prefect server of `stillhouse ui`, or of PREFECT_API_URL. A run that is due while the one
-    before is still at work is cancelled, not queued. On Mondays at half past four, with data that
+    Uses the Prefect server of `stillhouse ui`, or of PREFECT_API_URL. A run that is due while the
+    previous one still works is cancelled, not queued. For Mondays at half past four, with data that
     others change: --cron "30 4 * * 1" --timezone Europe/Berlin --update.
     """
     from flows.check import check_recipes
@@ -200,13 +239,13 @@ def status(*, as_json: bool) -> None:
     from flows import show
     from flows.status import read_status
 
-    found = read_status(find_root())
+    state = read_status(find_root())
     if as_json:
-        _print_json(found)
+        _print_json(state)
         return
-    show.print_rows("Recipes", show.status_rows(found["recipes"]))
-    if found["registry_fault"] is not None:
-        show.print_line(f"Models unknown: {found['registry_fault']}", "yellow")
+    show.print_rows("Recipes", show.status_rows(state["recipes"]))
+    if state["registry_fault"] is not None:
+        show.print_line(f"Models unknown: {state['registry_fault']}", "yellow")
 
 
 @command("promote models:/triage/3 --reason 'reviewed by the team'")
@@ -220,8 +259,8 @@ def promote(model: str, reason: str, *, overrides: bool, as_json: bool) -> None:
     """Put a version through its gate by hand.
 
     It becomes champion if every rule passes. Exit code 3 if the gate refuses. A new decision needs
-    the version's own artifacts. With --override it becomes champion on your word, which a former
-    champion needs to come back.
+    the version's own artifacts. With --override it becomes champion on your word; a former champion
+    needs that to come back.
     """
     from flows.promotion import override
     from flows.promotion import promote as promote_version
@@ -266,18 +305,18 @@ def rollback(model: str, reason: str, *, as_json: bool) -> None:
 def lineage(model: str, *, as_json: bool) -> None:
     """Show what a model was made from.
 
-    Commit, data, teacher, cache, run and decision, and whether each can still be found here. What a
-    stage made is found if all its files are in the workspace or in DVC's cache, and current if
-    dvc.lock names it.
+    Shows commit, data, teacher, cache, run and decision, and whether each can still be found here.
+    A stage's outs are found if all their files are in the workspace or in DVC's cache, and current
+    if dvc.lock names them.
     """
     from flows import show
     from flows.lineage import read_lineage
 
-    found = read_lineage(find_root(), model)
+    origins = read_lineage(find_root(), model)
     if as_json:
-        _print_json(found)
+        _print_json(origins)
     else:
-        show.print_rows(model, show.value_rows(found))
+        show.print_rows(model, show.value_rows(origins))
 
 
 @command("doctor")
@@ -285,7 +324,7 @@ def lineage(model: str, *, as_json: bool) -> None:
 def doctor(*, as_json: bool) -> None:
     """Look for what would stop a run here.
 
-    Says what mends each fault. Exit code 1 if there is one.
+    Each fault comes with its mend. Exit code 1 if there is one.
     """
     from flows import show
     from flows.doctor import examine
@@ -309,7 +348,7 @@ def doctor(*, as_json: bool) -> None:
 def ui(prefect_port: int, mlflow_port: int) -> None:
     """Serve the Prefect and MLflow pages.
 
-    On 127.0.0.1, until Ctrl-C.
+    They answer on 127.0.0.1, until Ctrl-C.
     """
     from flows.ui import serve
 
@@ -321,7 +360,7 @@ def ui(prefect_port: int, mlflow_port: int) -> None:
 
 
 def _terminate(_: int, __: FrameType | None) -> None:
-    """SIGTERM unwinds the stack, so that what was started is stopped."""
+    """Unwind the stack on SIGTERM, so that started processes are stopped."""
     sys.exit(EXIT_TERMINATED)
 
 
@@ -347,6 +386,7 @@ def _print_decision(version: str, decision: Decision, *, overridden: bool = Fals
         show.print_line(f"{version}: champion, the gate overridden by a person.", "bold yellow")
     else:
         show.print_line(f"{version}: REFUSED. The champion stays as it is.", "bold red")
+        show.print_line(f"More: {show_place(GATE_REFUSED)}")
 
 
 def _print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:

@@ -27,6 +27,7 @@ from prefect.states import Completed, Failed
 from flows.job import Job, Outcome, describe, read_job
 from flows.progress import Reporter
 from flows.show import decision_line, result_rows, seconds
+from tasks.kd.documents.history import HISTORY
 from tasks.kd.errors import KDError, ParamsError, RegistryError, StageError, TransientError
 from tasks.kd.gate.decision import Decision
 from tasks.registry import Version, open_registry
@@ -195,7 +196,7 @@ def newest_metrics(root: Path, stage: str, recipe: str) -> Callable[[], Path | N
     def find() -> Path | None:
         found = [
             (path.stat().st_mtime, path)
-            for path in (root / ".work").glob(f"{stage}-{recipe}-*/metrics.jsonl")
+            for path in (root / ".work").glob(f"{stage}-{recipe}-*/{HISTORY}")
         ]
         newest = max(found, default=(0.0, None))
         return newest[1] if newest[0] >= began else None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.kd.recipe.files import read_yaml
+from tasks.kd.recipe.document import read_yaml
 from tasks.versioning.reasons import explain, find_missing, stem_of
 from tasks.versioning.repository import (
     LOCK_WAIT_S,
