@@ -15,7 +15,7 @@ from bench.students import LABELS, batches_of, one_phase, student_of
 from tasks.kd.cache.writing.calibration import deviations
 from tasks.kd.data.examples.padding import Batch, pad
 from tasks.kd.data.examples.trainable import Moment
-from tasks.kd.encoders.families import depth, width
+from tasks.kd.encoders.shape import depth, width
 from tasks.kd.levels.objective import Objective, TeacherShape
 from tasks.kd.recipe.levels import Level
 from tasks.kd.recipe.losses import AnyLevel

@@ -14,7 +14,7 @@ from tasks.kd.data.examples.padding import Batch, pad
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.data.examples.targets import Targets
 from tasks.kd.data.examples.trainable import Moment, Trainable
-from tasks.kd.encoders.families import depth, width
+from tasks.kd.encoders.shape import depth, width
 from tasks.kd.levels.objective import Objective, TeacherShape, standardised_layers
 from tasks.kd.recipe.compute import Compute
 from tasks.kd.recipe.levels import HiddenLevel, KLLevel, LabelsLevel, Level

@@ -17,7 +17,7 @@ import torch
 
 from tasks.kd.data.examples.padding import Batch
 from tasks.kd.data.examples.trainable import Moment, Trainable
-from tasks.kd.encoders.families import capture
+from tasks.kd.encoders.capture import capture
 from tasks.kd.errors import ParamsError
 from tasks.kd.levels.comparison import Comparison
 from tasks.kd.levels.losses.geometry import ANGLE_TOKENS

@@ -10,7 +10,8 @@ import torch
 
 from tasks.kd.data.examples.padding import pad
 from tasks.kd.data.examples.prepared import Ids
-from tasks.kd.encoders.families import QKV, capture, embed, project, run_layer, scores
+from tasks.kd.encoders.capture import capture
+from tasks.kd.encoders.running import QKV, embed, project, run_layer, scores
 from tasks.kd.recipe.streams import kind_of, layer_of
 from tasks.kd.shapes import require_shape
 

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 import torch
 
 from tasks.kd.data.examples.trainable import TrainedPhase
-from tasks.kd.encoders.families import depth, pieces_of
+from tasks.kd.encoders.pieces import pieces_of
+from tasks.kd.encoders.shape import depth
 from tasks.kd.errors import ParamsError
 from tasks.kd.recipe.training import Optimizer
 

@@ -11,7 +11,7 @@ import torch
 from torch._functorch import config as functorch
 
 from tasks.kd.data.examples.trainable import Trainable
-from tasks.kd.encoders.families import layers_of
+from tasks.kd.encoders.shape import layers_of
 from tasks.kd.errors import ParamsError
 from tasks.kd.recipe.compute import Compute
 from tasks.kd.training.dropout import quick_dropout

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from tasks.kd.data.examples.padding import Batch, pad
 from tasks.kd.data.examples.trainable import Moment
-from tasks.kd.encoders.loading import capture_hidden
+from tasks.kd.encoders.capture import capture_hidden
 from tasks.kd.errors import ParamsError
 from tasks.kd.levels.losses import prediction
 from tasks.kd.levels.objective import Objective, TeacherShape
