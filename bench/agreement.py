@@ -25,13 +25,14 @@ from tasks.kd.cache.writing.calibration import deviations
 from tasks.kd.data.examples.batching import Rows
 from tasks.kd.data.examples.padding import Batch, pad
 from tasks.kd.data.examples.prepared import Split
+from tasks.kd.data.examples.targets import Targets
 from tasks.kd.encoders.families import depth, width
 from tasks.kd.levels.objective import Objective, TeacherShape, banked_layers, standardised_layers
 from tasks.kd.recipe.levels import Level
 from tasks.kd.recipe.phases import Moment, streams_read
 from tasks.kd.students.building import build_student
 from tasks.kd.targets.banks import banks
-from tasks.kd.targets.targets import LiveTargets, Targets
+from tasks.kd.targets.targets import LiveTargets
 from tasks.kd.training.gradients import seed_step
 from tasks.kd.training.optimizers import new_optimizer
 

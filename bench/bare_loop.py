@@ -12,8 +12,8 @@ from bench.figures import Figure, Findings, Way, paragraphs, ratio, take_turns, 
 from bench.loops import WARM_UP_STEPS, Loop, whole_batches
 from bench.students import LABELS, batches_of, distilled, student_like_teacher
 from tasks.kd.data.examples.padding import pad
+from tasks.kd.data.examples.targets import NoTargets
 from tasks.kd.students.building import build_student
-from tasks.kd.targets.targets import NoTargets
 from tasks.kd.training.dropout import quick_dropout
 
 CACHED, LABELS_ONLY, BARE, AGAIN = "levels, cached", "labels only", "bare loop", "bare loop again"

@@ -17,6 +17,7 @@ from tasks.kd.data.examples.padding import Batch, pad
 from tasks.kd.encoders.families import depth, width
 from tasks.kd.levels.objective import Objective, TeacherShape
 from tasks.kd.recipe.levels import Level
+from tasks.kd.recipe.losses import AnyLevel
 from tasks.kd.recipe.phases import Moment, streams_read
 from tasks.kd.students.building import build_student
 from tasks.kd.targets.banks import banks
@@ -123,7 +124,7 @@ class _Run:
         split, teacher = data.sample(bench.pick(200, 64)), material.teacher
         levels: tuple[Level, ...] = (LABELS,)
         if fields:
-            more = TypeAdapter[Level](Level).validate_python({**fields, "weight": 1.0})
+            more = TypeAdapter[Level](AnyLevel).validate_python({**fields, "weight": 1.0})
             levels = (LABELS, more)
         phases, student = one_phase(levels), student_of(3, 192, 12)
         streams = streams_read(phases, student.layers, depth(teacher))

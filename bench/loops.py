@@ -11,11 +11,11 @@ import torch
 from bench.caches import Bench
 from bench.students import objective_of, one_phase, run_loop
 from tasks.kd.data.examples.prepared import Split
+from tasks.kd.data.examples.targets import Targets
 from tasks.kd.recipe.compute import Compute
 from tasks.kd.recipe.levels import Level
 from tasks.kd.recipe.student import Student
 from tasks.kd.recipe.training import Optimizer
-from tasks.kd.targets.targets import Targets
 from tasks.kd.training.loop import Parts
 from tasks.kd.training.sinks import Record
 

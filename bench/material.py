@@ -136,8 +136,8 @@ def make_material(*, quick: bool, say: Callable[[str], None]) -> Material:
 def measure(material: Material) -> Findings:
     """What the other parts are measured on."""
     figures = [
-        Figure("teacher's accuracy on the dev split", (material.report["dev_accuracy"],)),
-        Figure("seconds of the teacher's training", (material.report["seconds"],), "s"),
+        Figure("teacher's accuracy on the dev split", (material.report.dev_accuracy,)),
+        Figure("seconds of the teacher's training", (material.report.seconds,), "s"),
     ]
     for data, most in ((material.short, SHORT_TOKENS), (material.long, LONG_TOKENS)):
         lengths, name = data.train.lengths, f"at most {most} tokens"

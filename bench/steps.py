@@ -22,11 +22,13 @@ from bench.students import (
     student_like_teacher,
     student_of,
 )
+from tasks.kd.data.examples.targets import NoTargets, Targets
 from tasks.kd.encoders.families import depth
-from tasks.kd.recipe.levels import HiddenLevel, Level, match
+from tasks.kd.recipe.levels import HiddenLevel, Level
+from tasks.kd.recipe.matching import match
 from tasks.kd.recipe.streams import in_order
 from tasks.kd.recipe.student import Student
-from tasks.kd.targets.targets import LiveTargets, NoTargets, Targets
+from tasks.kd.targets.targets import LiveTargets
 
 ALONE, AGAIN, CACHED, LIVE = "labels only", "labels only again", "cached", "live teacher"
 

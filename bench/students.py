@@ -12,6 +12,7 @@ from tasks.kd.cache.writing.calibration import deviations
 from tasks.kd.data.examples.batching import Rows, epoch_batches
 from tasks.kd.data.examples.padding import Batch, pad
 from tasks.kd.data.examples.prepared import Split
+from tasks.kd.data.examples.targets import Targets
 from tasks.kd.data.examples.trainable import Trainable
 from tasks.kd.encoders.families import depth, width
 from tasks.kd.levels.objective import Objective, TeacherShape, standardised_layers
@@ -21,7 +22,6 @@ from tasks.kd.recipe.phases import Moment, Phase
 from tasks.kd.recipe.student import InitialRandom, InitialTeacherLayers, Student
 from tasks.kd.recipe.training import Optimizer
 from tasks.kd.students.building import build_student
-from tasks.kd.targets.targets import Targets
 from tasks.kd.training.loop import Habits, Parts, train
 from tasks.kd.training.optimizers import new_optimizer
 from tasks.kd.training.sinks import Sink

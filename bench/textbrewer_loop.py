@@ -30,7 +30,8 @@ from tasks.kd.data.examples.padding import pad
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.digests import sha256_file
 from tasks.kd.encoders.families import depth, width
-from tasks.kd.recipe.levels import HiddenLevel, Level, match
+from tasks.kd.recipe.levels import HiddenLevel, Level
+from tasks.kd.recipe.matching import match
 from tasks.kd.recipe.student import Student
 from tasks.kd.students.building import build_student
 

@@ -7,10 +7,8 @@ what they ought to be.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,14 +41,16 @@ class Planned:
 def read_planned(root: Path, recipe: str) -> Planned:
     """The recipe of that name or path. Raises ParamsError for faults other than of its streams."""
     from tasks.kd.recipe.files import find_recipe, load_recipe
+    from tasks.kd.recipe.phases import streams_read
 
     path = find_recipe(recipe, root)
     try:
         loaded = load_recipe(path)
     except ParamsError as error:
         text, read = _fit(path, error)
-        return Planned(path, _load_text(path, text, error), read, text)
-    read = loaded.streams_read
+        return Planned(path, _parse(text, path, error), read, text)
+    student = loaded.train_student
+    read = streams_read(student.phases, student.student.layers, loaded.train_teacher.layers)
     same = set(read) == set(loaded.cache_teacher.streams)
     return Planned(path, loaded, read, None if same else _fit(path, None)[0])
 
@@ -74,6 +74,7 @@ def describe_plan(root: Path, planned: Planned) -> dict[str, Any]:
     """All figures, as JSON; bytes in total are None before the data are prepared."""
     from flows.care import open_store
     from tasks.kd.cache.format.estimate import Teacher, estimate
+    from tasks.kd.recipe.derived.epochs import epochs_read
 
     recipe, name = planned.recipe, planned.path.stem
     params, teacher = recipe.cache_teacher, recipe.train_teacher
@@ -110,7 +111,7 @@ def describe_plan(root: Path, planned: Planned) -> dict[str, Any]:
         "fits": None if need is None else need <= min(quota, free),
         "recompute_share": found.recompute_share,
         "break_even_epochs": found.break_even if math.isfinite(found.break_even) else None,
-        "epochs": recipe.epochs_read,
+        "epochs": epochs_read(recipe.train_student.phases, recipe.prepare_data.random_texts),
     }
 
 
@@ -129,48 +130,27 @@ def _describe_sizes(found: Estimate) -> dict[str, dict[str, float | int | None]]
 
 def _fit(path: Path, error: ParamsError | None) -> tuple[bytes, tuple[str, ...]]:
     """The file's text with the streams that its levels read, and these. Raises the error given."""
-    from ruamel.yaml.error import YAMLError
-
-    from flows.new import open_yaml
-    from tasks.kd.recipe.phases import streams_read
-    from tasks.kd.recipe.training import TrainStudent
+    from flows.streams import fit_streams
+    from tasks.kd.recipe.document import open_document
 
     try:
-        document, dump = open_yaml(path)
-        student = TrainStudent.model_validate_json(json.dumps(document["train_student"]))
-        depth = int(document["train_teacher"]["layers"])
-        read = streams_read(student.phases, student.student.layers, depth)
-        put_streams(document["cache_teacher"], read)
-        return dump(document), read
-    except (KeyError, TypeError, ValueError, YAMLError):  # other faults, which the error names
+        document = open_document(path)
+        read = fit_streams(document.data)
+        return document.render(), read
+    except (KeyError, TypeError, ValueError, ParamsError):  # other faults, which the error names
         if error is None:
             raise
         raise error from None
 
 
-def put_streams(section: Any, streams: tuple[str, ...]) -> None:
-    """Name those streams in a section, in the layout that it has, with what follows them."""
-    from ruamel.yaml.comments import CommentedSeq
-
-    old, new = section.get("streams"), CommentedSeq(streams)
-    if not (isinstance(old, CommentedSeq) and old) or old.fa.flow_style():
-        new.fa.set_flow_style()
-    elif (following := old.ca.items.get(len(old) - 1)) is not None and new:
-        new.ca.items[len(new) - 1] = following
-    section["streams"] = new
-
-
-def _load_text(path: Path, text: bytes, error: ParamsError) -> Recipe:
+def _parse(text: bytes, path: Path, error: ParamsError) -> Recipe:
     """The recipe of a text. Raises the error given if it has other faults."""
-    from tasks.kd.recipe.files import load_recipe
+    from tasks.kd.recipe.files import parse_recipe
 
-    with tempfile.TemporaryDirectory() as folder:
-        trial = Path(folder) / path.name
-        trial.write_bytes(text)
-        try:
-            return load_recipe(trial)
-        except ParamsError:
-            raise error from None
+    try:
+        return parse_recipe(text.decode(), path)
+    except ParamsError:
+        raise error from None
 
 
 def read_texts(prepared: Path) -> Texts | None:

@@ -1,4 +1,4 @@
-"""`stillhouse`: what people type. Nothing heavy is imported before a command needs it."""
+"""`stillhouse`: the commands. Nothing heavy is imported before a command needs it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,29 +16,32 @@ import click
 
 from flows.cache import cache
 from flows.root import find_root
+from flows.runbook import DISK_FULL, GATE_REFUSED, find_anchor, show_place
 from tasks.kd.errors import KDError
 
 if TYPE_CHECKING:
     from flows.job import Job, Outcome
+    from tasks.kd.gate.decision import Decision
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 EXIT_REFUSED = 3
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
-# Faults of the machine, not of the program.
-_MACHINE_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE}
+# Errors of the machine rather than of the program.
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_MACHINE_FAULTS = {*_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE}
 
 
 class Commands(click.Group):
-    """Turns what can go wrong into one plain message and an exit code; a bug is a traceback."""
+    """Commands whose expected errors end in one message and an exit code; a bug is a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
             return super().invoke(ctx)
         except KDError as error:
-            click.echo(f"Error: {error}", err=True)
+            _tell(f"Error: {error}", find_anchor(error))
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
@@ -45,8 +49,16 @@ class Commands(click.Group):
         except OSError as error:
             if error.errno not in _MACHINE_FAULTS:
                 raise
-            click.echo(f"Error: {error.strerror}: {error.filename or 'no file named'}.", err=True)
+            message = f"Error: {error.strerror}: {error.filename or 'no file named'}."
+            _tell(message, DISK_FULL if error.errno in _FULL else None)
             ctx.exit(1)
+
+
+def _tell(message: str, anchor: str | None) -> None:
+    """Print a message on standard error, and the runbook's place with more about it."""
+    click.echo(message, err=True)
+    if anchor is not None:
+        click.echo(f"More: {show_place(anchor)}", err=True)
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -68,7 +80,7 @@ main.add_command(cache)
 
 
 def command(example: str) -> Callable[[F], click.Command]:
-    """A sub-command whose help ends with that example."""
+    """A sub-command of `stillhouse` whose help ends with the example."""
     return main.command(epilog=f"Example:  stillhouse {example}", no_args_is_help=False)
 
 
@@ -85,7 +97,7 @@ def new(name: str, base: str, preset: str | None, **sources: str | None) -> None
     """Write a new recipe, complete and commented.
 
     It goes to params/NAME.yaml and into the list params/recipes.yaml. Without --preset, student,
-    levels and random texts are those of the recipe that is copied.
+    levels and random texts are those of the copied recipe.
     """
     from flows.new import Sources, create_recipe
     from tasks.kd.recipe.files import find_recipe
@@ -104,7 +116,7 @@ def new(name: str, base: str, preset: str | None, **sources: str | None) -> None
 def check(recipe: str | None, *, as_json: bool) -> None:
     """Say all that is wrong with recipes.
 
-    With RECIPE that one, else every recipe and the list of them.
+    Checks RECIPE, or without it every recipe and their list.
     """
     from flows.check import check_recipes
 
@@ -122,7 +134,7 @@ def plan(recipe: str, *, as_json: bool) -> None:
     """Show which stages would run, and why."""
     from flows import show
     from flows.job import estimate_cache, read_job
-    from tasks.versioning.versioning import plan as plan_stages
+    from tasks.versioning.asking import plan as plan_stages
 
     job = read_job(recipe)
     stages = plan_stages(job.root, job.name)
@@ -145,7 +157,7 @@ def run(recipe: str, *, fail_on_refusal: bool, as_json: bool) -> None:
 
     Runs only the stages that are out of date; with nothing to do, ends in seconds. The student is
     promoted to champion if every rule of the gate passes. A refusal is a normal ending: the
-    champion stays, exit code 0.
+    champion stays, and the exit code is 0.
     """
     from flows.job import find_settled, read_job
 
@@ -177,8 +189,8 @@ def run(recipe: str, *, fail_on_refusal: bool, as_json: bool) -> None:
 def schedule(recipe: str, *, cron: str, timezone: str, updates: bool) -> None:
     """Run a recipe at set times, until Ctrl-C.
 
-    On the Prefect server of `stillhouse ui`, or of PREFECT_API_URL. A run that is due while the one
-    before is still at work is cancelled, not queued. On Mondays at half past four, with data that
+    Uses the Prefect server of `stillhouse ui`, or of PREFECT_API_URL. A run that is due while the
+    previous one still works is cancelled, not queued. For Mondays at half past four, with data that
     others change: --cron "30 4 * * 1" --timezone Europe/Berlin --update.
     """
     from flows.check import check_recipes
@@ -198,13 +210,13 @@ def status(*, as_json: bool) -> None:
     from flows import show
     from flows.status import read_status
 
-    found = read_status(find_root())
+    state = read_status(find_root())
     if as_json:
-        _print_json(found)
+        _print_json(state)
         return
-    show.print_rows("Recipes", show.status_rows(found["recipes"]))
-    if found["registry_fault"] is not None:
-        show.print_line(f"Models unknown: {found['registry_fault']}", "yellow")
+    show.print_rows("Recipes", show.status_rows(state["recipes"]))
+    if state["registry_fault"] is not None:
+        show.print_line(f"Models unknown: {state['registry_fault']}", "yellow")
 
 
 @command("promote models:/triage/3 --reason 'reviewed by the team'")
@@ -218,8 +230,8 @@ def promote(model: str, reason: str, *, overrides: bool, as_json: bool) -> None:
     """Put a version through its gate by hand.
 
     It becomes champion if every rule passes. Exit code 3 if the gate refuses. A new decision needs
-    the version's own artifacts. With --override it becomes champion on your word, which a former
-    champion needs to come back.
+    the version's own artifacts. With --override it becomes champion on your word; a former champion
+    needs that to come back.
     """
     from flows.promotion import override
     from flows.promotion import promote as promote_version
@@ -233,9 +245,9 @@ def promote(model: str, reason: str, *, overrides: bool, as_json: bool) -> None:
         return
     version, decision = promote_version(find_root(), model, reason)
     if as_json:
-        _print_json({"model": version.uri, "decision": decision.as_dict()})
+        _print_json({"model": version.uri, "decision": asdict(decision)})
     else:
-        _print_decision(version.uri, decision.as_dict())
+        _print_decision(version.uri, decision)
     if decision.verdict != "promote":
         sys.exit(EXIT_REFUSED)
 
@@ -264,18 +276,18 @@ def rollback(model: str, reason: str, *, as_json: bool) -> None:
 def lineage(model: str, *, as_json: bool) -> None:
     """Show what a model was made from.
 
-    Commit, data, teacher, cache, run and decision, and whether each can still be found here. What a
-    stage made is found if all its files are in the workspace or in DVC's cache, and current if
-    dvc.lock names it.
+    Shows commit, data, teacher, cache, run and decision, and whether each can still be found here.
+    A stage's outs are found if all their files are in the workspace or in DVC's cache, and current
+    if dvc.lock names them.
     """
     from flows import show
     from flows.lineage import read_lineage
 
-    found = read_lineage(find_root(), model)
+    origins = read_lineage(find_root(), model)
     if as_json:
-        _print_json(found)
+        _print_json(origins)
     else:
-        show.print_rows(model, show.value_rows(found))
+        show.print_rows(model, show.value_rows(origins))
 
 
 @command("doctor")
@@ -283,7 +295,7 @@ def lineage(model: str, *, as_json: bool) -> None:
 def doctor(*, as_json: bool) -> None:
     """Look for what would stop a run here.
 
-    Says what mends each fault. Exit code 1 if there is one.
+    Each fault comes with its mend. Exit code 1 if there is one.
     """
     from flows import show
     from flows.doctor import examine
@@ -307,7 +319,7 @@ def doctor(*, as_json: bool) -> None:
 def ui(prefect_port: int, mlflow_port: int) -> None:
     """Serve the Prefect and MLflow pages.
 
-    On 127.0.0.1, until Ctrl-C.
+    They answer on 127.0.0.1, until Ctrl-C.
     """
     from flows.ui import serve
 
@@ -319,7 +331,7 @@ def ui(prefect_port: int, mlflow_port: int) -> None:
 
 
 def _terminate(_: int, __: FrameType | None) -> None:
-    """SIGTERM unwinds the stack, so that what was started is stopped."""
+    """Unwind the stack on SIGTERM, so that started processes are stopped."""
     sys.exit(EXIT_TERMINATED)
 
 
@@ -334,10 +346,10 @@ def _print_outcome(job: Job, outcome: Outcome, *, idle: bool) -> None:
         show.print_line("Everything is up to date: nothing to do.")
 
 
-def _print_decision(version: str, decision: Mapping[str, Any], *, overridden: bool = False) -> None:
+def _print_decision(version: str, decision: Decision, *, overridden: bool = False) -> None:
     from flows import show
 
-    promoted = decision["verdict"] == "promote"
+    promoted = decision.verdict == "promote"
     show.print_rows(f"Gate of {version}", show.decision_rows(decision))
     if promoted:
         show.print_line(f"{version}: champion.", "bold green")
@@ -345,6 +357,7 @@ def _print_decision(version: str, decision: Mapping[str, Any], *, overridden: bo
         show.print_line(f"{version}: champion, the gate overridden by a person.", "bold yellow")
     else:
         show.print_line(f"{version}: REFUSED. The champion stays as it is.", "bold red")
+        show.print_line(f"More: {show_place(GATE_REFUSED)}")
 
 
 def _print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:

@@ -27,11 +27,12 @@ from prefect.states import Completed, Failed
 from flows.job import Job, Outcome, describe, read_job
 from flows.progress import Reporter
 from flows.show import decision_line, result_rows, seconds
+from tasks.kd.documents.history import HISTORY
 from tasks.kd.errors import KDError, ParamsError, RegistryError, StageError, TransientError
 from tasks.kd.gate.decision import Decision
 from tasks.registry import Version, open_registry
-from tasks.versioning import reasons, versioning
-from tasks.versioning.versioning import PlannedStage
+from tasks.versioning import asking, reasons, telling
+from tasks.versioning.asking import PlannedStage
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -61,7 +62,7 @@ def distill(recipe: str, root: str | None = None, updates: bool = False) -> Stat
         push(job)
     except KDError as error:
         return Failed(message=str(error), data=error)
-    outcome = Outcome(job.name, version.uri, decision.as_dict(), stage_seconds)
+    outcome = Outcome(job.name, version.uri, decision, stage_seconds)
     message = f"{version.uri}: {decision_line(outcome.decision)}"
     return Completed(name=outcome.ending, message=message, data=outcome)
 
@@ -81,7 +82,7 @@ def run_stages(job: Job) -> dict[str, float]:
     """Reproduce each stage that is out of date; returns the seconds that each took."""
     logger = get_run_logger()
     done: dict[str, State[float]] = {}
-    for stage in versioning.plan(job.root, job.name):
+    for stage in asking.plan(job.root, job.name):
         if not stage.reasons:
             logger.info("%s is up to date", stage.target)
             continue
@@ -110,7 +111,7 @@ def require_settled(job: Job) -> None:
             advice=advice,
             mend=mend,
         )
-    due = [stage for stage in versioning.plan(job.root, job.name) if stage.reasons]
+    due = [stage for stage in asking.plan(job.root, job.name) if stage.reasons]
     if due:
         raise StageError(
             "what stages read changed while the flow ran",
@@ -166,9 +167,7 @@ def run_stage(stage: PlannedStage, job: Job) -> float:
     start = time.monotonic()
     try:
         with watched(job, stage.name):
-            versioning.reproduce(
-                job.root, stage, on_line=reporter.line, on_progress=reporter.progress
-            )
+            telling.reproduce(job.root, stage, on_line=reporter.line, on_progress=reporter.progress)
     finally:
         reporter.clear()
     took = time.monotonic() - start
@@ -197,7 +196,7 @@ def newest_metrics(root: Path, stage: str, recipe: str) -> Callable[[], Path | N
     def find() -> Path | None:
         found = [
             (path.stat().st_mtime, path)
-            for path in (root / ".work").glob(f"{stage}-{recipe}-*/metrics.jsonl")
+            for path in (root / ".work").glob(f"{stage}-{recipe}-*/{HISTORY}")
         ]
         newest = max(found, default=(0.0, None))
         return newest[1] if newest[0] >= began else None
@@ -208,19 +207,19 @@ def newest_metrics(root: Path, stage: str, recipe: str) -> Callable[[], Path | N
 @step
 def update(job: Job) -> None:
     """Bring what DVC imports to what its sources hold now."""
-    _transfer(versioning.update, job, "updated what is imported")
+    _transfer(telling.update, job, "updated what is imported")
 
 
 @step
 def pull(job: Job) -> None:
     """Fetch what DVC tracks and this copy lacks, if a remote is configured."""
-    _transfer(versioning.pull, job, "pulled what was missing here")
+    _transfer(telling.pull, job, "pulled what was missing here")
 
 
 @step
 def push(job: Job) -> None:
     """Send the artifacts to the remote, if one is configured."""
-    _transfer(versioning.push, job, "pushed to the remote")
+    _transfer(telling.push, job, "pushed to the remote")
 
 
 @step
@@ -241,7 +240,7 @@ def register(job: Job, run_id: str) -> Version:
 def gate(job: Job, version: Version) -> Decision:
     """Decide on the candidate."""
     decision = open_registry(job.root).gate(describe(job, runtime.flow_run.id), version)
-    get_run_logger().info("%s", decision_line(decision.as_dict()))
+    get_run_logger().info("%s", decision_line(decision))
     return decision
 
 

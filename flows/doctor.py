@@ -1,4 +1,4 @@
-"""`stillhouse doctor`: what on this machine would stop a run, with the mend for each."""
+"""`stillhouse doctor`: faults of this machine that would stop a run, each with its mend."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from flows import runbook
 from flows.environment import TELEMETRY_OFF
 from tasks.kd.errors import KDError
 
@@ -20,25 +21,28 @@ FREE_GIB_WANTED = 5.0
 FREE_GIB_NEEDED = 1.0
 _GIB = 2**30
 _MLFLOW_URIS = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
-_OFF = {"DO_NOT_TRACK": ("true",)}  # MLflow reads the literal `true` alone
+_OFF = {"DO_NOT_TRACK": ("true",)}  # MLflow accepts only the literal `true`
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor's: what was looked at, how it is, what was seen, what mends it."""
+    """One line of the doctor's: part, status, what was seen, mend, and the runbook's heading."""
 
     name: str
     status: Literal["ok", "warn", "fail"]
     seen: str
     mend: str = ""
+    anchor: str = ""
 
     def as_dict(self) -> dict[str, str]:
-        """The finding as JSON."""
-        return asdict(self)
+        """The finding as a JSON object; `more` is the place in the runbook."""
+        told = asdict(self)
+        anchor = told.pop("anchor")
+        return {**told, "more": runbook.show_place(anchor) if anchor else ""}
 
 
 def examine(root: Path | None) -> list[Finding]:
-    """All findings, in the order in which a run would meet the faults."""
+    """All findings, in the order in which a run would meet them."""
     checks: list[Callable[[], Finding]] = [
         _check_python,
         _check_prefect_server,
@@ -75,8 +79,9 @@ def _check_prefect_server() -> Finding:
         return Finding("prefect server", "ok", pair)
     cause = (trial.stderr.strip().splitlines() or ["no message"])[-1]
     return Finding(
-        "prefect server", "fail", f"{pair}: {cause}", "rm .venv/.installed && make setup"
-    )
+        "prefect server", "fail", f"{pair}: {cause}", "rm .venv/.installed && make setup",
+        runbook.PREFECT_DOES_NOT_START,
+    )  # fmt: skip
 
 
 def _version(package: str) -> str:
@@ -112,7 +117,8 @@ def _check_disk(folder: Path) -> Finding:
     if free >= FREE_GIB_WANTED:
         return Finding("disk", "ok", seen)
     status: Literal["warn", "fail"] = "warn" if free >= FREE_GIB_NEEDED else "fail"
-    return Finding("disk", status, f"{seen}, {FREE_GIB_WANTED:.0f} wanted", "make room")
+    wanted = f"{seen}, {FREE_GIB_WANTED:.0f} wanted"
+    return Finding("disk", status, wanted, "make room", runbook.DISK_FULL)
 
 
 def _check_port(name: str, port: int, flag: str) -> Finding:
@@ -124,6 +130,7 @@ def _check_port(name: str, port: int, flag: str) -> Finding:
     return Finding(
         f"port {port}", "warn", f"in use, by {name} or another program",
         f"if it is not {name}: stillhouse ui {flag} <another port>",
+        runbook.PORT_IN_USE,
     )  # fmt: skip
 
 
@@ -141,7 +148,7 @@ def _check_mlflow(root: Path | None) -> Finding:
         registry.greet()
     except KDError as error:
         mend = f"start that server, or unset {' or '.join(given)}" if given else "see the message"
-        return Finding("mlflow", "fail", str(error), mend)
+        return Finding("mlflow", "fail", str(error), mend, runbook.MLFLOW_REFUSED)
     shown = ".mlflow/mlflow.db" if store.local else store.shown_uri
     if store.divided:
         shown += f", registry {store.shown_registry_uri}"

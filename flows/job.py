@@ -12,6 +12,7 @@ from tasks.kd.errors import ParamsError
 
 if TYPE_CHECKING:
     from tasks.kd.documents.evaluation import Metrics
+    from tasks.kd.gate.decision import Decision
     from tasks.kd.recipe.recipe import Recipe
     from tasks.registry import Produced
 
@@ -52,14 +53,14 @@ class Outcome:
 
     recipe: str
     version: str
-    decision: Mapping[str, Any]
+    decision: Decision
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
     overridden: bool = False  # champion on a person's word, whatever the gate says
 
     @property
     def promoted(self) -> bool:
         """True if the gate let the candidate through."""
-        return bool(self.decision["verdict"] == "promote")
+        return self.decision.verdict == "promote"
 
     @property
     def ending(self) -> str:
@@ -92,7 +93,7 @@ def read_job(recipe: str, root: Path | None = None) -> Job:
 def describe(job: Job, flow_run_id: str | None = None) -> Produced:
     """The artifacts with their lineage, as the registry takes them."""
     from tasks.registry import Lineage, Produced
-    from tasks.versioning.versioning import git_state, out_hashes
+    from tasks.versioning.asking import git_state, out_hashes
 
     commit, dirty = git_state(job.root)
     lineage = Lineage(commit, dirty, out_hashes(job.root, job.name), flow_run_id)
@@ -106,7 +107,7 @@ def find_settled(job: Job) -> Outcome | None:
     which has been carried out.
     """
     from tasks.registry import open_registry
-    from tasks.versioning.versioning import plan
+    from tasks.versioning.asking import plan
 
     if any(stage.reasons for stage in plan(job.root, job.name)):
         return None
@@ -117,7 +118,7 @@ def find_settled(job: Job) -> Outcome | None:
         return None
     is_champion = "champion" in version.aliases
     overridden = is_champion and version.tags.get("promoted_override") == "true"
-    outcome = Outcome(job.name, version.uri, decision.as_dict(), overridden=overridden)
+    outcome = Outcome(job.name, version.uri, decision, overridden=overridden)
     carried_out = is_champion and "promoted_at" in version.tags
     return None if outcome.promoted and not carried_out else outcome
 

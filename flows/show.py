@@ -1,6 +1,6 @@
-"""What a person reads on the terminal: tables of results, plans, states and findings.
+"""Output on the terminal: tables of results, plans, states and findings.
 
-The tables are made of plain rows, which the flow's Prefect artifacts use as well.
+The tables are made of plain rows, which the flow's Prefect artifacts use too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from tasks.kd.documents.evaluation import Figure, Metrics
-    from tasks.versioning.versioning import PlannedStage
+    from tasks.kd.gate.decision import Decision
+    from tasks.versioning.asking import PlannedStage
 
 _STATUS_STYLE = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
@@ -34,13 +35,12 @@ def result_rows(metrics: Metrics) -> list[dict[str, str]]:
     ]
 
 
-def decision_line(decision: Mapping[str, Any]) -> str:
-    """The verdict, and for a refusal each rule that was not met, with its numbers."""
-    refused = [rule for rule in decision["rules"] if not rule["passed"]]
-    if decision["verdict"] == "promote":
+def decision_line(decision: Decision) -> str:
+    """A decision in one line: for a refusal, each failed rule with its numbers."""
+    if decision.verdict == "promote":
         return "every rule of the gate passed"
     return "refused by the gate: " + "; ".join(
-        f"{rule['name']}, {rule['explanation']}" for rule in refused
+        f"{rule.name}, {rule.explanation}" for rule in decision.refused_by
     )
 
 
@@ -82,31 +82,31 @@ def value_rows(value: Mapping[str, Any], key: str = "") -> list[dict[str, str]]:
     return rows
 
 
-def decision_rows(decision: Mapping[str, Any]) -> list[dict[str, str]]:
+def decision_rows(decision: Decision) -> list[dict[str, str]]:
     """Rows rule / verdict / explanation of a decision."""
     return [
         {
-            "rule": str(rule["name"]),
-            "verdict": "passed" if rule["passed"] else "refused",
-            "explanation": str(rule["explanation"]),
+            "rule": rule.name,
+            "verdict": "passed" if rule.passed else "refused",
+            "explanation": rule.explanation,
         }
-        for rule in decision["rules"]
+        for rule in decision.rules
     ]
 
 
 def print_rows(title: str, rows: Sequence[Mapping[str, str]]) -> None:
-    """One table; the first row's keys are its header."""
+    """Print a table whose header is the first row's keys; nothing without rows."""
     if rows:
         _console().print(_table(title, rows))
 
 
 def print_line(text: str, style: str | None = None) -> None:
-    """One line of plain text; nothing in it is taken for markup."""
+    """Print one line of plain text; markup in it is not interpreted."""
     _console().print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_findings(findings: Iterable[Mapping[str, str]]) -> None:
-    """The doctor's findings, one a line, each fault with its mend below it."""
+    """Print the doctor's findings, one a line, each fault with its mend below."""
     from rich.text import Text
 
     console = _console()
@@ -115,10 +115,12 @@ def print_findings(findings: Iterable[Mapping[str, str]]) -> None:
         console.print(line.append(f"{finding['name']}: {finding['seen']}", style="default"))
         if finding["status"] != "ok":
             console.print(Text(f"      mend: {finding['mend']}"))
+        if finding["status"] != "ok" and finding["more"]:
+            console.print(Text(f"      more: {finding['more']}"))
 
 
 def seconds(value: float) -> str:
-    """A duration as people say it: `4.2 s`, `3 min 05 s`."""
+    """A duration in words: `4.2 s`, `3 min 05 s`."""
     if value < 60:
         return f"{value:.1f} s"
     minutes, rest = divmod(round(value), 60)
@@ -126,7 +128,7 @@ def seconds(value: float) -> str:
 
 
 def size(value: float) -> str:
-    """A number of bytes as people say it."""
+    """A number of bytes with its unit: `512 bytes`, `1.5 GiB`."""
     unit = "bytes"
     for larger in ("KiB", "MiB", "GiB", "TiB"):
         if value < 1024:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.kd.data.formats.cells import list_names
 from tasks.kd.data.local_files import tracked_parts
-from tasks.kd.errors import DataError, ParamsError
+from tasks.kd.errors import DataError
 
 if TYPE_CHECKING:
+    from tasks.kd.recipe.faults import Fault
     from tasks.kd.recipe.recipe import Recipe
     from tasks.kd.recipe.sources import PathData
 
@@ -21,15 +22,19 @@ def check_sources(root: Path, path: Path, recipe: Recipe) -> None:
     A file that DVC tracks, or that a stage makes, may be absent. Of a table that is here the
     header alone is read, or the first record; of a model all but the values of its weights.
     """
-    from tasks.kd.recipe.files import locate, read_yaml
+    from tasks.kd.recipe.document import read_yaml
+    from tasks.kd.recipe.faults import refuse
 
-    document, made = read_yaml(path), _list_made(root)
-    lines = []
-    for place, fault in _find_faults(root, recipe, made):
-        _, line = locate(place.split("."), document)
-        lines.append(f"  {path}:{line}: {place}: {fault}")
-    if lines:
-        raise ParamsError("\n".join([f"{path.name} can't be run:", *lines]))
+    if faults := list(find_source_faults(root, recipe)):
+        raise refuse(path, read_yaml(path), faults)
+
+
+def find_source_faults(root: Path, recipe: Recipe) -> Iterator[Fault]:
+    """The faults of a recipe's sources, as `check_sources` tells them."""
+    from tasks.kd.recipe.faults import Fault
+
+    for place, fault in _find_faults(root, recipe, _list_made(root)):
+        yield Fault(tuple(place.split(".")), fault)
 
 
 def _find_faults(root: Path, recipe: Recipe, made: set[str]) -> Iterator[tuple[str, str]]:
@@ -121,7 +126,7 @@ def _comes_by_dvc(root: Path, named: str, made: set[str]) -> bool:
 
 def _list_made(root: Path) -> set[str]:
     """The outs of stages that the user added to dvc.yaml; the recipes' own have other places."""
-    from tasks.kd.recipe.files import read_yaml
+    from tasks.kd.recipe.document import read_yaml
 
     stages: Any = read_yaml(root / "dvc.yaml").get("stages") or {}
     outs = [out for stage in stages.values() for out in stage.get("outs", ())]

@@ -32,6 +32,7 @@ from study.settings import FOLDER, ROOT, StudentKind, Study, decisive
 from study.teachers import Say, Teacher, cached, habits
 from tasks.kd.cache.writing.calibration import deviations
 from tasks.kd.data.examples.prepared import Split
+from tasks.kd.data.examples.targets import NoTargets, Targets
 from tasks.kd.digests import sha256_file, sha256_json, write_json
 from tasks.kd.encoders.families import count_parameters, depth, width
 from tasks.kd.levels.objective import Objective, TeacherShape, banked_layers, standardised_layers
@@ -42,7 +43,6 @@ from tasks.kd.recipe.training import Optimizer
 from tasks.kd.students.building import build_student
 from tasks.kd.students.weighing import hidden_moment
 from tasks.kd.targets.banks import banks
-from tasks.kd.targets.targets import NoTargets, Targets
 from tasks.kd.training.loop import Parts, Report, predict, steps_in_all, train
 
 _VERSION = 1

@@ -25,10 +25,10 @@ from tasks.kd.cache.store.store import Store
 from tasks.kd.cache.writing.job import CacheJob, distinct
 from tasks.kd.cache.writing.writer import write_cache
 from tasks.kd.data.examples.prepared import Split
+from tasks.kd.data.examples.targets import NoTargets
 from tasks.kd.digests import read_json, replace_folder, sha256_file, sha256_json, write_json
 from tasks.kd.encoders.loading import load_classifier, model_sha256, new_classifier
 from tasks.kd.recipe.compute import Compute
-from tasks.kd.targets.targets import NoTargets
 from tasks.kd.teacher.fine_tuning import FineTuning
 from tasks.kd.training.loop import Habits, Parts, predict, train
 from tasks.kd.training.sinks import JsonLines

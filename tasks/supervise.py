@@ -1,15 +1,15 @@
-"""Run a command so that its whole process tree ends when we do, however we end.
+"""Run a command whose whole process tree ends when we end, however that happens.
 
     run()  ->  shim: this file as a program, in a session of its own  ->  the command and its own
 
-On Linux the shim is the *reaper* of everything below it: a process whose parent has died becomes
-the shim's child, even one that made its own session, so no descendant can leave its sight. When
-the process that called `run` dies, also of SIGKILL, the kernel wakes the shim, which kills them
-all. Elsewhere the shim sees within half a second that its parent has gone and ends the command's
-process group; a descendant that made its own session outlives that.
+On Linux the shim is the *reaper* of everything below it: a process whose parent died becomes the
+shim's child, even one with a session of its own, so no descendant can escape. When the process
+that called `run` dies, even of SIGKILL, the kernel wakes the shim, which kills them all. Elsewhere
+the shim notices within half a second that its parent is gone and ends the command's process group;
+a descendant with a session of its own outlives that.
 
-A request to stop (SIGTERM to the shim) goes to every descendant as SIGTERM; what still lives
-after the grace period is killed. A second request kills at once.
+A request to stop (SIGTERM to the shim) goes to every descendant as SIGTERM. Processes that still
+live after the grace period are killed. A second request kills at once.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from pathlib import Path
 from types import FrameType
 
 GRACE_S = 10.0
-_POLL_S = 0.5  # a lost parent is noticed within this even without the kernel's word
-_LINGER_S = 1.0  # what the command leaves behind may end by itself for so long
+_POLL_S = 0.5  # a lost parent is noticed within this time, even if the kernel sends no signal
+_LINGER_S = 1.0  # processes that outlive the command have this long to end by themselves
 _MARGIN_S = 5.0  # the shim's own time, on top of the grace period
 _MAX_LINE = 1 << 16
 _LINUX = platform.system() == "Linux"
@@ -53,10 +53,10 @@ def run(
 ) -> int:
     """Run a command to its end and return its exit code: 128 + n if signal n ended it.
 
-    Standard output and error arrive merged, in order, as UTF-8 text: `on_line` gets each line that
-    ends in a newline, `on_progress` each text that a carriage return lets the next one overwrite.
-    Whatever is raised meanwhile (KeyboardInterrupt, a cancellation, a fault of a callback) first
-    ends the whole tree: SIGTERM, `grace_s` seconds, SIGKILL.
+    Standard output and error arrive merged, in order, as UTF-8 text. `on_line` gets each line that
+    ends in a newline; `on_progress` gets each text that ends in a carriage return, to be
+    overwritten. Anything raised meanwhile (KeyboardInterrupt, a cancellation, an error of a
+    callback) first ends the whole tree: SIGTERM, `grace_s` seconds, SIGKILL.
     """
     options = ["--parent", str(os.getpid()), "--grace", str(grace_s), "--"]
     shim = subprocess.Popen(
@@ -81,7 +81,7 @@ def run(
 
 
 class Splitter:
-    """Cuts a byte stream into lines (newline) and progress (carriage return)."""
+    """A byte stream cut into lines (newline) and progress (carriage return)."""
 
     def __init__(self, on_line: Callable[[str], None], on_progress: Callable[[str], None]) -> None:
         self._on_line, self._on_progress = on_line, on_progress
@@ -91,7 +91,7 @@ class Splitter:
         self._shown = ""
 
     def feed(self, chunk: bytes) -> None:
-        """Take the next bytes, call back for all that is complete in them."""
+        """Take the next bytes and call back for every complete text in them."""
         text = self._rest + self._decoder.decode(chunk)
         # A carriage return at the very end may be the first half of a line's "\r\n".
         pieces = re.split(r"(\r\n|\n|\r(?!\Z))", text)
@@ -108,7 +108,7 @@ class Splitter:
             self._rest = ""
 
     def close(self) -> None:
-        """The stream has ended: what is left is a line, unless it is progress, already shown."""
+        """End the stream: the rest is a line, unless it is progress, which was shown already."""
         rest = self._rest + self._decoder.decode(b"", final=True)
         if rest.strip() and not rest.endswith("\r"):
             self._line(rest)
@@ -126,12 +126,12 @@ class Splitter:
 
 
 def _pump(shim: subprocess.Popen[bytes], feed: Callable[[bytes], None], deadline: float) -> None:
-    """Hand over output until the shim has ended and its pipe is empty, or the deadline is past."""
+    """Pass output on until the shim has ended and its pipe is empty, or until the deadline."""
     if shim.stdout is None or shim.stdout.closed:
         return
     with selectors.DefaultSelector() as selector:
         selector.register(shim.stdout, selectors.EVENT_READ)
-        # Short waits: a cancellation is raised in this thread only between two instructions.
+        # Waits are short, since a cancellation is raised in this thread only between instructions.
         while time.monotonic() < deadline:
             if selector.select(_POLL_S / 2):
                 chunk = os.read(shim.stdout.fileno(), 1 << 16)
@@ -139,7 +139,7 @@ def _pump(shim: subprocess.Popen[bytes], feed: Callable[[bytes], None], deadline
                     break
                 feed(chunk)
             elif shim.poll() is not None:
-                return  # killed itself, while one of its own still holds the pipe
+                return  # the shim was killed, and a descendant still holds the pipe
     while shim.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
 
@@ -155,11 +155,11 @@ def _stop(shim: subprocess.Popen[bytes], grace_s: float) -> None:
 
 
 def _discard(_: bytes) -> None:
-    """Output of a command that is being stopped: read, so that it never waits for a reader."""
+    """Drop the output of a command that is being stopped, so that it never waits for a reader."""
 
 
 def _end_group(shim: subprocess.Popen[bytes]) -> None:
-    """The last resort, for when the shim was killed: the command shares its process group."""
+    """Kill the shim's process group, which the command shares, if the shim was killed."""
     if shim.poll() is None or shim.returncode < 0:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(shim.pid, signal.SIGKILL)
@@ -187,7 +187,7 @@ def _watch(command: list[str], parent: int, grace_s: float) -> int:
     requests, wake = _listen()
     _become_reaper()
     if os.getppid() != parent:
-        return -signal.SIGKILL  # it died before we could ask to be told
+        return -signal.SIGKILL  # the parent died before we could ask for its signal
     try:
         child = _start(command)
     except OSError as error:
@@ -198,7 +198,7 @@ def _watch(command: list[str], parent: int, grace_s: float) -> int:
     while not alone:
         now = time.monotonic()
         if deadline == math.inf and requests:
-            # Not shortened when the command itself goes first: dvc does, at once, while the
+            # The grace period stands even if the command ends first: dvc ends at once, while the
             # stage below it writes a checkpoint.
             deadline = now + grace_s
             _ask_all(child)
@@ -213,7 +213,7 @@ def _watch(command: list[str], parent: int, grace_s: float) -> int:
 
 
 def _listen() -> tuple[list[int], int]:
-    """Requests to stop collect in the list; the descriptor becomes readable at any signal."""
+    """A list that collects requests to stop, and a descriptor that any signal makes readable."""
     requests: list[int] = []
     wake, alarm = os.pipe()
     os.set_blocking(wake, False)
@@ -235,15 +235,15 @@ def _listen() -> tuple[list[int], int]:
 def _become_reaper() -> None:
     if _LINUX:
         prctl = ctypes.CDLL(None, use_errno=True).prctl
-        # SIGUSR1 only wakes us, to look whether the parent is still there: the kernel sends it
-        # when the *thread* that started us ends, which is not yet the end of its process.
+        # SIGUSR1 only wakes us to see whether the parent still lives. The kernel sends it when the
+        # *thread* that started us ends, which need not be the end of its process.
         for option, value in ((_PR_SET_PDEATHSIG, signal.SIGUSR1), (_PR_SET_CHILD_SUBREAPER, 1)):
             if prctl(option, int(value), 0, 0, 0) != 0:
                 raise OSError(ctypes.get_errno(), "prctl")
 
 
 def _start(command: list[str]) -> int:
-    # Python ignores these two; the command must find them as it would in a shell.
+    # Python ignores these two signals; the command must get a shell's defaults.
     defaults = [signal.SIGPIPE, signal.SIGXFSZ]
     if _LINUX:
         return os.posix_spawnp(command[0], command, os.environ, setsigdef=defaults)
@@ -251,7 +251,7 @@ def _start(command: list[str]) -> int:
 
 
 def _reap(child: int, code: int | None) -> tuple[int | None, bool]:
-    """Collect whoever has ended: (the command's exit code if known, whether nobody is left)."""
+    """Collect ended children. Returns the command's exit code if known, and whether all ended."""
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -264,7 +264,7 @@ def _reap(child: int, code: int | None) -> tuple[int | None, bool]:
 
 
 def _kill_all(child: int, code: int | None) -> int | None:
-    """SIGKILL until nobody is left: a killed parent's children come to us, and are next."""
+    """Send SIGKILL until no child is left. Killed parents' children become ours and are next."""
     deadline = time.monotonic() + _MARGIN_S
     alone = False
     while not alone and time.monotonic() < deadline:
@@ -275,9 +275,9 @@ def _kill_all(child: int, code: int | None) -> int | None:
 
 
 def _ask_all(child: int) -> None:
-    """SIGTERM, once to each process, until nobody is new.
+    """Send SIGTERM once to each process, until no new one appears.
 
-    One reading of /proc misses who is born meanwhile, or comes to us since its parent ended.
+    One reading of /proc misses processes that start, or become ours, in the meantime.
     """
     asked: set[int] = set()
     while new := _signal_all(child, signal.SIGTERM, but=asked):
@@ -285,7 +285,7 @@ def _ask_all(child: int) -> None:
 
 
 def _signal_all(child: int, number: signal.Signals, *, but: Set[int] = frozenset()) -> set[int]:
-    """Signal the whole tree but those; who was signalled (nobody is named without /proc)."""
+    """Signal the whole tree except `but`. Returns the signalled processes; none without /proc."""
     signalled: set[int] = set()
     if _LINUX:
         for pid in _descendants():
@@ -304,13 +304,13 @@ def _descendants() -> list[int]:
     children: dict[int, list[int]] = {}
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            # `pid (name) state ppid ...`, where the name may hold blanks and brackets
+            # `pid (name) state ppid ...`; the name may hold blanks and brackets
             fields = (process / "stat").read_bytes().rpartition(b")")[2].split()
             children.setdefault(int(fields[1]), []).append(int(process.name))
-    found = [os.getpid()]
-    for pid in found:
-        found.extend(children.get(pid, ()))
-    return found[1:]
+    below = [os.getpid()]
+    for pid in below:
+        below.extend(children.get(pid, ()))
+    return below[1:]
 
 
 def _sleep(wake: int, seconds: float) -> None:

@@ -1,14 +1,14 @@
 """The registry: runs, model versions, the gate and the champion, in MLflow.
 
-This package is the only user of mlflow (beside the served student, which travels into it). MLflow
-is written from finished files, after the stages: an outage costs no training, and every call may be
-made again. mlflow is imported when the first call needs it, never by importing this package.
+Only this package uses mlflow, besides the served student, which travels into it. MLflow is written
+from finished files, after the stages, so an outage costs no training and every call can be
+repeated. mlflow is imported by the first call that needs it, never by importing this package.
 
-    store.py      where MLflow is, how it is asked quietly, and its faults in our words
-    produced.py   what a recipe's stages left on disk, and its fingerprint
-    live.py       curves of a training while it runs, in a run of their own
+    store.py      where MLflow is, quiet calls to it, and its errors as ours
+    produced.py   the artifacts of a recipe's stages, and their fingerprint
+    live.py       curves of a running training, in a run of their own
     tracking.py   the run: parameters, metrics with history, inputs, artifacts, tags
-    packing.py    the student as an MLflow model folder; digests; loading what was verified
+    packing.py    the student as an MLflow model folder; digests; verified loading
     versions.py   model versions: find, register, resolve
     promotion.py  gate, promote, roll back
     tracing.py    lineage and status
@@ -36,36 +36,36 @@ def open_registry(root: Path) -> Registry:
     """The registry of a checkout: `MLFLOW_TRACKING_URI`, or SQLite in `<root>/.mlflow`.
 
     `MLFLOW_REGISTRY_URI` keeps models elsewhere than runs.
-    Asks nothing yet; a server that is down is heard of at the first call.
+    Nothing is asked yet: a server that is down shows at the first call.
     """
     return Registry(open_store(root))
 
 
 @dataclass(frozen=True)
 class Registry:
-    """Every call raises `RegistryError`, or `TransientError` where another try may do."""
+    """MLflow's registry. Every call raises RegistryError, or TransientError if a retry may help."""
 
     store: Store
 
     @property
     def uri(self) -> str:
-        """The tracking URI, for `mlflow ui` and for people (it may hold a password)."""
+        """The tracking URI, for `mlflow ui` and for people. It may hold a password."""
         return self.store.uri
 
     def greet(self) -> None:
-        """Hear whether both answer: where runs are, and where models are."""
+        """Ask both stores, of runs and of models, to see whether they answer."""
         with self.store.speak():
             self.store.client.search_experiments(max_results=1)
             versions.find_model(self.store, "stillhouse-doctor")
 
     def require_name(self, model: str) -> None:
-        """Raise ParamsError for a name that no model can have there, as a prompt has it."""
+        """Raise ParamsError if a prompt has the model's name, which no model can take then."""
         if self.store.exists:
             with self.store.speak():
                 versions.require_no_prompt(self.store, model)
 
     def find(self, produced: Produced) -> Version | None:
-        """The version that was registered from exactly these artifacts, if any."""
+        """The version registered from exactly these artifacts; None if there is none."""
         with self.store.speak(produced.name):
             return versions.find(self.store, produced)
 
@@ -78,26 +78,26 @@ class Registry:
         every_s: float,
         say: Callable[[str], None],
     ) -> AbstractContextManager[None]:
-        """While open, a running training's figures go to a run of their own; it never raises."""
+        """While open, send a running training's figures to a run of their own. Never raises."""
         return live.follow(self.store, experiment, name, find, every_s=every_s, say=say)
 
     def track(self, produced: Produced) -> str:
-        """The id of the one finished run of these artifacts; written if it is not there yet."""
+        """The id of the one finished run of these artifacts, which is written if it is missing."""
         with self.store.speak(produced.name), self.store.lock():
             return tracking.track(self.store, produced)
 
     def register(self, produced: Produced, run_id: str) -> Version:
-        """The one version of these artifacts, alias `candidate`; made if it is not there yet."""
+        """The one version of these artifacts, alias `candidate`, which is made if it is missing."""
         with self.store.speak(produced.name), self.store.lock():
             return versions.register(self.store, produced, run_id)
 
     def champion(self, model: str) -> Version | None:
-        """The version that the alias `champion` points to; None if the model has none."""
+        """The version with the alias `champion`; None if the model has none."""
         with self.store.speak():
             return versions.find_alias(self.store, model, versions.CHAMPION)
 
     def decided(self, version: Version, gate: Gate) -> Decision | None:
-        """The decision that stands for this version under these limits, if one was made."""
+        """The standing decision for this version under these limits; None if there is none."""
         with self.store.speak():
             return promotion.recall(self.store, version, gate)
 
@@ -116,8 +116,9 @@ class Registry:
     ) -> Version:
         """Make a version champion and return it as it then stands; no-op if it is champion.
 
-        `decision` None takes the one on record. Refused unless the decision says promote and was
-        made against the present champion; `override` (a person's word, with a reason) skips both.
+        `decision` None uses the one on record. Raises RegistryError unless the decision says
+        promote and was made against the present champion; `override`, a person's word with a
+        reason, skips both checks.
         """
         with self.store.speak(), self.store.lock():
             return promotion.promote(self.store, version, decision, reason, override=override)
@@ -133,7 +134,7 @@ class Registry:
             return versions.resolve(self.store, uri)
 
     def lineage(self, uri: str) -> dict[str, Any]:
-        """What a version was made from; whether run, commit and cache can still be found here."""
+        """A version's origins, and whether its run, commit and cache can still be found here."""
         with self.store.speak():
             return tracing.trace(self.store, versions.resolve(self.store, uri))
 

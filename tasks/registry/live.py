@@ -1,8 +1,8 @@
-"""Curves of a training while it runs, in an MLflow run of their own.
+"""Curves of a running training, in an MLflow run of their own.
 
-They are read from the file that the training writes, by a thread of the flow: the training knows
-nothing of it and waits for nobody. Whatever goes wrong here is said once and ends the watching,
-not the training. The run that counts is written from finished files, as ever.
+A thread of the flow reads them from the file that the training writes, so the training neither
+knows of it nor waits for it. A failure here is reported once and ends the watching, not the
+training. The run that counts is written from finished files afterwards.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def follow(
     every_s: float,
     say: Callable[[str], None],
 ) -> Iterator[None]:
-    """While open, send what is new in the file that `find` gives, every so many seconds.
+    """While open, send new lines of the file that `find` returns, every `every_s` seconds.
 
-    `name` is of the stage and recipe. `say` is told where the run is, or why there is none.
+    `name` names the stage and recipe. `say` gets a message with the run's id, or why there is none.
     """
     follower = _Follower(store, experiment, name, find, say)
     ended = threading.Event()
@@ -56,7 +56,7 @@ def follow(
 
 
 class _Follower:
-    """How far the file was read, and the run that it went to."""
+    """A position in the training's file, and the run that its lines go to."""
 
     def __init__(
         self,
@@ -73,8 +73,8 @@ class _Follower:
         self._is_broken = False
 
     def send(self) -> bool:
-        """Send what is new; False once something went wrong."""
-        # Whatever it is: a training is worth more than its curves.
+        """Send new lines; False after a failure."""
+        # Any error counts, since a training is worth more than its curves.
         try:
             if lines := self._new_lines():
                 self._log(lines)
@@ -93,7 +93,10 @@ class _Follower:
             self._say(f"the run of live curves was not closed: {error}")
 
     def _new_lines(self) -> list[str]:
-        """Whole lines that were not read yet; a resumed training may have cut some off."""
+        """Whole lines that were not read yet. A file that got shorter is read from its start.
+
+        A resumed training cuts its file.
+        """
         path = self._find()
         if path is None or not path.exists():
             return []

@@ -1,4 +1,4 @@
-"""The student as an MLflow model folder: made, digested, and loaded only after it was verified."""
+"""The student as an MLflow model folder: packed, digested, and loaded only once verified."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _SERVED_STUDENT = Path(__file__).resolve().parents[1] / "serving" / "served_student.py"
 _REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pandas", "tokenizers")
-_META = "registered_model_meta"  # what MLflow adds to a model that it downloads by name
+_META = "registered_model_meta"  # a file that MLflow adds to a model downloaded by name
 _SUFFIXES = {".json", ".md", ".onnx", ".py", ".txt", ".yaml"}
 _EXAMPLE = "An example of a text to classify."
 # A text near the border between two labels may fall on either side in another batch.
@@ -34,8 +34,8 @@ def pack(produced: Produced, logged: LoggedModel, folder: Path) -> None:
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
-    # No inputs: MLflow would check them first, and refuse a list, an array and a categorical column
-    # for any that it lets one write. The served student knows itself what it takes.
+    # No inputs are declared. MLflow would check them first and refuse a list, an array and a
+    # categorical column, whatever is declared. The served student checks its inputs itself.
     signature = ModelSignature(
         outputs=Schema([ColSpec("string", "label"), ColSpec("double", "score")]),
         params=ParamSchema([ParamSpec("all_scores", "boolean", False)]),
@@ -64,7 +64,7 @@ def digest_model(folder: Path) -> dict[str, str]:
     """Tags that fix a model folder's content.
 
     `content.sha256` leaves out `MLmodel`, which names the run, so that a copy in another registry
-    has the same one; `mlmodel.sha256` is of that file.
+    has the same digest. `mlmodel.sha256` is that file's own.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     content = [
@@ -79,20 +79,21 @@ def digest_model(folder: Path) -> dict[str, str]:
 
 
 def fetch_verified(store: Store, uri: str, digests: Mapping[str, str], folder: Path) -> Path:
-    """Download a model and compare it with its digests, before any of its code is run.
+    """Download a model, compare it with its digests before any of its code runs, return its folder.
 
-    `uri` is `models:/<name>/<version>` or `models:/<id of a logged model>`.
+    `uri` is `models:/<name>/<version>` or `models:/<id of a logged model>`. Raises RegistryError if
+    files are missing, of a kind that is never loaded, or other than registered.
     """
     from mlflow.artifacts import download_artifacts, list_artifacts
 
     name, _, version = uri.removeprefix("models:/").partition("/")
-    # MLflow looks `models:/` up in the process's own default store whatever it is told (3.17), so
-    # the place of the files is asked for first.
+    # MLflow (3.17) looks `models:/` up in the process's default store, whatever store it is given.
+    # So the files' place is asked for first.
     if version:
         place = store.client.get_model_version_download_uri(name, version)
     else:
         place = store.client.get_logged_model(name).artifact_location
-    # A download fails alike where nothing is and where nobody answers; a list tells them apart.
+    # A download fails alike for missing files and for a silent server; a list tells them apart.
     listed = list_artifacts(artifact_uri=place, tracking_uri=store.uri)
     if not any(PurePosixPath(entry.path).name == "MLmodel" for entry in listed):
         raise RegistryError("The model's files are gone", where=f"{uri}, {place}")
@@ -111,20 +112,20 @@ def fetch_verified(store: Store, uri: str, digests: Mapping[str, str], folder: P
             expected=", ".join(sorted(_SUFFIXES)),
             found=", ".join(strange),
         )
-    for name, found in digest_model(target).items():
-        if digests.get(name) != found:
+    for name, digest in digest_model(target).items():
+        if digests.get(name) != digest:
             raise RegistryError(
                 f"The model's files are not the ones that were registered ({name} differs)",
                 where=uri,
                 expected=digests.get(name, "a tag with the digest"),
-                found=found,
+                found=digest,
                 advice="It was not loaded.",
             )
     return target
 
 
 def load(folder: Path) -> PyFuncModel:
-    """Load a verified model folder as anyone would."""
+    """The model in a verified folder. Raises RegistryError if MLflow can't load it."""
     import mlflow.pyfunc
 
     try:
@@ -135,7 +136,7 @@ def load(folder: Path) -> PyFuncModel:
 
 
 def read_labels(folder: Path) -> list[str]:
-    """The labels that a model folder's student knows, whichever release packed it."""
+    """The labels of a model folder's student, in order of id, whichever release packed it."""
     try:
         return list(read_known_labels(folder / "artifacts"))
     except DataError as error:  # a person decides on such a champion
@@ -143,7 +144,7 @@ def read_labels(folder: Path) -> list[str]:
 
 
 def predict_labels(model: PyFuncModel, texts: list[str]) -> list[str]:
-    """The label of each text."""
+    """The model's label for each text."""
     import pandas as pd
 
     answer: Any = model.predict(pd.DataFrame({"text": pd.Series(texts, dtype=object)}))
@@ -151,14 +152,17 @@ def predict_labels(model: PyFuncModel, texts: list[str]) -> list[str]:
 
 
 def smoke_test(folder: Path) -> None:
-    """Load a verified model folder and let it answer once."""
+    """Load a verified model folder and classify one text. Raises RegistryError for a bad answer."""
     labels = predict_labels(load(folder), [_EXAMPLE])
     if len(labels) != 1 or labels[0] not in read_labels(folder):
         raise RegistryError("The model does not answer as it should", where=folder, found=labels)
 
 
 def check_parity(produced: Produced, folder: Path) -> None:
-    """Let the packed model answer test texts again: it must say what was evaluated."""
+    """Raise RegistryError unless the packed model repeats the evaluation's answers to test texts.
+
+    One text may differ, since one near the border of two labels may change sides in another batch.
+    """
     from tasks.kd.data.examples.prepared import read_split
 
     split = read_split(produced.path("prepare_data", "test.arrow"))

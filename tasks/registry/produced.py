@@ -1,4 +1,4 @@
-"""What a recipe's stages left on disk: read, checked, and given one fingerprint."""
+"""The artifacts of a recipe's stages: read, checked, and given one fingerprint."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STAGES = (
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where artifacts come from: `dvc` is the md5 of each stage's outs, by stage and path."""
+    """The origin of artifacts. `dvc` holds the md5 of each stage's outs, by stage and path."""
 
     git_commit: str | None
     git_dirty: bool
@@ -41,7 +41,7 @@ class Lineage:
 
 @dataclass(frozen=True)
 class Produced:
-    """A recipe whose stages are done. `artifacts` is `<root>/artifacts/<name>`."""
+    """A recipe with finished stages. `artifacts` is `<root>/artifacts/<name>`."""
 
     name: str
     recipe: Recipe
@@ -51,25 +51,26 @@ class Produced:
 
     @property
     def model(self) -> str:
-        """Name of the registered model."""
+        """The name of the registered model."""
         return self.recipe.register_.model
 
     @property
     def recipe_file(self) -> Path:
-        """The recipe as it was written."""
+        """The path of the recipe's file."""
         return self.root / "params" / f"{self.name}.yaml"
 
     @property
     def unrecorded(self) -> list[str]:
-        """The stages of whose outs DVC has no hash."""
+        """The stages without a hash of their outs in DVC."""
         return [stage for stage in STAGES if not self.lineage.dvc.get(stage)]
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of what would be registered, and where.
+        """The digest of the artifacts and of the place to register them.
 
-        Made of DVC's own hashes of all outs. A changed gate, description, commit or machine leaves
-        it as it is; a stage that ran again and wrote other bytes, timings included, does not.
+        It is computed from DVC's hashes of all outs. A change of gate, description, commit or
+        machine does not change it. A stage that runs again and writes other bytes, timings
+        included, does. Raises DataError if DVC lacks a hash.
         """
         if self.unrecorded:
             raise DataError(
@@ -83,7 +84,7 @@ class Produced:
         return sha256_json(["stillhouse-1", place, outs])
 
     def path(self, stage: str, name: str) -> Path:
-        """A file or folder of a stage's out, which must be there."""
+        """A file or folder of a stage's out. Raises DataError if it is missing."""
         path = self.artifacts / stage / name
         if not path.exists():
             raise DataError(
@@ -100,7 +101,7 @@ class Produced:
 
     @cached_property
     def metrics(self) -> Metrics:
-        """The figures of `evaluate_student`, of the very test split that was prepared."""
+        """The figures of `evaluate_student`. Raises DataError if they are of another test split."""
         from tasks.kd.documents.evaluation import Metrics
 
         metrics = Metrics.read(self.artifacts / "evaluate_student")
@@ -116,14 +117,14 @@ class Produced:
 
     @property
     def served_file(self) -> Path:
-        """The ONNX file that was evaluated and will be registered."""
+        """The path of the ONNX file that was evaluated and will be registered."""
         from tasks.kd.documents.exported import Contract
 
         return self.path("export_student", Contract.read(self.artifacts / "export_student").serve)
 
     @cached_property
     def candidate(self) -> Candidate:
-        """The test results, for the gate. Raises DataError for fewer than were measured."""
+        """The student's test results, for the gate. Raises DataError if some are missing."""
         from tasks.kd.documents.predictions import PREDICTIONS, read_predictions
 
         rows = read_predictions(self.artifacts / "evaluate_student")
@@ -147,7 +148,7 @@ class Produced:
 
     @cached_property
     def tags(self) -> dict[str, str]:
-        """What links a run and a version to everything that they were made from."""
+        """Tags that link a run and a version to all their origins."""
         from tasks.kd.cache.format.manifest import MANIFEST, read_document
         from tasks.kd.documents.training import StudentReport, TeacherReport
 

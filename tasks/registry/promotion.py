@@ -12,12 +12,19 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tasks.kd.digests import sha256_file, sha256_json, write_bytes, write_json
-from tasks.kd.errors import KDError, ParamsError, RegistryError
+from tasks.kd.digests import sha256_file, sha256_json, write_bytes
+from tasks.kd.documents.decision import (
+    CandidateRecord,
+    ChampionRecord,
+    DecisionRecord,
+    GateRecord,
+)
+from tasks.kd.documents.predictions import PREDICTIONS, read_predictions
+from tasks.kd.errors import DataError, KDError, ParamsError, RegistryError
 from tasks.kd.gate.decision import Champion, Decision, Rule, decide
 from tasks.kd.recipe.sections import Gate
 from tasks.registry import packing
-from tasks.registry.produced import Produced, read_predictions
+from tasks.registry.produced import Produced
 from tasks.registry.store import Store
 from tasks.registry.versions import (
     CHAMPION,
@@ -47,10 +54,9 @@ def recall(store: Store, version: Version, gate: Gate) -> Decision | None:
     former = _find_former_champion(store, version, champion)
     if former is not None:
         return _refuse_former_champion(version, former, champion)
-    record = version.tags.get(RECORD_TAG)
-    if record is None or version.tags.get("gate.params") != _digest(gate):
+    decision = _read_decision(version)
+    if decision is None or version.tags.get("gate.params") != _digest(gate):
         return None
-    decision = Decision.from_dict(json.loads(record))
     if is_champion:
         return decision
     # A champion that could not be compared may have been mended since.
@@ -98,7 +104,7 @@ def gate(store: Store, produced: Produced, version: Version) -> Decision:
 
 def _score_champion(store: Store, produced: Produced, champion: Version) -> Champion:
     """What the champion says of the candidate's test examples: as stored, or asked again now."""
-    fingerprint = produced.metrics["evaluation_fingerprint"]
+    fingerprint = produced.metrics.evaluation_fingerprint
     if champion.tags.get("evaluation.fingerprint") == fingerprint:
         stored = _read_stored(store, produced, champion)
         if stored is not None:
@@ -120,7 +126,7 @@ def _ask(store: Store, produced: Produced, champion: Version) -> Champion:
 
     with tempfile.TemporaryDirectory(prefix="stillhouse-") as name:
         folder = packing.fetch_verified(store, champion.uri, champion.tags, Path(name))
-        known, wanted = packing.read_labels(folder), produced.metrics["labels"]
+        known, wanted = packing.read_labels(folder), produced.metrics.labels
         if set(known) != set(wanted):
             return Champion(
                 champion.uri,
@@ -135,24 +141,30 @@ def _ask(store: Store, produced: Produced, champion: Version) -> Champion:
 
 
 def _read_stored(store: Store, produced: Produced, champion: Version) -> dict[str, str] | None:
-    """The champion's stored predictions, if still there, whole, and of the same examples."""
+    """The champion's stored predictions, if they are there, whole, and of the same examples.
+
+    None as well for those of a release that wrote them otherwise: the champion can be asked.
+    """
     from mlflow.exceptions import MlflowException
 
     candidate = produced.candidate
     with tempfile.TemporaryDirectory(prefix="stillhouse-") as name:
         try:
             path = store.client.download_artifacts(
-                champion.run_id, "evaluate_student/predictions.csv", name
+                champion.run_id, f"evaluate_student/{PREDICTIONS}", name
             )
         except (MlflowException, OSError):  # a deleted run; its model can still be asked
             return None
         if sha256_file(Path(path)) != champion.tags.get(PREDICTIONS_TAG):
             return None
-        rows = read_predictions(Path(path))
-    labels = {example: label for example, label, _, _ in rows}
+        try:
+            rows = read_predictions(Path(path).parent)
+        except DataError:
+            return None
+    labels = {row.example_id: row.label for row in rows}
     if labels != dict(zip(candidate.example_ids, candidate.labels, strict=True)):
         return None
-    return {example: student for example, _, _, student in rows}
+    return {row.example_id: row.student for row in rows}
 
 
 def _find_former_champion(
@@ -205,14 +217,15 @@ def _refuse_former_champion(
 
 def _record(store: Store, version: Version, decision: Decision, limits: Gate) -> None:
     """Write the decision to the run, then to the version; the tag that is read comes last."""
-    record = {
-        **decision.as_dict(),
-        "candidate": {"model": version.model, "version": version.version},
-        "champion": decision.against and {"version": int(decision.against.rsplit("/", 1)[1])},
-        "gate_params": limits.model_dump(mode="json"),
-    }
+    against = decision.against
+    record = GateRecord(
+        **decision.record.given,
+        candidate=CandidateRecord(model=version.model, version=version.version),
+        champion=ChampionRecord(version=int(against.rsplit("/", 1)[1])) if against else None,
+        gate_params=limits.model_dump(mode="json"),
+    )
     with tempfile.TemporaryDirectory(prefix="stillhouse-") as name:
-        write_json(Path(name) / "decision.json", record)
+        record.write(Path(name))
         write_bytes(Path(name) / "decision.md", decision.as_markdown().encode())
         store.client.log_artifacts(version.run_id, name, "gate")
     _tag(
@@ -222,9 +235,22 @@ def _record(store: Store, version: Version, decision: Decision, limits: Gate) ->
             "gate.verdict": decision.verdict,
             "gate.champion": decision.against or "none",
             "gate.params": _digest(limits),
-            RECORD_TAG: json.dumps(decision.as_dict(), sort_keys=True),
+            RECORD_TAG: json.dumps(decision.record.as_json(), sort_keys=True),
         },
     )
+
+
+def _read_decision(version: Version) -> Decision | None:
+    """The decision on record, if there is one and of a form that this release writes.
+
+    A version with another is judged anew.
+    """
+    record = version.tags.get(RECORD_TAG)
+    try:
+        parsed = DecisionRecord.parse(record or "", f"{version.uri}, tag {RECORD_TAG}")
+    except DataError:
+        return None
+    return Decision.from_record(parsed)
 
 
 # --- the champion --------------------------------------------------------------------------------
@@ -263,8 +289,8 @@ def _check_decision(
             where=version.uri,
             mend=by_hand,
         )
-    if decision is None and RECORD_TAG in version.tags:
-        decision = Decision.from_dict(json.loads(version.tags[RECORD_TAG]))
+    if decision is None:
+        decision = _read_decision(version)
     if decision is None or decision.verdict != "promote":
         rules = ", ".join(rule.name for rule in decision.refused_by) if decision else ""
         raise RegistryError(

@@ -1,4 +1,4 @@
-"""Where MLflow is, how it is asked quietly and within bounded time, and its faults in our words."""
+"""Where MLflow is; calls to it, quiet and bounded in time; its errors turned into ours."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-# Ours unless the user said otherwise. MLflow reads them when it is imported or at each call. Its
-# own defaults phone home, print, and retry a dead server for minutes.
+# Our defaults, unless the user set others. MLflow reads them at import or at each call. Its own
+# defaults phone home, print, and retry a dead server for minutes.
 _DEFAULTS = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
@@ -52,9 +52,9 @@ def open_store(root: Path) -> Store:
 
 @dataclass(frozen=True)
 class Store:
-    """MLflow as one checkout sees it; `local` is our own SQLite file.
+    """MLflow as one checkout sees it; `local` says whether it is our own SQLite file.
 
-    `uri` is where runs and files are; `registry_uri` where models are: there too, or elsewhere.
+    `uri` is the place of runs and files, `registry_uri` that of models, which may be the same.
     """
 
     root: Path
@@ -64,7 +64,7 @@ class Store:
 
     @property
     def folder(self) -> Path:
-        """Where our own database, artifacts and lock file are."""
+        """The folder of our own database, artifacts and lock file."""
         return self.root / ".mlflow"
 
     @property
@@ -84,12 +84,12 @@ class Store:
 
     @property
     def exists(self) -> bool:
-        """False if it is our own and nothing was written yet."""
+        """False if the store is our own and nothing was written yet."""
         return not self.local or self.divided or (self.folder / "mlflow.db").exists()
 
     @cached_property
     def client(self) -> MlflowClient:
-        """The one client. Making it creates our own database if it is not there yet."""
+        """MLflow's client. The first access creates our own database if it is missing."""
         import_quietly()
         from mlflow import MlflowClient
 
@@ -98,23 +98,23 @@ class Store:
         return MlflowClient(tracking_uri=self.uri, registry_uri=self.registry_uri)
 
     def ensure_experiment(self, name: str) -> str:
-        """The id of an experiment, created if need be."""
-        found = self.client.get_experiment_by_name(name)
-        if found is None:
+        """The id of an experiment, created if missing. Raises RegistryError if it was deleted."""
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is None:
             location = (self.folder / "artifacts" / name).as_uri() if self.local else None
             return str(self.client.create_experiment(name, artifact_location=location))
-        if found.lifecycle_stage != "active":
+        if experiment.lifecycle_stage != "active":
             raise RegistryError(
                 "The experiment was deleted in MLflow",
                 where=name,
                 advice="Restore it, or name another in the recipe's section register.",
-                mend=f"mlflow experiments restore --experiment-id {found.experiment_id}",
+                mend=f"mlflow experiments restore --experiment-id {experiment.experiment_id}",
             )
-        return str(found.experiment_id)
+        return str(experiment.experiment_id)
 
     @contextlib.contextmanager
     def speak(self, recipe: str | None = None) -> Iterator[None]:
-        """Turn whatever MLflow raises inside into one of our errors, with one plain message."""
+        """Turn any MLflow error inside into a RegistryError or TransientError with one message."""
         import_quietly()
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import OperationalError, SQLAlchemyError
@@ -135,7 +135,7 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Let one writer of this checkout at a time pass; the kernel frees it with the process."""
+        """Admit one writer of this checkout at a time. A dead process frees the lock."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -143,7 +143,7 @@ class Store:
 
     @contextlib.contextmanager
     def as_default(self) -> Iterator[None]:
-        """Be the store that MLflow falls back to, for the calls that take none."""
+        """Make this MLflow's default store while open, for calls that take none."""
         before = os.environ.get("MLFLOW_TRACKING_URI")
         os.environ["MLFLOW_TRACKING_URI"] = self.uri
         try:
@@ -168,9 +168,9 @@ class Store:
     ) -> KDError:
         kind = TransientError if transient else RegistryError
         where = self._find_place(message)
-        for uri in (self.uri, self.registry_uri):  # libraries repeat it, password and all
+        for uri in (self.uri, self.registry_uri):  # libraries repeat it with its password
             message = message.replace(uri, _hide_password(uri))
-        # Of a silent server the message is urllib3's account of its retries.
+        # A silent server's message is urllib3's account of its retries.
         what = "MLflow does not answer" if silent else f"MLflow refused: {message}"
         if recipe is None:
             return kind(what, where=where)
@@ -183,7 +183,7 @@ class Store:
         )
 
     def _find_place(self, message: str) -> str:
-        """The one of the two URIs that a fault is of, or both where it does not say."""
+        """The URI that an error's message names, or both if it names none."""
         if not self.divided:
             return self.shown_uri
         named = [uri for uri in (self.uri, self.registry_uri) if uri.rstrip("/") in message]
@@ -192,7 +192,7 @@ class Store:
         return f"{self.shown_uri}, registry {self.shown_registry_uri}"
 
     def _ensure_database(self) -> None:
-        """Create the database under another name first: a kill leaves none, never half of one."""
+        """Create our database under another name first, so that a kill never leaves half of one."""
         database = self.folder / "mlflow.db"
         self.folder.mkdir(parents=True, exist_ok=True)
         if database.exists():
@@ -205,7 +205,7 @@ class Store:
         artifacts = (self.folder / "artifacts").as_uri()
         made = SqlAlchemyStore(f"sqlite:///{temporary}", artifacts)  # type: ignore[no-untyped-call]
         made.engine.dispose()
-        # A link, not a rename: it fails if another process was first, whose database then stays.
+        # A link fails if another process was first; a rename would replace that one's database.
         with contextlib.suppress(FileExistsError):
             os.link(temporary, database)
         temporary.unlink()
@@ -216,10 +216,10 @@ def _hide_password(uri: str) -> str:
 
 
 def import_quietly() -> None:
-    """Import mlflow with our settings, and keep what it warns its developers of from our users."""
+    """Import mlflow with our settings, and hide its warnings to developers from our users."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
-    for module in _CHATTY:  # the same filter again replaces itself
+    for module in _CHATTY:  # a repeated filter replaces itself
         warnings.filterwarnings("ignore", module=rf"{module}(\..*)?$")
     import mlflow.pyfunc  # noqa: F401 (for what it does)
 
@@ -228,7 +228,7 @@ def import_quietly() -> None:
 
 
 def _check_database(database: Path) -> None:
-    """Find a broken file at once; MLflow would try again for a minute and a half."""
+    """Raise for a broken or locked file at once; MLflow would retry for a minute and a half."""
     try:
         with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as link:
             link.execute("select version_num from alembic_version").fetchone()

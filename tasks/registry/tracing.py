@@ -1,4 +1,4 @@
-"""Lineage: what a version was made from and what of it can still be found; a model's status."""
+"""Lineage: a version's origins and which of them can still be found; a model's status."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ _PROMOTION_TAGS = (
 
 
 def trace(store: Store, version: Version) -> dict[str, Any]:
-    """Version -> run -> commit, DVC hashes, teacher, cache, recipe, decision.
+    """The chain from a version to its run, commit, DVC hashes, teacher, cache, recipe, decision.
 
-    Each `found` is true or false as looked up now, in this checkout and this MLflow. DVC is not
+    Each `found` says whether the part exists now, in this checkout and this MLflow. DVC is not
     asked.
     """
     tags = version.tags
@@ -70,7 +70,7 @@ def trace(store: Store, version: Version) -> dict[str, Any]:
 
 
 def describe(store: Store, model: str) -> dict[str, Any]:
-    """The model's three aliased versions, each or none, and how many versions there are."""
+    """A model's three aliased versions, each of them or None, and its number of versions."""
     known = find_model(store, model) is not None
     count = len(list_versions(store, model)) if known else 0
     status: dict[str, Any] = {
@@ -106,8 +106,8 @@ def _look_up_run(store: Store, run_id: str) -> dict[str, Any]:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return {"found": False, "status": None}
-    found = run.info.lifecycle_stage == "active"
-    return {"found": found, "status": run.info.status, "experiment_id": run.info.experiment_id}
+    is_active = run.info.lifecycle_stage == "active"
+    return {"found": is_active, "status": run.info.status, "experiment_id": run.info.experiment_id}
 
 
 def _has_commit(root: Path, commit: str) -> bool:
@@ -121,7 +121,7 @@ def _has_commit(root: Path, commit: str) -> bool:
 
 
 def _has_cache(root: Path, fingerprint: str) -> bool:
-    """Whether all of a cache is on this machine."""
+    """Whether a whole cache is on this machine."""
     place, local = caches.store_place(os.environ, root)
     store = caches.Store(local if "://" in place else Path(place))
     try:

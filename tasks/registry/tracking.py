@@ -1,4 +1,4 @@
-"""The run: parameters, metrics with history per level, inputs, artifacts and tags, from files."""
+"""The run, written from files: parameters, metrics with history per level, inputs, artifacts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tasks.registry.store import Store
 if TYPE_CHECKING:
     from mlflow.entities import Metric
 
-# What of the artifacts goes with the run, in folders named after the stages.
+# The artifacts that are logged with the run, in folders named after the stages.
 _FILES = (
     ("prepare_data", DataCard.FILE),
     ("train_teacher", TeacherReport.FILE),
@@ -44,9 +44,9 @@ Item = TypeVar("Item")
 
 
 def track(store: Store, produced: Produced) -> str:
-    """Write the run, or return the id of the finished one with the same fingerprint.
+    """The id of the finished run with these artifacts' fingerprint, written if there is none.
 
-    A run that was begun and not finished is marked as failed, deleted, and written anew.
+    An unfinished run is marked as failed, deleted and written anew.
     """
     experiment = store.ensure_experiment(produced.recipe.register_.experiment)
     for run in store.client.search_runs(
@@ -61,10 +61,10 @@ def track(store: Store, produced: Produced) -> str:
     try:
         _write(store, produced, run_id)
     except BaseException:
-        with contextlib.suppress(Exception):  # the first fault is the one to tell
+        with contextlib.suppress(Exception):  # the first error is the one to report
             store.client.set_terminated(run_id, "FAILED")
         raise
-    store.client.set_terminated(run_id, "FINISHED")  # the last act: what makes the run count
+    store.client.set_terminated(run_id, "FINISHED")  # comes last: only now the run counts
     return run_id
 
 
@@ -90,10 +90,10 @@ def _write(store: Store, produced: Produced, run_id: str) -> None:
 
 
 def flatten_recipe(produced: Produced) -> dict[str, str]:
-    """The recipe as dotted names and texts, as MLflow takes them.
+    """The recipe as dotted names and texts, for MLflow's parameters.
 
-    `train_student.phases.0.levels.1.weight`: lists of sections by position, other lists as JSON. A
-    text beyond MLflow's limit is cut and says where the whole one is.
+    In `train_student.phases.0.levels.1.weight`, lists of sections are numbered; other lists are
+    JSON. A text beyond MLflow's limit is cut and says where the whole text is.
     """
     whole = f"… (cut; whole in recipe/{produced.recipe_file.name})"
     recipe = produced.recipe.model_dump(mode="json", by_alias=True)
@@ -130,14 +130,17 @@ def _collect_metrics(produced: Produced) -> Iterator[Metric]:
 
 
 def list_history(produced: Produced, role: str) -> Iterator[tuple[int, str, float]]:
-    """(step, name, value) of a training: `student.train.prediction.kl.raw`, `….dev.accuracy`."""
+    """A training's (step, name, value)s, with names such as `student.train.prediction.kl.raw`.
+
+    A given teacher has none. Raises DataError for a line that can't be read.
+    """
     for record in read_history(produced.artifacts / f"train_{role}"):
         for step, name, value in numbers_of(record):
             yield step, f"{role}.{name}", value
 
 
 def numbers_of(record: Record) -> Iterator[tuple[int, str, float]]:
-    """(step, name, value) of one record of a training: `train.prediction.kl.raw`."""
+    """One record's (step, name, value)s, with names such as `train.prediction.kl.raw`."""
     values = {name: value for name, value in record.given.items() if name not in _SKIPPED}
     if isinstance(record, TrainRecord):
         for level, part in record.levels.items():
@@ -148,12 +151,12 @@ def numbers_of(record: Record) -> Iterator[tuple[int, str, float]]:
 
 
 def _metric_name(name: str) -> str:
-    """As MLflow takes it: no brackets, which a level's name has where it is told by its map."""
+    """A name for MLflow, which takes no brackets: a level's name may hold its map in brackets."""
     return re.sub(r"[^\w.\-/ :]", "_", name)
 
 
 def flatten_results(metrics: Metrics) -> Iterator[tuple[str, float]]:
-    """The numbers of an evaluation: `test.student.accuracy`, `.low`, `.high`, `test.retention`."""
+    """An evaluation's names and numbers: `test.student.accuracy`, `.low`, `.high`, and so on."""
     parts = {
         "teacher": metrics.teacher,
         "student": metrics.student,

@@ -1,4 +1,4 @@
-"""Model versions: find, register, resolve."""
+"""Model versions: finding, registering and resolving them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _URI = re.compile(r"^models:/(?P<model>[^/@]+)(?:/(?P<version>[0-9]+)|@(?P<alias
 
 @dataclass(frozen=True)
 class Version:
-    """One version of a registered model, as it was when it was read."""
+    """One version of a registered model, as it stood when it was read."""
 
     model: str
     version: int
@@ -43,20 +43,20 @@ class Version:
 
 
 def find(store: Store, produced: Produced) -> Version | None:
-    """The newest version with the fingerprint of these artifacts."""
-    found = store.client.search_model_versions(
+    """The newest version with these artifacts' fingerprint; None if there is none."""
+    matches = store.client.search_model_versions(
         f"name = '{produced.model}' and tags.`stillhouse.fingerprint` = '{produced.fingerprint}'"
     )
-    if not found:
+    if not matches:
         return None
-    return read_version(store, produced.model, max(int(one.version) for one in found))
+    return read_version(store, produced.model, max(int(one.version) for one in matches))
 
 
 def register(store: Store, produced: Produced, run_id: str) -> Version:
-    """Make the version of these artifacts, or find it; either way it is the candidate then.
+    """The version of these artifacts, found or made; it has the alias `candidate` then.
 
-    The version itself is created last, in one call with all its tags: what was begun before a
-    crash is no version, and is cleared away here.
+    The version is created last, in one call with all its tags. A crash before that leaves no
+    version, and its remains are removed here.
     """
     existing = find(store, produced)
     number = existing.version if existing else _create(store, produced, run_id)
@@ -68,7 +68,7 @@ def register(store: Store, produced: Produced, run_id: str) -> Version:
 def require_no_prompt(store: Store, model: str) -> None:
     """Raise ParamsError if a prompt has the model's name.
 
-    MLflow keeps prompts among its models: a version of ours would be written into the prompt.
+    MLflow keeps prompts among its models, so our version would be written into the prompt.
     """
     named = f"name = '{model}' and tag.`{_PROMPT_TAG}` = 'true'"
     if store.client.search_registered_models(named, max_results=1):
@@ -113,7 +113,7 @@ def _create(store: Store, produced: Produced, run_id: str) -> int:
 def _upload(
     store: Store, produced: Produced, experiment: str, run_id: str
 ) -> tuple[str, dict[str, str]]:
-    """Pack, verify and upload the student; its id in MLflow and its digests."""
+    """Pack, verify and upload the student. Returns its id in MLflow and its digests."""
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
     client = store.client
@@ -151,14 +151,14 @@ def _ensure_model(store: Store, produced: Produced) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-        require_no_prompt(store, produced.model)  # a prompt of this very moment
+        require_no_prompt(store, produced.model)  # a prompt that was made just now
 
 
 # --- reading -------------------------------------------------------------------------------------
 
 
 def find_model(store: Store, model: str) -> RegisteredModel | None:
-    """A registered model with its aliases, or None. An outage is an error, never "None"."""
+    """A registered model with its aliases; None if it does not exist. An outage raises."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -170,7 +170,7 @@ def find_model(store: Store, model: str) -> RegisteredModel | None:
 
 
 def find_alias(store: Store, model: str, alias: str) -> Version | None:
-    """The version that an alias points to, or None."""
+    """The version that an alias points to; None if there is none."""
     registered = find_model(store, model)
     number = (registered.aliases if registered else {}).get(alias)
     return None if number is None else read_version(store, model, int(number))
@@ -182,23 +182,23 @@ def read_version(store: Store, model: str, number: int) -> Version:
 
 
 def list_versions(store: Store, model: str) -> list[Version]:
-    """All versions of a model that are still there, without aliases: MLflow lists them so."""
+    """All existing versions of a model. Their aliases are empty, since MLflow's list lacks them."""
     return [_as_version(one) for one in store.client.search_model_versions(f"name = '{model}'")]
 
 
-def _as_version(found: ModelVersion) -> Version:
+def _as_version(listed: ModelVersion) -> Version:
     return Version(
-        model=str(found.name),
-        version=int(found.version),
-        run_id=str(found.run_id),
-        tags=dict(found.tags),
-        aliases=tuple(sorted(found.aliases)),
-        created_ms=int(found.creation_timestamp),
+        model=str(listed.name),
+        version=int(listed.version),
+        run_id=str(listed.run_id),
+        tags=dict(listed.tags),
+        aliases=tuple(sorted(listed.aliases)),
+        created_ms=int(listed.creation_timestamp),
     )
 
 
 def resolve(store: Store, uri: str) -> Version:
-    """The version behind a model's URI. A URI that leads nowhere is the user's error."""
+    """The version behind a model's URI. Raises ParamsError if the URI leads nowhere."""
     from mlflow.exceptions import MlflowException
 
     match = _URI.match(uri)

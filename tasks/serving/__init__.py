@@ -1,1 +1,1 @@
-"""What travels with a registered student."""
+"""The code that travels with a registered student."""

@@ -1,4 +1,4 @@
-"""Run the teacher once over the training split and keep what the levels read."""
+"""Run the teacher once over the training split and store the streams that the levels read."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def main(stage: Stage) -> None:
     try:
         audited = audit_cache(cached, job, count=params.audit_examples)
     except CacheCorruptError as error:
-        store_of(stage).discard(manifest)  # what is whole and wrong would be found again
+        store_of(stage).discard(manifest)  # a whole but wrong cache would be used again
         raise CacheCorruptError(f"{error} The cache was discarded", mend=stage.redo) from None
     store_of(stage).share(manifest)
     manifest.write(stage.draft / MANIFEST)
@@ -85,7 +85,7 @@ def _write(stage: Stage, job: CacheJob) -> Manifest:
 
 
 def share(stage: Stage, codecs: dict[str, Codec]) -> None:
-    """One process's part of the shards; runs in each of several."""
+    """Write this process's share of the shards; runs in each of several processes."""
     import torch
 
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()

@@ -9,7 +9,7 @@ from tasks.stages import Stage
 
 
 def store_of(stage: Stage) -> Store:
-    """`.store`, or the folder or URL of STILLHOUSE_STORE."""
+    """The store: `.store`, or the folder or URL of STILLHOUSE_STORE."""
     place, local = store_place(os.environ, stage.root)
     copies_bytes = int(stage.compute.copies_gib * 2**30)
     return open_store(place, local, copies_bytes=copies_bytes)

@@ -1,4 +1,4 @@
-"""Train the student on the recipe's levels, the teacher's part read from the cache."""
+"""Train the student on the recipe's levels, with the teacher's streams read from the cache."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tasks.kd.cache.format.manifest import MANIFEST, Live
 from tasks.kd.cache.opening import open_targets, own_part, read_inputs
 from tasks.kd.cache.writing.calibration import deviations
 from tasks.kd.data.examples.prepared import Ids, Split, read_split
+from tasks.kd.data.examples.targets import Targets
 from tasks.kd.documents.data_card import DataCard
 from tasks.kd.documents.training import StudentReport
 from tasks.kd.encoders.families import depth, width
@@ -27,7 +28,7 @@ from tasks.kd.recipe.training import TrainStudent
 from tasks.kd.students.building import build_student, require_positions
 from tasks.kd.students.weighing import hidden_moment
 from tasks.kd.targets.banks import banks
-from tasks.kd.targets.targets import Targets, own_device
+from tasks.kd.targets.targets import own_device
 from tasks.kd.teacher.ensemble import load_teacher, named_member
 from tasks.kd.training.loop import Parts, steps_in_all, train
 from tasks.stages import Stage, run_stage
@@ -88,7 +89,7 @@ def distil(stage: Stage) -> None:
 
 
 def _new_student(stage: Stage, teacher: torch.nn.Module, texts: Sequence[Ids]) -> torch.nn.Module:
-    """The student before its first step, with whatever the recipe lets it start from."""
+    """The student before its first step, with the initial weights that the recipe names."""
     params: TrainStudent = stage.params
     initial, moment = params.student.initial, None
     if isinstance(initial, InitialWidthReduction) and initial.examples is not None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import torch
@@ -15,6 +18,9 @@ from tasks.kd.errors import ParamsError, ShapeError
 from tasks.kd.levels import losses
 from tasks.kd.levels.losses import attention, geometry, hidden, prediction, relation, tokens
 from tasks.kd.levels.losses.attention import Heads
+from tasks.kd.recipe.levels import DirectionLevel, HiddenLevel, LayerLevel
+from tasks.kd.recipe.losses import LOSSES, Loss
+from tasks.kd.recipe.maps import NAMED, ChosenMap
 from tasks.kd.totals import Total
 from tests.golden.cases import CASES, Case, mask_of, numbers, windowed
 
@@ -68,24 +74,29 @@ def gradient(case: Case, own: torch.Tensor, theirs: torch.Tensor) -> torch.Tenso
     return own.grad
 
 
+def counted(name: str) -> str:
+    """What a loss counts, by its own docstring, which says it once."""
+    words = " ".join(str(losses.FUNCTIONS[name].__doc__).split())
+    (said,) = re.findall(r"[Tt]he count is (examples|tokens|token pairs|triplets)", words)
+    return str(said).removeprefix("token ")
+
+
 # --- of all --------------------------------------------------------------------------------------
 
 
 def test_every_loss_is_in_this_suite() -> None:
-    assert {name.split()[0] for name in CASES} == set(losses.FUNCTIONS) == set(losses.COUNTS)
+    assert {name.split()[0] for name in CASES} == set(losses.FUNCTIONS)
 
 
 @pytest.mark.parametrize("name", losses.FUNCTIONS)
 def test_every_loss_says_what_it_counts_and_stands_on_the_contents_page(name: str) -> None:
-    words = " ".join(str(losses.FUNCTIONS[name].__doc__).split())
-    counted = losses.COUNTS[name].replace("pairs", "token pairs")
-    assert re.findall(r"[Tt]he count is (examples|tokens|token pairs|triplets)", words) == [counted]
+    assert counted(name) in COUNTED
     assert f"`{name}`" in str(losses.__doc__)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_count_is_known_from_the_lengths(name: str) -> None:
-    assert run(CASES[name]).count == COUNTED[losses.COUNTS[name.partition(" ")[0]]]
+    assert run(CASES[name]).count == COUNTED[counted(name.partition(" ")[0])]
 
 
 def test_is_above_zero_and_zero_on_itself(case: Case) -> None:
@@ -189,6 +200,93 @@ def test_a_mask_of_integers_is_refused(case: Case) -> None:
     if case.axes:
         with pytest.raises(ShapeError, match="mask is not bool"):
             case.loss(case.own, case.theirs, mask_of(LENGTHS, 5).long(), *case.more)
+
+
+# --- of all that a recipe can name ----------------------------------------------------------------
+
+
+# No recipe names them: labels there are one class per example.
+UNNAMED = {"bce", "bce_kl", "regression", "token_labels", "token_kl", "span_labels", "span_kl"}
+# What a level is given to all losses alike, and what a function takes beside a level's options.
+COMMON_FIELDS = {"level", "loss", "weight", "layer_map", "projection"}
+BESIDE_OPTIONS = {"each", "base", "deviation_D", "excluded_BN"}
+
+
+def values_of(annotation: Any) -> set[Any]:
+    """All values of the literals in an annotation."""
+    if get_origin(annotation) is Literal:
+        return set(get_args(annotation))
+    return {value for part in get_args(annotation) for value in values_of(part)}
+
+
+def find_row_faults(name: str, row: Loss) -> Iterator[str]:
+    """Where a row of `recipe/losses.py` and its model or its function say different things."""
+    fields, function = row.model.model_fields, losses.FUNCTIONS.get(row.function)
+    level, _, loss = name.partition(".")
+    if level not in values_of(fields["level"].annotation):
+        yield "its model has another level"
+    if loss not in values_of(fields["loss"].annotation):
+        yield "its model has another loss"
+    if (row.reads or "logits") != ("logits" if level == "prediction" else level):
+        yield "it reads streams of another level"
+    if set(fields) - COMMON_FIELDS != {*row.options, *row.constants, row.repeated} - {""}:
+        yield "its model has other fields than it reads"
+    if function is None:
+        yield "its function is not on the contents page"
+        return
+    if row.counts != counted(row.function):
+        yield "its function counts something else"
+    parameters = inspect.signature(function).parameters.values()
+    named = {x.name: x.default for x in parameters if x.kind is x.KEYWORD_ONLY}
+    options = {row.renamed.get(option, option) for option in row.options}
+    if not {x for x, default in named.items() if default is inspect.Parameter.empty} <= options:
+        yield "its function takes an option that it does not give"
+    if not options <= set(named) - BESIDE_OPTIONS:
+        yield "it gives an option that its function does not take"
+    plans = {"transport", "nearest"} & values_of(getattr(fields.get("layer_map"), "annotation", 0))
+    if plans and "each" not in named:
+        yield "its function has no `each`, which maps that plan need"
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_row_its_model_and_its_function_agree(name: str) -> None:
+    assert list(find_row_faults(name, LOSSES[name])) == []
+
+
+def test_every_function_has_a_row_or_is_known_to_have_none() -> None:
+    assert {row.function for row in LOSSES.values()} == set(losses.FUNCTIONS) - UNNAMED
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "fault"),
+    [
+        ("attention.mse", {"model": HiddenLevel}, "its model has another level"),
+        ("hidden.cka", {"model": DirectionLevel}, "its model has another loss"),
+        ("hidden.cka", {"reads": "attention"}, "it reads streams of another level"),
+        ("hidden.cka", {"reads": "logits"}, "it reads streams of another level"),
+        ("prediction.jsd", {"options": ("temperature",)}, "its model has other fields than it r"),
+        ("hidden.mse", {"constants": {}}, "its model has other fields than it reads"),
+        ("relation.kl", {"repeated": ""}, "its model has other fields than it reads"),
+        ("hidden.cka", {"function": "ckb"}, "its function is not on the contents page"),
+        ("hidden.cka", {"counts": "tokens"}, "its function counts something else"),
+        ("relation.kl", {"renamed": {}}, "its function takes an option that it does not give"),
+        ("relation.kl", {"renamed": {}}, "it gives an option that its function does not take"),
+        ("hidden.mse", {"function": "procrustes"}, "its function has no `each`, which maps that"),
+    ],
+)
+def test_a_row_that_says_something_else_is_found(
+    name: str, changes: dict[str, Any], fault: str
+) -> None:
+    faults = find_row_faults(name, replace(LOSSES[name], **changes))
+    assert any(found.startswith(fault) for found in faults)
+
+
+def test_the_maps_that_a_recipe_may_name_are_those_there_are() -> None:
+    fixed = {*NAMED, "random"}
+    for row in LOSSES.values():
+        if issubclass(row.model, LayerLevel):
+            named = values_of(row.model.model_fields["layer_map"].annotation)
+            assert fixed <= named <= fixed | set(get_args(ChosenMap))
 
 
 # --- of some: what they don't mind ---------------------------------------------------------------

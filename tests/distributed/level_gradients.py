@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from tasks.kd.processes import ranks
 from tasks.kd.training.loop import train
-from tests.kd.levels.test_objective import EVERY_LEVEL, phase_with
+from tests.makers.levels import EVERY_LEVEL, phase_with
 from tests.makers.training_setup import make_habits, make_parts, make_settings, without_dropout
 
 # 13 examples in batches of 8: of the last five, three ranks have 2, 2 and 1.

@@ -16,9 +16,9 @@ from flows import cache_plan
 from flows.cli import main
 from tasks.kd.cache.format.fingerprint import FORMAT_VERSION, fingerprint
 from tasks.kd.cache.format.manifest import Live
-from tasks.kd.digests import write_json
 from tasks.kd.recipe.files import load_recipe
 from tests.isolation import ROOT
+from tests.makers.documents import make_data_card, make_split_card
 
 STREAMS = ["logits", "hidden.0", "hidden.2", "hidden.4", "hidden.6"]
 LINE = "  streams: [logits, hidden.0, hidden.2, hidden.4, hidden.6]\n"
@@ -57,10 +57,10 @@ def change(path: Path, old: str, new: str) -> None:
 
 
 def prepare_data(recipe: Path, examples: int = 1000, tokens: int = 50_000) -> None:
-    card = recipe.parents[1] / "artifacts" / recipe.stem / "prepare_data" / "data_card.json"
-    card.parent.mkdir(parents=True)
-    train = {"examples": examples, "tokens": tokens}
-    write_json(card, {"labels": ["a", "b"], "splits": {"train": train}})
+    folder = recipe.parents[1] / "artifacts" / recipe.stem / "prepare_data"
+    folder.mkdir(parents=True)
+    train = make_split_card(("a", "b"), examples=examples, tokens=tokens)
+    make_data_card(("a", "b"), splits={"train": train}).write(folder)
 
 
 # --- figures -------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from tasks.kd.cache.store.store import Store
 from tests.isolation import ROOT
 from tests.kd.cache.conftest import make_job, make_params, write
 from tests.kd.conftest import make_split
+from tests.makers.documents import make_data_card, make_split_card
 
 Gc = Callable[..., Result]
 
@@ -204,10 +205,10 @@ def test_the_estimate_is_the_plan_s_and_nothing_for_a_live_teacher(
     monkeypatch.setattr("tasks.kd.recipe.files.check_inputs", lambda *_: None)
     found = job.read_job("own", root)
     assert job.estimate_cache(found) is None
-    card = found.artifacts / "prepare_data" / "data_card.json"
-    card.parent.mkdir(parents=True)
-    train = {"examples": 100, "tokens": 2000}
-    card.write_text(json.dumps({"labels": ["a", "b"], "splits": {"train": train}}))
+    prepared = found.artifacts / "prepare_data"
+    prepared.mkdir(parents=True)
+    train = make_split_card(("a", "b"), examples=100, tokens=2000)
+    make_data_card(("a", "b"), splits={"train": train}).write(prepared)
     planned = read(ask("plan", "own", "--json"))
     assert planned["bytes"] is not None
     assert job.estimate_cache(found) == planned["bytes"] > 0

@@ -17,13 +17,14 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from flows import job
+from flows import job, runbook
 from flows.cli import main
 from flows.root import find_root
-from tasks.kd.digests import read_json, write_json
-from tasks.kd.errors import ParamsError
+from tasks.kd.documents.evaluation import Metrics
+from tasks.kd.errors import ParamsError, StageError
 from tasks.registry import open_registry
 from tests.flows.conftest import IGNORED, MODEL, Project
+from tests.makers.documents import change, make_latency
 
 pytestmark = pytest.mark.filterwarnings(IGNORED)
 
@@ -123,7 +124,7 @@ def test_run_as_json_holds_figures_decision_and_report(done: Project, ask: Ask) 
     assert found["idle"] is True
     assert found["version"] == f"models:/{MODEL}/1"
     assert found["decision"]["verdict"] == "promote"
-    assert found["metrics"]["student"]["accuracy"]["value"] == 0.98
+    assert found["metrics"]["student"]["accuracy"]["value"] == 0.9
     assert Path(found["report"]).is_file()
 
 
@@ -136,6 +137,7 @@ def test_a_refusal_exits_0_unless_asked_to_fail(
     result = ask(done, "run", "tiny")
     assert result.exit_code == 0, result.output
     assert "REFUSED. The champion stays as it is" in result.stdout
+    assert "flows/RUNBOOK.md#the-gate-refused" in result.stdout
     assert done.ran() == ran  # no stage reads the gate's limits: only the decision is new
     assert ask(done, "run", "tiny", "--fail-on-refusal").exit_code == 3
     again = read(ask(done, "run", "tiny", "--json"))
@@ -157,15 +159,14 @@ def test_a_latency_of_a_busy_hour_is_measured_again_by_the_command_that_the_refu
     done: Project, ask: Ask, monkeypatch: pytest.MonkeyPatch, prefect_url: str
 ) -> None:
     monkeypatch.setenv("PREFECT_API_URL", prefect_url)
-    measured = done.root / "control" / "better" / "evaluate_student" / "metrics.json"
-    quiet = read_json(measured)
-    busy = {**quiet["student"], "latency_ms": {"p50": 40.0, "p95": 60.0, "mean": 42.0}}
-    write_json(measured, {**quiet, "student": busy})
+    measured = done.root / "control" / "better" / "evaluate_student"
+    quiet = Metrics.read(measured)
+    change(quiet, student=change(quiet.student, latency_ms=make_latency(40.0))).write(measured)
     done.retrain("better")
     found = read(ask(done, "run", "tiny", "--json"))
     (rule,) = (rule for rule in found["decision"]["rules"] if not rule["passed"])
     assert rule["name"] == "latency"
-    write_json(measured, quiet)
+    quiet.write(measured)
     assert read(ask(done, "run", "tiny", "--json"))["decision"] == found["decision"]  # it stands
     named = re.search(r"measure again: dvc (repro [^,]+), then stillhouse (run \w+)\.", str(rule))
     assert named is not None
@@ -355,37 +356,50 @@ def test_the_root_is_found_from_below(project: Project) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "code", "said"),
+    ("fault", "code", "told"),
     [
         (
             OSError(errno.ENOSPC, "No space left on device", "/x/y"),
             1,
-            "No space left on device: /x/y",
+            ("Error: No space left on device: /x/y.", "the-disk-is-full"),
         ),
-        (KeyboardInterrupt(), 130, "Interrupted."),
+        (
+            OSError(errno.EROFS, "Read-only file system"),
+            1,
+            ("Error: Read-only file system: no", None),
+        ),
+        (KeyboardInterrupt(), 130, ("Interrupted.", None)),
         (
             ParamsError("no such thing", where="here", mend="that"),
             2,
-            "no such thing: here. Run: that",
+            ("Error: no such thing: here. Run: that", None),
+        ),
+        (
+            StageError("train_student@tiny ended", mend="that"),
+            1,
+            ("Error: train_student@tiny ended. Run: that", "a-stage-ended-and-named-no-error"),
         ),
     ],
 )
-def test_a_fault_of_the_machine_or_the_user_is_one_plain_line(
+def test_a_fault_of_the_machine_or_the_user_is_one_plain_line_and_its_place_in_the_runbook(
     project: Project,
     ask: Ask,
     monkeypatch: pytest.MonkeyPatch,
     fault: BaseException,
     code: int,
-    said: str,
+    told: tuple[str, str | None],
 ) -> None:
+    said, heading = told
+
     def fail(*_: object) -> None:
         raise fault
 
     monkeypatch.setattr(job, "read_job", fail)
     result = ask(project, "run", "tiny")
     assert (result.exit_code, result.stdout) == (code, "")
-    assert said in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+    first, *more = result.stderr.splitlines()
+    assert first.startswith(said)
+    assert more == ([f"More: {runbook.PAGE}#{heading}"] if heading else [])
 
 
 def test_a_bug_keeps_its_traceback(

@@ -26,7 +26,7 @@ from flows.job import Outcome
 from tasks.kd.errors import DataError, KDError, ParamsError, StageError, TransientError
 from tasks.registry import open_registry
 from tasks.registry.produced import STAGES
-from tasks.versioning import versioning
+from tasks.versioning import telling
 from tests.flows.conftest import IGNORED, MODEL, UPSTREAM, Project, record
 
 pytestmark = [pytest.mark.usefixtures("prefect_url"), pytest.mark.filterwarnings(IGNORED)]
@@ -160,7 +160,7 @@ def test_imports_are_updated_before_anything_else_if_asked(
             moved.append(name)
             return True
 
-        monkeypatch.setattr(versioning, name, move)
+        monkeypatch.setattr(telling, name, move)
     assert distill("tiny", str(done.root), updates=True, return_state=True).is_completed()
     assert distill("tiny", str(done.root), return_state=True).is_completed()
     assert moved == ["update", "pull", "pull"]

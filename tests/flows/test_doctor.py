@@ -65,6 +65,18 @@ def test_outside_a_repository_it_still_answers_and_exits_1(
 
 
 @pytest.mark.usefixtures("no_server_check")
+def test_a_fault_is_shown_with_its_place_in_the_runbook(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**40, 2**40, 2**28))
+    monkeypatch.chdir(project.root)
+    shown = CliRunner().invoke(main, ["doctor"]).stdout.replace("\n", "")
+    assert "mend: make room      more: " in shown
+    assert "flows/RUNBOOK.md#the-disk-is-full" in shown
+
+
+@pytest.mark.usefixtures("no_server_check")
 def test_each_fault_of_the_machine_is_seen(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +114,7 @@ def test_a_port_in_use_is_a_warning_with_the_flag() -> None:
         port = taken.getsockname()[1]
         finding = doctor._check_port("Prefect", port, "--prefect-port")
     assert (finding.status, "--prefect-port" in finding.mend) == ("warn", True)
+    assert finding.as_dict()["more"].endswith("flows/RUNBOOK.md#a-port-is-in-use")
     assert doctor._check_port("Prefect", port, "--prefect-port").status == "ok"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.versioning.versioning import plan
+from tasks.versioning.asking import plan
 from tests.flows.conftest import IGNORED, Project
 
 pytestmark = pytest.mark.filterwarnings(IGNORED)

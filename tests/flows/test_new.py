@@ -15,10 +15,11 @@ from ruamel.yaml import YAML
 from tokenizers import Tokenizer
 
 from flows.cli import main
-from flows.new import list_presets
+from flows.presets import list_presets
 from tasks.kd.recipe.files import check_inputs, load_recipe, read_inputs
-from tasks.kd.recipe.levels import match
-from tasks.kd.recipe.phases import layer_levels
+from tasks.kd.recipe.matching import match
+from tasks.kd.recipe.phases import layer_levels, streams_read
+from tasks.kd.recipe.recipe import Recipe
 from tests.flows.conftest import write_model
 from tests.makers.small_tables import CSV
 from tests.makers.tiny import WORDS as TEAM_WORDS
@@ -45,6 +46,12 @@ def repository(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 def new(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["new", *arguments])
+
+
+def streams_of(recipe: Recipe) -> tuple[str, ...]:
+    """What the recipe's levels read."""
+    student = recipe.train_student
+    return streams_read(student.phases, student.student.layers, recipe.train_teacher.layers)
 
 
 def test_a_plain_copy_differs_in_nothing_but_its_name(repository: Path) -> None:
@@ -161,12 +168,13 @@ def test_a_preset_is_the_section_of_that_name_under_its_own_words(
     assert unlike <= {"description", "register_", "train_student", "cache_teacher", "prepare_data"}
     # Not one line of the preset is lost, nor of what stands around it.
     preset_text = (repository / "params" / "presets" / f"{preset}.yaml").read_text()
-    assert re.split(r"\n(?=prepare_data:|per_channel:)", preset_text)[0] in written
+    own = re.sub(r"written_for: .*\n\n", "", preset_text)
+    assert re.split(r"\n(?=prepare_data:|per_channel:)", own)[0] in written
     fields = YAML(typ="safe").load(preset_text).get("prepare_data", {"random_texts": 0})
     assert recipe.prepare_data == base.prepare_data.model_copy(update=fields)
     assert "\n\nexport_student:\n" in written
     # The cache holds what this preset's levels read, and no more.
-    assert recipe.cache_teacher.streams == (recipe.streams_read or ("logits",))
+    assert recipe.cache_teacher.streams == (streams_of(recipe) or ("logits",))
 
 
 def test_every_preset_has_the_same_number_of_steps(repository: Path) -> None:
@@ -226,7 +234,7 @@ def test_layers_that_phases_name_are_those_of_the_deeper_teacher(
     assert new("large", "--from", "small", "--teacher", base_sized).exit_code == 0
     recipe = load_recipe(repository / "params" / "large.yaml")
     assert recipe.train_student.student.layers == 3
-    assert recipe.streams_read == (
+    assert streams_of(recipe) == (
         "logits",
         *(f"{level}.{layer}" for layer in (4, 8, 12) for level in ("attention", "hidden")),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,26 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertForSequenceClassification
 
+from tasks.kd.cache.format.manifest import MANIFEST
 from tasks.kd.data.examples.prepared import Split, write_split
-from tasks.kd.digests import sha256_file, write_json
+from tasks.kd.digests import sha256_file
+from tasks.kd.documents.data_card import DataCard
 from tasks.kd.export.running import predict_torch
 from tasks.kd.tokens.encoding import encode, read_tokenizer
+from tests.makers.documents import (
+    make_data_card,
+    make_history,
+    make_manifest,
+    make_split_card,
+    make_student_report,
+    make_teacher_report,
+    write_history,
+)
 
 LABELS = ["grain", "money-fx", "<script>alert(1)</script>", "ship `it`"]
 WORDS = [f"word{i}" for i in range(60)]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 MAX_LENGTH = 24
-LEVEL = {"raw": 1.0, "weighted": 2.0}
 
 
 def tiny_tokenizer(path: Path) -> Path:
@@ -84,47 +93,31 @@ def tiny_artifacts(artifacts: Path) -> None:
     }
     for name, split in splits.items():
         write_split(prepared / f"{name}.arrow", split)
-    write_json(prepared / "data_card.json", _data_card(splits))
-    _write_training(artifacts / "train_teacher", teacher, {"mode": "fine_tune"})
-    _write_training(artifacts / "train_student", student, {"cache_fingerprint": "9" * 64})
+    _make_data_card(splits).write(prepared)
+    for stage, model in (("train_teacher", teacher), ("train_student", student)):
+        model.save_pretrained(artifacts / stage / "model")
+        write_history(artifacts / stage, make_history(20))
+    manifest = make_manifest()
+    figures, tuned = _describe(teacher, artifacts / "train_teacher")
+    make_teacher_report(**figures, teacher_sha256=tuned).write(artifacts / "train_teacher")
+    figures, trained = _describe(student, artifacts / "train_student")
+    make_student_report(
+        **figures, student_sha256=trained, cache_fingerprint=manifest.fingerprint
+    ).write(artifacts / "train_student")
     (artifacts / "cache_teacher").mkdir()
-    write_json(artifacts / "cache_teacher" / "manifest.json", {"fingerprint": "9" * 64})
+    manifest.write(artifacts / "cache_teacher" / MANIFEST)
 
 
-def _data_card(splits: dict[str, Split]) -> dict[str, Any]:
-    return {
-        "labels": LABELS,
-        "pad_token_id": 0,
-        "max_length_tokens": MAX_LENGTH,
-        "splits": {
-            name: {
-                "examples": len(split),
-                "tokens": int(split.lengths.sum()),
-                "cut_fraction": 0.25,
-                "tokens_for_99_percent": 32,
-                "unknown_fraction": 0.0,
-            }
-            for name, split in splits.items()
-        },
-        "dropped": {"repeated": 2, "contradictory": 0},
-        "warnings": [],
-        "tokenizer_sha256": "a" * 64,
-        "encoded_sha256": "b" * 64,
-        "test_sha256": "c" * 64,
+def _make_data_card(splits: dict[str, Split]) -> DataCard:
+    described = {
+        name: make_split_card(LABELS, examples=len(split), tokens=int(split.lengths.sum()))
+        for name, split in splits.items()
     }
+    return make_data_card(LABELS, max_length_tokens=MAX_LENGTH, splits=described)
 
 
-def _write_training(folder: Path, model: Any, report: dict[str, Any]) -> None:
-    model.save_pretrained(folder / "model")
-    digest = sha256_file(folder / "model" / "model.safetensors")
+def _describe(model: Any, folder: Path) -> tuple[dict[str, Any], str]:
+    """Figures of a training's report, and the digest of the weights."""
     parameters = sum(weight.numel() for weight in model.parameters())
-    report = report | {"dev_accuracy": 0.9, "parameters": parameters}
-    write_json(folder / "report.json", report | {f"{folder.name[6:]}_sha256": digest})
-    step = {"phase": "learn", "loss": 2.0, "levels": {"prediction.kl": LEVEL}}
-    lines = [
-        {"step": 1, "epoch": 0.5, "split": "train", **step},
-        {"step": 2, "epoch": 1.0, "split": "train", **step},
-        {"step": 2, "epoch": 1.0, "split": "dev", "phase": "learn", "accuracy": 0.9, "loss": 1.0},
-    ]
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
+    digest = sha256_file(folder / "model" / "model.safetensors")
+    return {"dev_accuracy": 0.9, "parameters": parameters}, digest

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from tasks.kd.documents.data_card import DataCard
+from tasks.kd.documents.training import TeacherReport
 from tests.mutations.cases import Case, Expected
 from tests.mutations.owner import Ids, model_of, tokens_of
 from tests.mutations.task import Rows, Table
@@ -20,15 +21,15 @@ Split = dict[str, list[Any]]
 def find_difference(case: Case, expected: Expected, model: Any) -> str:
     """What is not as the owner sees it, in a line; empty if all is."""
     made = case.root / "artifacts" / "given"
-    card = json.loads((made / "prepare_data" / "data_card.json").read_text())
+    labels = DataCard.read(made / "prepare_data").labels
     splits = {name: read_split(made / "prepare_data" / f"{name}.arrow") for name in _NAMES}
     for split in splits.values():
-        split["name"] = [card["labels"][i] for i in split["label"]]
+        split["name"] = [labels[i] for i in split["label"]]
     tables = [usable(expected.table or case.table)]
     if expected.or_else is not None:
         tables.append(usable(expected.or_else))
     return (
-        _different_labels(card["labels"], expected)
+        _different_labels(list(labels), expected)
         or min(
             (_different_rows(splits, table, sampled=expected.sampled) for table in tables), key=len
         )
@@ -102,7 +103,7 @@ def owners_tokens(case: Case, expected: Expected, texts: list[str]) -> list[Ids]
 
 
 def _different_accuracy(made: Path, dev: Split, case: Case, expected: Expected, model: Any) -> str:
-    report = json.loads((made / "train_teacher" / "report.json").read_text())
+    accuracy = TeacherReport.read(made / "train_teacher").dev_accuracy
     if expected.weights == "folder":
         model = model_of(case.teacher)
     answers = []
@@ -110,9 +111,9 @@ def _different_accuracy(made: Path, dev: Split, case: Case, expected: Expected, 
         said = logits_of(model, ids).argmax(1).tolist()
         right = [expected.names[i] == name for i, name in zip(said, dev["name"], strict=True)]
         answers.append(sum(right) / len(right))
-    if any(abs(report["dev_accuracy"] - answer) < 1e-9 for answer in answers):
+    if any(abs(accuracy - answer) < 1e-9 for answer in answers):
         return ""
-    return f"dev accuracy {report['dev_accuracy']:.4f} instead of {answers[0]:.4f}"
+    return f"dev accuracy {accuracy:.4f} instead of {answers[0]:.4f}"
 
 
 def read_split(path: Path) -> Split:

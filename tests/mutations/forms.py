@@ -6,7 +6,6 @@ difference must be none, in every token and in the dev accuracy, or the folder b
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -19,6 +18,7 @@ import click
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from tasks.kd.documents.training import TeacherReport
 from tests.mutations.cases import Case
 from tests.mutations.figures import read_split
 from tests.mutations.harness import message_of, remember_yaml, run_apart
@@ -103,10 +103,8 @@ def measure(way: Way, folder: Path) -> Found:
     texts = [text for split in splits.values() for text in split["text"]]
     ids = [ids for split in splits.values() for ids in split["input_ids"]]
     others = sum(own != other for own, other in zip(ids, owner.encode(texts), strict=True))
-    report = json.loads((made / "train_teacher" / "report.json").read_text())
-    return Found(
-        way, others, len(texts), report["dev_accuracy"], _accuracy(owner, splits["dev"], case)
-    )
+    accuracy = TeacherReport.read(made / "train_teacher").dev_accuracy
+    return Found(way, others, len(texts), accuracy, _accuracy(owner, splits["dev"], case))
 
 
 def _accuracy(owner: Owner, dev: dict[str, list[str]], case: Case) -> float:

@@ -129,7 +129,7 @@ _PARSED: dict[bytes, Any] = {}
 
 def remember_yaml(case: Case) -> None:
     """Parse a case's YAML files here, once for all cases that have the same."""
-    from tasks.kd.recipe.files import read_yaml
+    from tasks.kd.recipe.document import read_yaml
 
     for path in (case.root / "dvc.yaml", *(case.root / "params").glob("*.yaml")):
         if (content := path.read_bytes()) not in _PARSED:
@@ -138,15 +138,15 @@ def remember_yaml(case: Case) -> None:
 
 def _hurry() -> None:
     """In the child alone: what was parsed is not parsed again, and the disk is not waited for."""
-    from tasks.kd.recipe import files as recipes
+    from tasks.kd.recipe import document, files
 
-    read = recipes.read_yaml
+    read = document.read_yaml
 
     def read_once(path: Path) -> Any:
         content = path.read_bytes() if path.is_file() else b""
         return _PARSED[content] if content in _PARSED else read(path)
 
-    recipes.read_yaml = read_once
+    document.read_yaml = files.read_yaml = read_once  # type: ignore[attr-defined]
     os.fsync = _pass_over
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable
@@ -12,8 +11,10 @@ from typing import Any
 import pytest
 
 from flows.distill import newest_metrics
+from tasks.kd.documents.history import HISTORY, Record
 from tasks.registry import Registry, open_registry
 from tasks.registry.live import TAG
+from tests.makers.documents import make_dev_record, make_level_record, make_train_record
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +22,13 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
     return open_registry(tmp_path_factory.mktemp("checkout"))
 
 
-def record(step: int, **more: Any) -> str:
-    levels = {"hidden.mse [[0, 0]]": {"raw": 0.5 / step, "weighted": 0.1}}
-    fields = {"step": step, "epoch": 0.1, "phase": "a", "split": "train", "loss": 1.0 / step}
-    return json.dumps({**fields, "levels": levels, **more}) + "\n"
+def record(step: int, **changes: Any) -> str:
+    levels = {"hidden.mse [[0, 0]]": make_level_record(0.5 / step)}
+    return line(make_train_record(step, **{"loss": 1.0 / step, "levels": levels, **changes}))
+
+
+def line(record: Record) -> str:
+    return record.model_dump_json(exclude_unset=True) + "\n"
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -47,7 +51,7 @@ def runs(registry: Registry, experiment: str) -> list[Any]:
 def test_what_a_training_writes_is_in_mlflow_while_it_runs(
     registry: Registry, tmp_path: Path
 ) -> None:
-    path = tmp_path / "metrics.jsonl"
+    path = tmp_path / HISTORY
     said: list[str] = []
     find = lambda: path  # noqa: E731
     with registry.follow("alive", "train_student small", find, every_s=0.05, say=said.append):
@@ -56,7 +60,7 @@ def test_what_a_training_writes_is_in_mlflow_while_it_runs(
         until(lambda: len(history(registry, "alive", "train.loss")) == 2)
         (run,) = runs(registry, "alive")
         assert run.info.status == "RUNNING"
-        path.write_text(record(1) + record(2) + record(3) + record(3, split="dev", accuracy=0.5))
+        path.write_text(record(1) + record(2) + record(3) + line(make_dev_record(3, accuracy=0.5)))
     assert history(registry, "alive", "train.loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
     assert history(registry, "alive", "dev.accuracy") == [(3, 0.5)]
     assert len(history(registry, "alive", "train.hidden.mse __0_ 0__.raw")) == 3
@@ -67,7 +71,7 @@ def test_what_a_training_writes_is_in_mlflow_while_it_runs(
 
 
 def test_a_training_that_fails_leaves_a_failed_run(registry: Registry, tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
+    path = tmp_path / HISTORY
     path.write_text(record(1))
     with (
         pytest.raises(RuntimeError, match="the training's own"),
@@ -79,7 +83,7 @@ def test_a_training_that_fails_leaves_a_failed_run(registry: Registry, tmp_path:
 
 
 def test_a_training_that_says_nothing_leaves_no_run(registry: Registry, tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
+    path = tmp_path / HISTORY
     with registry.follow("silent", "train_student a", lambda: path, every_s=0.01, say=print):
         pass
     assert runs(registry, "silent") == []
@@ -92,7 +96,7 @@ def test_what_goes_wrong_is_said_once_and_costs_nothing(
     if fault == "no server":
         monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    path = tmp_path / "metrics.jsonl"
+    path = tmp_path / HISTORY
     said: list[str] = []
     path.write_text(record(1) if fault == "no server" else "not a record\n")
     registry = open_registry(tmp_path)
@@ -105,7 +109,7 @@ def test_what_goes_wrong_is_said_once_and_costs_nothing(
 def test_a_resumed_training_s_shorter_file_is_read_from_its_beginning(
     registry: Registry, tmp_path: Path
 ) -> None:
-    path = tmp_path / "metrics.jsonl"
+    path = tmp_path / HISTORY
     path.write_text(record(1) + record(2) + record(3))
     with registry.follow("again", "train_student a", lambda: path, every_s=0.05, say=print):
         until(lambda: runs(registry, "again") and history(registry, "again", "train.loss"))
@@ -114,9 +118,9 @@ def test_a_resumed_training_s_shorter_file_is_read_from_its_beginning(
 
 
 def test_only_the_figures_of_the_training_that_runs_are_followed(tmp_path: Path) -> None:
-    old = tmp_path / ".work" / "train_student-a-0123" / "metrics.jsonl"
-    new = tmp_path / ".work" / "train_student-a-4567" / "metrics.jsonl"
-    other = tmp_path / ".work" / "train_student-b-0123" / "metrics.jsonl"
+    old = tmp_path / ".work" / "train_student-a-0123" / HISTORY
+    new = tmp_path / ".work" / "train_student-a-4567" / HISTORY
+    other = tmp_path / ".work" / "train_student-b-0123" / HISTORY
     for path in (old, new, other):
         path.parent.mkdir(parents=True)
     old.write_text(record(1))

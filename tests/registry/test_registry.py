@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import json
 import os
@@ -22,7 +21,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from tasks.kd.cache.format.manifest import MANIFEST
 from tasks.kd.digests import read_json, sha256_file, sha256_json, write_json
+from tasks.kd.documents.evaluation import Latency, Metrics
+from tasks.kd.documents.predictions import PREDICTIONS, read_predictions, write_predictions
 from tasks.kd.errors import DataError, KDError, ParamsError, RegistryError, TransientError
 from tasks.kd.gate.decision import Decision, Rule
 from tasks.kd.recipe.files import load_recipe
@@ -42,6 +44,20 @@ from tasks.registry.produced import STAGES
 from tasks.registry.store import import_quietly
 from tests.kd.cache.conftest import make_job, make_params, write
 from tests.kd.conftest import make_split
+from tests.makers.documents import (
+    change,
+    make_data_card,
+    make_dev_record,
+    make_export_report,
+    make_level_record,
+    make_manifest,
+    make_metrics,
+    make_predictions,
+    make_student_report,
+    make_teacher_report,
+    make_train_record,
+    write_history,
+)
 from tests.serving.test_served_student import FORMS, LABELS, REFUSED, SINGLE, make_student
 
 EXAMPLES = 300
@@ -105,18 +121,10 @@ def write_artifacts(
     answers = [(label + 1) % 3 if i in wrong else label for i, label in enumerate(TRUTH)]
     make_student(out / "export_student", answers, labels=labels)
     (out / "export_student" / "model_card.md").write_text("# A student\n", encoding="utf-8")
-    write_json(out / "export_student" / "report.json", {"serve": "model.onnx"})
+    make_export_report().write(out / "export_student")
     digest = f"{len(examples):064x}"
     write_test_split(out / "prepare_data" / "test.arrow", examples)
-    write_json(
-        out / "prepare_data" / "data_card.json",
-        {
-            "labels": list(labels),
-            "splits": {split: {"examples": 300, "tokens": 900} for split in ("train", "test")},
-            "encoded_sha256": "ab" * 32,
-            "test_sha256": digest,
-        },
-    )
+    make_data_card(labels, test_sha256=digest).write(out / "prepare_data")
     write_trainings(out, answers)
     write_evaluation(out / "evaluate_student", digest, labels, examples, answers)
     recipe = make_recipe(gate or {})
@@ -139,54 +147,30 @@ def write_test_split(path: Path, examples: range) -> None:
 
 
 def write_trainings(out: Path, answers: Sequence[int]) -> None:
-    weights = {"teacher": "t" * 64, "student": sha256_json(list(answers))}
     for role in ("teacher", "student"):
-        records: list[dict[str, Any]] = [
-            {
-                "step": step,
-                "epoch": step / 10,
-                "phase": "main",
-                "split": "train",
-                "loss": 1 / step,
-                "levels": {"prediction.kl": {"raw": 2 / step, "weighted": 1 / step}},
-                "learning_rate": 1e-4,
-                "grad_norm": 1.0,
-                "examples_per_s": 50.0,
-            }
+        updates = [
+            make_train_record(
+                step,
+                loss=1 / step,
+                levels={"prediction.kl": make_level_record(2 / step, 0.5)},
+            )
             for step in range(1, 31)
         ]
-        dev = {"step": 30, "epoch": 3, "phase": "main", "split": "dev", "accuracy": 0.9}
-        lines = "".join(json.dumps(record) + "\n" for record in [*records, dev])
-        (out / f"train_{role}" / "metrics.jsonl").write_text(lines, encoding="utf-8")
-        report = {f"{role}_sha256": weights[role], "seconds": 1.0}
-        write_json(out / f"train_{role}" / "report.json", report)
-    write_json(out / "cache_teacher" / "manifest.json", {"fingerprint": "cafe" * 16})
+        write_history(out / f"train_{role}", [*updates, make_dev_record(30)])
+    manifest = make_manifest()
+    manifest.write(out / "cache_teacher" / MANIFEST)
+    make_teacher_report().write(out / "train_teacher")
+    make_student_report(
+        student_sha256=sha256_json(list(answers)), cache_fingerprint=manifest.fingerprint
+    ).write(out / "train_student")
 
 
 def write_evaluation(
     out: Path, digest: str, labels: Sequence[str], examples: range, answers: Sequence[int]
 ) -> None:
-    with (out / "predictions.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["example_id", "label", "teacher", "student"])
-        for i in examples:
-            truth, said = labels[TRUTH[i]], labels[answers[i]]
-            writer.writerow([f"e{i:04d}", truth, truth, said])
-    latency = {"p50": 2.0, "p95": 3.0, "mean": 2.1}
-    scored = {"accuracy": {"value": 0.98, "n": 300, "low": 0.96, "high": 0.99}}
-    write_json(
-        out / "metrics.json",
-        {
-            "recipe": "tiny",
-            "evaluation_fingerprint": digest,
-            "labels": list(labels),
-            "examples": len(examples),
-            "teacher": {**scored, "latency_ms": latency, "size_bytes": 9000},
-            "student": {**scored, "latency_ms": latency, "size_bytes": 900},
-            "retention": {"value": 0.98, "n": 300, "low": 0.96, "high": 0.99},
-            "per_class": [],
-        },
-    )
+    rows = make_predictions(TRUTH, answers, labels)
+    write_predictions(out, [rows[i] for i in examples])
+    make_metrics(labels, evaluation_fingerprint=digest, examples=len(examples)).write(out)
     (out / "report.html").write_text("<p>report</p>", encoding="utf-8")
     (out / "plots").mkdir(exist_ok=True)
     (out / "plots" / "curve.png").write_bytes(b"png")
@@ -223,10 +207,10 @@ def make_recipe(gate: dict[str, Any]) -> Recipe:
 
 def measure_again(produced: Produced, p95_ms: float) -> Produced:
     """As `evaluate_student` leaves it when it runs again: the same student, another latency."""
-    path = produced.artifacts / "evaluate_student" / "metrics.json"
-    metrics = read_json(path)
-    metrics["student"]["latency_ms"]["p95"] = p95_ms
-    write_json(path, metrics)
+    folder = produced.artifacts / "evaluate_student"
+    latency = Latency(p50=p95_ms / 2, p95=p95_ms, mean=p95_ms / 2)
+    metrics = Metrics.read(folder)
+    change(metrics, student=change(metrics.student, latency_ms=latency)).write(folder)
     lineage = make_lineage(produced.root, produced.name)
     return Produced(produced.name, produced.recipe, produced.root, produced.artifacts, lineage)
 
@@ -394,8 +378,8 @@ def test_a_missing_artifact_is_named_and_nothing_is_registered(
 
 def test_an_evaluation_of_another_test_split_is_refused(registry: Registry, make: Make) -> None:
     produced = make()
-    card = produced.read("prepare_data", "data_card.json")
-    write_json(produced.artifacts / "prepare_data" / "data_card.json", card | {"test_sha256": "9"})
+    other = make_data_card(LABELS, test_sha256="9" * 64)
+    other.write(produced.artifacts / "prepare_data")
     with pytest.raises(DataError, match="another test split"):
         registry.track(produced)
 
@@ -699,13 +683,9 @@ def test_a_student_that_guesses_is_refused_however_much_it_retains(
 ) -> None:
     """Right on a third of three classes, as its teacher: kept whole, and worth nothing."""
     produced = make(wrong=range(200), gate={"min_accuracy": 0.0, "min_lead": 0.0})
-    table = produced.artifacts / "evaluate_student" / "predictions.csv"
-    header, *rows = table.read_text(encoding="utf-8").splitlines()
-    place = header.split(",").index("teacher"), header.split(",").index("student")
-    copied = [row.split(",") for row in rows]
-    for row in copied:
-        row[place[0]] = row[place[1]]
-    table.write_text("\n".join([header, *map(",".join, copied)]) + "\n", encoding="utf-8")
+    folder = produced.artifacts / "evaluate_student"
+    rows = read_predictions(folder)
+    write_predictions(folder, [row._replace(teacher=row.student) for row in rows])
     _, decision = run_gate(registry, produced)
     assert decision.verdict == "refuse"
     assert [rule.name for rule in decision.refused_by] == ["lead"]
@@ -734,6 +714,66 @@ def test_stored_predictions_that_changed_are_not_believed(registry: Registry, ma
     stored.write_text(stored.read_text(encoding="utf-8").replace("ship", "grain"), encoding="utf-8")
     _, decision = run_gate(registry, make(wrong=range(2)))
     assert "Right on 1 examples" in find_rule(decision, "champion").explanation
+
+
+def test_predictions_that_another_release_wrote_are_not_read_and_the_champion_is_asked(
+    registry: Registry, make: Make
+) -> None:
+    champion, _ = run_gate(registry, make(wrong=range(3)))
+    (stored,) = (registry.store.folder / "artifacts").rglob(
+        f"{champion.run_id}/artifacts/evaluate_student/{PREDICTIONS}"
+    )
+    stored.write_text("id,truth,teacher,student\ne0000,corn,corn,corn\n", encoding="utf-8")
+    registry.store.client.set_model_version_tag(
+        MODEL, str(champion.version), "predictions.sha256", sha256_file(stored)
+    )
+    _, decision = run_gate(registry, make(wrong=range(2)))
+    assert "Right on 1 examples" in find_rule(decision, "champion").explanation
+
+
+@pytest.mark.parametrize("record", ['{"verdict": "promote", "rules": []}', "promote", ""])
+def test_a_decision_that_another_release_recorded_is_made_anew(
+    registry: Registry, make: Make, record: str
+) -> None:
+    produced = make()
+    version, decision = run_gate(registry, produced)
+    registry.store.client.set_model_version_tag(MODEL, "1", "gate.decision", record)
+    assert registry.decided(version, produced.recipe.gate) is None
+    again, anew = run_gate(registry, produced)
+    assert (again.version, anew.verdict) == (1, decision.verdict)
+    assert registry.decided(version, produced.recipe.gate) == anew
+
+
+def test_a_student_of_another_release_has_its_labels_or_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "artifacts").mkdir()
+    contract = tmp_path / "artifacts" / "student.json"
+    write_json(contract, {"labels": ["a", "b"], "heads": []})
+    assert packing.read_labels(tmp_path) == ["a", "b"]
+    write_json(contract, {"classes": ["a", "b"]})
+    with pytest.raises(RegistryError, match=r"contract lacks a field: .*field labels"):
+        packing.read_labels(tmp_path)
+
+
+def test_fewer_predictions_than_were_measured_are_refused(registry: Registry, make: Make) -> None:
+    produced = make()
+    folder = produced.artifacts / "evaluate_student"
+    write_predictions(folder, read_predictions(folder)[:-1])
+    said = r"another number of examples.*predictions\.csv\. Expected 300 rows, found 299"
+    with pytest.raises(DataError, match=said):
+        put_forward(registry, produced)
+    assert registry.find(produced) is None
+
+
+def test_an_older_evaluation_is_refused_in_plain_words(registry: Registry, make: Make) -> None:
+    produced = make()
+    path = produced.artifacts / "evaluate_student" / Metrics.FILE
+    fields = read_json(path)
+    del fields["agreement"]
+    write_json(path, fields)
+    said = r"the evaluation lacks a field: .*metrics\.json, field agreement.*evaluate_student@tiny"
+    with pytest.raises(DataError, match=said):
+        put_forward(registry, produced)
+    assert registry.find(produced) is None
 
 
 def test_a_champion_with_other_labels_is_a_refusal_with_a_reason(

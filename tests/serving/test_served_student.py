@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import sys
 import warnings
 from collections.abc import Sequence
@@ -18,6 +17,9 @@ import pyarrow as pa
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from tasks.kd.documents.exported import Contract
+from tests.makers.documents import make_contract
 
 with warnings.catch_warnings():  # mlflow.pyfunc warns of a type hint in its own base class
     warnings.simplefilter("ignore")
@@ -50,15 +52,8 @@ def make_student(
         table[len(SPECIAL) + index, answer] = 2.0
     write_network(folder / serve, table, with_types=with_types)
     write_tokenizer(folder / "tokenizer.json", words)
-    settings = {
-        "labels": list(labels),
-        "max_length_tokens": 16,
-        "pad_token_id": 0,
-        "serve": serve,
-        "inputs": ["input_ids", "attention_mask", *(["token_type_ids"] if with_types else [])],
-        "output": "logits",
-    }
-    (folder / "student.json").write_text(json.dumps(settings), encoding="utf-8")
+    inputs = ("input_ids", "attention_mask", *(("token_type_ids",) if with_types else ()))
+    make_contract(labels, serve=serve, inputs=inputs).write(folder)
     return folder
 
 
@@ -96,14 +91,13 @@ def write_tokenizer(path: Path, words: Sequence[str]) -> None:
 
 
 def open_student(folder: Path) -> ServedStudent:
-    settings = json.loads((folder / "student.json").read_text(encoding="utf-8"))
     student = ServedStudent()
-    student.load_context(make_context(folder, settings["serve"]))
+    student.load_context(make_context(folder, Contract.read(folder).serve))
     return student
 
 
 def make_context(folder: Path, serve: str) -> Any:
-    files = {"network": serve, "tokenizer": "tokenizer.json", "student": "student.json"}
+    files = {"network": serve, "tokenizer": "tokenizer.json", "student": Contract.FILE}
     return SimpleNamespace(artifacts={key: str(folder / name) for key, name in files.items()})
 
 

@@ -19,9 +19,10 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
-from tasks.kd.digests import write_json
+from tasks.kd.documents.training import TeacherReport
 from tasks.kd.encoders.loading import model_sha256
 from tasks.stages import INPUTS
+from tests.makers.documents import change
 from tests.makers.small_tables import CSV
 from tests.makers.tiny import WORDS, tiny_model, tiny_tokenizer
 
@@ -100,9 +101,8 @@ class Project:
         weights = load_file(folder / "model" / "model.safetensors")
         weights["classifier.bias"] += 1
         save_file(weights, folder / "model" / "model.safetensors", {"format": "pt"})
-        report = self.json("train_teacher", "report.json")
         digest = model_sha256(folder / "model")
-        write_json(folder / "report.json", {**report, "teacher_sha256": digest})
+        change(TeacherReport.read(folder), teacher_sha256=digest).write(folder)
 
     def copy(self, target: Path) -> Project:
         shutil.copytree(self.root, target)

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from tasks.kd.data.examples.prepared import read_split
-from tasks.kd.digests import read_json
+from tasks.kd.documents.evaluation import Metrics
+from tasks.kd.documents.training import StudentReport
 from tasks.kd.encoders.loading import load_classifier
 from tasks.kd.errors import DataError
 from tasks.kd.export.running import predict_torch
@@ -64,7 +65,7 @@ def draft(root: Path) -> Path:
 @pytest.fixture(scope="module")
 def metrics(draft: Path) -> Any:
     """metrics.json."""
-    return read_json(draft / "metrics.json")
+    return Metrics.read(draft).as_json()
 
 
 def test_metrics_hold_every_figure(metrics: Any) -> None:
@@ -133,8 +134,8 @@ def test_predictions_are_names_in_the_order_of_the_split(
 
 def test_the_report_traces_what_the_student_was_made_from(root: Path, draft: Path) -> None:
     page = (draft / "report.html").read_text(encoding="utf-8")
-    trained = read_json(root / "artifacts" / "tiny" / "train_student" / "report.json")
-    for digest in ("9" * 64, "b" * 64, "c" * 64, trained["student_sha256"]):
+    trained = StudentReport.read(root / "artifacts" / "tiny" / "train_student")
+    for digest in (trained.cache_fingerprint, "b" * 64, "c" * 64, trained.student_sha256):
         assert digest in page
     assert "<script" not in page
     assert len(list((draft / "plots").iterdir())) == 7
@@ -156,7 +157,7 @@ def test_figures_without_a_clock_are_the_same_again(
     monkeypatch.setattr(evaluate_student, "write_onnx", copy)
     stage = make_stage(root, "again")
     evaluate_student.main(stage)
-    again = read_json(stage.draft / "metrics.json")
+    again = Metrics.read(stage.draft).as_json()
     for figures in (metrics, again):
         for who in ("teacher", "student"):
             figures[who] = {k: v for k, v in figures[who].items() if k != "latency_ms"}

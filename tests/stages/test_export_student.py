@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tasks.kd.digests import read_json, write_json
+from tasks.kd.documents.data_card import DataCard
+from tasks.kd.documents.exported import Contract
 from tasks.kd.errors import ExportError
 from tasks.kd.recipe.sections import ExportStudent
 from tasks.stages import Stage
 from tasks.stages.export_student import main
+from tests.makers.documents import change
 from tests.makers.tiny import LABELS, tiny_artifacts
 from tests.makers.training_setup import make_compute
 
@@ -38,16 +40,16 @@ def test_the_stage_writes_what_is_served(stage: Stage, capsys: pytest.CaptureFix
         "model_card.md",
         "report.json",
     }
-    contract = read_json(stage.draft / "student.json")
-    assert contract["serve"] == "model.int8.onnx"
-    assert contract["labels"] == LABELS
+    contract = Contract.read(stage.draft)
+    assert contract.serve == "model.int8.onnx"
+    assert contract.labels == tuple(LABELS)
     assert "one text at a time" in (stage.draft / "model_card.md").read_text(encoding="utf-8")
     assert "model.int8.onnx: 0.0 MB (served)" in capsys.readouterr().err
 
 
 def test_a_student_of_other_labels_is_refused(stage: Stage) -> None:
-    card = stage.root / "artifacts" / "tiny" / "prepare_data" / "data_card.json"
-    write_json(card, read_json(card) | {"labels": [*LABELS[1:], LABELS[0]]})
+    folder = stage.root / "artifacts" / "tiny" / "prepare_data"
+    change(DataCard.read(folder), labels=(*LABELS[1:], LABELS[0])).write(folder)
     with pytest.raises(ExportError, match="other labels"):
         main(stage)
     assert list(stage.draft.iterdir()) == []

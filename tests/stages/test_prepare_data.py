@@ -11,29 +11,32 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from tasks.kd.data.examples.prepared import Split, read_data_card, read_split
+from tasks.kd.data.examples.prepared import Split, read_split
 from tasks.kd.digests import Digests, read_json, write_json
+from tasks.kd.documents.data_card import DataCard, Replaced
+from tasks.kd.documents.sources import Sources
 from tasks.kd.errors import DataError
 from tasks.kd.tokens.encoding import encode
 from tasks.kd.tokens.tokenizers import load_tokenizer, write_tokenizer_folder
 from tasks.stages import INPUTS, digest_code
 from tasks.stages.prepare_data import prove_tokens
+from tests.makers.documents import change
 from tests.makers.tokenizer_folders import TEXTS, WORDS, wordpiece, write_folder
 from tests.stages.conftest import CODE
 
 
 def test_it_leaves_splits_that_are_what_the_card_says(finished: Any) -> None:
     out = finished.out("prepare_data")
-    card = read_data_card(out)
-    assert card["labels"] == ["corn", "money", "ships"]
-    for name, described in card["splits"].items():
+    card = DataCard.read(out)
+    assert card.labels == ("corn", "money", "ships")
+    for name, described in card.splits.given.items():
         split = read_split(out / f"{name}.arrow")
-        assert len(split) == described["examples"]
-        assert int(split.lengths.sum()) == described["tokens"]
-        assert int(split.lengths.max()) == described["longest_tokens"] <= 16
-        assert sum(described["label_counts"].values()) == len(split)
-        assert all(described["label_counts"].values())
-    assert card["splits"]["train"]["examples"] + card["splits"]["dev"]["examples"] == 150
+        assert len(split) == described.examples
+        assert int(split.lengths.sum()) == described.tokens
+        assert int(split.lengths.max()) == described.longest_tokens <= 16
+        assert sum(described.label_counts.values()) == len(split)
+        assert all(described.label_counts.values())
+    assert card.splits.train.examples + card.splits.dev.examples == 150
 
 
 def test_no_text_is_in_two_splits_and_ids_are_unique(finished: Any) -> None:
@@ -53,20 +56,20 @@ def test_the_same_recipe_gives_the_same_bytes(broken: Any) -> None:
 
 def test_random_texts_stand_behind_the_training_texts(broken: Any) -> None:
     before = read_split(broken.out("prepare_data") / "train.arrow")
-    cards = [read_data_card(broken.out("prepare_data"))]
+    cards = [DataCard.read(broken.out("prepare_data"))]
     broken.change(lambda recipe: recipe["prepare_data"].update(random_texts=2))
     assert broken.run("prepare_data").returncode == 0
     after = read_split(broken.out("prepare_data") / "train.arrow")
-    cards.append(read_data_card(broken.out("prepare_data")))
+    cards.append(DataCard.read(broken.out("prepare_data")))
     assert after.labelled.tolist() == list(range(len(before)))
     assert after.example_ids[: len(before)] == before.example_ids
     assert len(after) == 3 * len(before)
     assert after.lengths.tolist() == before.lengths.tolist() * 3
-    own, larger = (card["splits"]["train"] for card in cards)
-    assert (own["unlabelled"], larger["unlabelled"]) == (0, 2 * len(before))
-    assert own["label_counts"] == larger["label_counts"]
-    assert cards[0]["encoded_sha256"] != cards[1]["encoded_sha256"]
-    assert cards[0]["splits"]["dev"] == cards[1]["splits"]["dev"]
+    own, larger = (card.splits.train for card in cards)
+    assert (own.unlabelled, larger.unlabelled) == (0, 2 * len(before))
+    assert own.label_counts == larger.label_counts
+    assert cards[0].encoded_sha256 != cards[1].encoded_sha256
+    assert cards[0].splits.dev == cards[1].splits.dev
 
 
 @pytest.mark.parametrize(
@@ -154,15 +157,15 @@ def test_work_in_progress_is_another_s_where_the_code_changed(tmp_path: Path) ->
 
 def test_what_is_cut_and_what_is_unknown_is_told_by_split(finished: Any) -> None:
     out = finished.out("prepare_data")
-    card = read_data_card(out)
-    for name, described in card["splits"].items():
+    card = DataCard.read(out)
+    for name, described in card.splits.given.items():
         # A word is a token here, and two stand around a text.
         whole = [len(text.split()) + 2 for text in read_split(out / f"{name}.arrow").texts]
-        assert described["cut_fraction"] == np.mean([length > 16 for length in whole])
-        assert described["tokens_for_99_percent"] == sorted(whole)[-(len(whole) // 100) - 1]
-        assert described["unknown_fraction"] == 0
-    assert card["truncation_side"] == "right"
-    (warning,) = [text for text in card["warnings"] if "of the training texts are cut" in text]
+        assert described.cut_fraction == np.mean([length > 16 for length in whole])
+        assert described.tokens_for_99_percent == sorted(whole)[-(len(whole) // 100) - 1]
+        assert described.unknown_fraction == 0
+    assert card.truncation_side == "right"
+    (warning,) = [text for text in card.warnings if "of the training texts are cut" in text]
     assert "would keep 99 % of them whole" in warning
 
 
@@ -245,7 +248,7 @@ def test_a_teacher_that_reads_the_end_of_a_text_is_followed_to_the_served_model(
     served = served_tokenizer(exported)
     assert [one.ids for one in served.encode_batch(texts)] == expected
     assert (served.truncation or {})["direction"] == "left"
-    assert broken.json("prepare_data", "data_card.json")["truncation_side"] == "left"
+    assert DataCard.read(broken.out("prepare_data")).truncation_side == "left"
 
 
 # --- rows that are left out, changed or too few ---------------------------------------------------
@@ -316,11 +319,11 @@ def test_classes_with_few_rows_and_none_in_the_test_are_warned_of(broken: Any) -
     give_rows(broken, train, ["tested,corn", "tested too,money"])
     done = broken.run("prepare_data")
     assert done.returncode == 0, done.stderr
-    warnings = read_data_card(broken.out("prepare_data"))["warnings"]
-    assert warnings == [
+    warnings = DataCard.read(broken.out("prepare_data")).warnings
+    assert warnings == (
         "classes without test rows: rye, ships",
         "classes with fewer than 5 training rows: rye (1), ships (2)",
-    ]
+    )
     for warning in warnings:
         assert f"prepare_data: warning: {warning}\n" in done.stderr
 
@@ -339,13 +342,14 @@ def give_json_lines(project: Any, train: list[str], test: list[str]) -> None:
             f'{{"body": "{x}", "topic": "{("corn", "money")[i % 2]}"}}' for i, x in enumerate(texts)
         ]
         (folder / "data" / f"{split}.jsonl").write_text("\n".join(rows))
-    sources = read_json(folder / "sources.json")
-    sources["data"] |= {
+    sources = Sources.read(folder)
+    data = {
+        **sources.data,
         "train": "data/train.jsonl",
         "test": "data/test.jsonl",
         "format": {"kind": "jsonl"},
     }
-    write_json(folder / "sources.json", sources)
+    change(sources, data=data).write(folder)
     project.change(lambda recipe: recipe["prepare_data"].update(min_train_examples=1))
 
 
@@ -363,11 +367,11 @@ def test_texts_that_no_tokenizer_can_encode(broken: Any, mode: str) -> None:
     done = broken.run("prepare_data")
     assert done.returncode == 0, done.stderr
     out = broken.out("prepare_data")
-    card, dropped = read_data_card(out), mode == "drop"
-    assert card["dropped"]["unreadable"] == (1 if dropped else 0)
-    assert card["dropped_from_test"]["unreadable"] == (2 if dropped else 0)
-    assert card["replaced"] == ({"train": 0, "test": 0} if dropped else {"train": 1, "test": 2})
-    assert card["splits"]["test"]["examples"] == (2 if dropped else 4)
+    card, dropped = DataCard.read(out), mode == "drop"
+    assert card.dropped["unreadable"] == (1 if dropped else 0)
+    assert card.dropped_from_test["unreadable"] == (2 if dropped else 0)
+    assert card.replaced == (Replaced(train=0, test=0) if dropped else Replaced(train=1, test=2))
+    assert card.splits.test.examples == (2 if dropped else 4)
     texts = read_split(out / "test.arrow").texts
     assert texts == (["one", "two"] if dropped else ["one", "two", "\ufffd three", "four \ufffd"])
     if dropped:
@@ -395,11 +399,11 @@ def test_labels_are_spelled_as_the_tuned_teacher_spells_them(broken: Any) -> Non
     """A boolean has one spelling in any table; a champion answers with the teacher's own."""
     give_rows(broken, [*rows_of("True", 40), *rows_of("false", 40)], ["tested,TRUE"])
     assert broken.run("prepare_data").returncode == 0
-    assert read_data_card(broken.out("prepare_data"))["labels"] == ["false", "true"]
+    assert DataCard.read(broken.out("prepare_data")).labels == ("false", "true")
     path = broken.out("fetch_sources") / "teacher" / "config.json"
     write_json(path, read_json(path) | {"id2label": {"0": "True", "1": "False"}, "label2id": None})
     assert broken.run("prepare_data").returncode == 0
-    assert read_data_card(broken.out("prepare_data"))["labels"] == ["True", "False"]
+    assert DataCard.read(broken.out("prepare_data")).labels == ("True", "False")
 
 
 # --- what decides its out changes while it runs ---------------------------------------------------
@@ -440,7 +444,7 @@ def test_an_out_that_was_made_from_what_is_no_longer_there_is_not_kept(
     assert not broken.out("prepare_data").exists()
     (work,) = (broken.root / ".work").glob("prepare_data-small-*")
     assert str(work) in error["message"]
-    assert (work / "out" / "data_card.json").exists()
+    assert (work / "out" / DataCard.FILE).exists()
 
 
 @pytest.mark.parametrize(

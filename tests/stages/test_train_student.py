@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
-from tasks.kd.digests import read_json, write_json
+from tasks.kd.digests import read_json
+from tasks.kd.documents.training import TeacherReport
+from tests.makers.documents import change
 from tests.stages.conftest import CODE
 
 
@@ -71,13 +73,11 @@ def test_a_cache_of_another_teacher_is_refused_with_what_mends_it(broken: Any) -
 
 @pytest.mark.parametrize("stage", ["cache_teacher", "train_student"])
 def test_a_teacher_that_is_not_the_one_of_its_report_is_refused(broken: Any, stage: str) -> None:
-    path = broken.out("train_teacher") / "report.json"
-    write_json(path, {**read_json(path), "teacher_sha256": "0" * 64})
+    folder = broken.out("train_teacher")
+    change(TeacherReport.read(folder), teacher_sha256="0" * 64).write(folder)
     done = broken.run(stage)
     assert done.returncode == 2
-    assert (
-        f"the teacher is not the one that its report is of: {path.parent / 'model'}" in done.stderr
-    )
+    assert f"the teacher is not the one that its report is of: {folder / 'model'}" in done.stderr
 
 
 def test_a_cluster_s_launcher_is_used_and_its_first_process_keeps_the_results(broken: Any) -> None:

@@ -11,12 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tasks.kd.documents.data_card import DataCard
 from tasks.kd.encoders.loading import load_classifier, model_sha256
 from tasks.kd.errors import DataError
 from tasks.kd.teacher.ensemble import parse_rule, save_rule, teacher_sha256
 from tasks.kd.teacher.standing import take_standing
 from tasks.stages import INPUTS
 from tasks.stages.train_teacher import Answers, require_worth
+from tests.makers.documents import change
 
 
 def test_it_fine_tunes_and_says_how_it_went(finished: Any) -> None:
@@ -150,7 +152,7 @@ def test_a_given_teacher_of_which_two_labels_are_exchanged_is_refused(tmp_path: 
         )
         standing = take_standing(truth, answers, 4)
         assert standing.is_above_chance
-        require_worth(stage, tmp_path, Answers(standing, labels, cells, 0.9), labels)
+        require_worth(stage, tmp_path, Answers(standing, tuple(labels), cells, 0.9), labels)
 
     with pytest.raises(DataError, match=r"another order.*{corn: money, money: corn, ships: ship"):
         judge([25, 25, 25, 25])
@@ -218,9 +220,9 @@ def test_a_label_that_today_s_texts_lack_goes_all_the_way(broken: Any) -> None:
 
 def test_a_given_teacher_with_another_number_of_labels_is_refused(broken: Any) -> None:
     give_tuned(broken)
-    path = broken.out("prepare_data") / "data_card.json"
-    card = json.loads(path.read_text())
-    path.write_text(json.dumps({**card, "labels": [*card["labels"], "wheat"]}))
+    folder = broken.out("prepare_data")
+    card = DataCard.read(folder)
+    change(card, labels=(*card.labels, "wheat")).write(folder)
     done = broken.run("train_teacher")
     assert done.returncode == 2
     assert "teacher's labels are not those of the data" in done.stderr

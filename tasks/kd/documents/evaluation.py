@@ -102,7 +102,7 @@ class Similarity(Part):
 class Metrics(Document):
     """All figures of an evaluation. The student is measured as it is served."""
 
-    TITLE: ClassVar[str] = "the metrics"
+    TITLE: ClassVar[str] = "the evaluation"
     FILE: ClassVar[str] = "metrics.json"
 
     recipe: Text

@@ -29,9 +29,11 @@ class Prediction(NamedTuple):
 def write_predictions(folder: Path, rows: Iterable[Prediction]) -> None:
     """Write the rows under a header of their fields."""
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Prediction._fields)
-    writer.writerows(rows)
+    plain = csv.writer(text, lineterminator="\n")
+    quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    plain.writerow(Prediction._fields)
+    for row in rows:  # a carriage return ends a row unless it is quoted, which `plain` leaves out
+        (quoted if any("\r" in cell for cell in row) else plain).writerow(row)
     write_bytes(folder / PREDICTIONS, text.getvalue().encode())
 
 

@@ -117,7 +117,7 @@ def _require_classifier(folder: Path, fields: dict[str, Any]) -> None:
         )
 
 
-def new_classifier(folder: Path, labels: list[str]) -> torch.nn.Module:
+def new_classifier(folder: Path, labels: Sequence[str]) -> torch.nn.Module:
     """An encoder from a local folder with a new head of those labels; float32, eval mode.
 
     Raises DataError as `load_classifier`, but that a head may be missing and that of another task

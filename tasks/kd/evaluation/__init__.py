@@ -1,1 +1,1 @@
-"""Figures, pictures and the report."""
+"""The evaluation: figures, plots and the report."""

@@ -1,10 +1,10 @@
-"""Teacher against student on the same examples: figures with bootstrap intervals, similarity.
+"""Teacher and student compared on the same examples: figures with bootstrap intervals, similarity.
 
 NumPy only. N examples, C classes, R resamples, D width; logits are float [N, C], labels int [N].
 
 Every figure here (accuracy, macro-F1, calibration, agreement, retention) is a function of sums
-over examples. So a resample is a row of counts, how often each example was drawn, and all figures
-of all resamples come from one matrix product; teacher and student see the same draws.
+over examples. A resample is therefore a row of counts, how often each example was drawn. One matrix
+product gives all figures of all resamples, and teacher and student share the draws.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Floats = npt.NDArray[np.float64]
 Classes = npt.NDArray[np.int64]
 
 BINS = 15
-_DRAWS = 2**22  # resampled counts held at once
+_DRAWS = 2**22  # resampled counts in memory at once
 
 
 @dataclass(frozen=True)
 class Bin:
-    """A confidence bin of a reliability diagram; means are 0 where it is empty."""
+    """A confidence bin of a reliability diagram; both means are 0 in an empty bin."""
 
     low: float
     high: float
@@ -39,7 +39,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A model's answers: classes [N] and the confidence (highest softmax score) of each [N]."""
+    """A model's answers: classes int64 [N] and confidences (highest softmax scores) float64 [N]."""
 
     classes: Classes
     confidence: Floats
@@ -47,7 +47,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Answers:
-    """True classes [N], and what both models answered to the same examples.
+    """True classes [N], and both models' answers to the same examples.
 
     Raises ShapeError if the parts differ in length or are empty.
     """
@@ -57,12 +57,12 @@ class Answers:
     student: Outcome
 
     def __post_init__(self) -> None:
-        found = [len(part) for part in (self.labels, self.teacher.classes, self.student.classes)]
-        if len(set(found)) != 1 or found[0] == 0:
+        lengths = [len(part) for part in (self.labels, self.teacher.classes, self.student.classes)]
+        if len(set(lengths)) != 1 or lengths[0] == 0:
             raise ShapeError(
                 "labels, teacher and student must have the same examples",
                 expected="equal numbers, at least one",
-                found=found,
+                found=lengths,
             )
 
 
@@ -92,13 +92,13 @@ def read_outcome(logits: npt.NDArray[Any], classes: int) -> Outcome:
 
 
 def count_confusion(labels: Classes, classes: Classes, count: int) -> Classes:
-    """Confusion matrix [C, C]: rows are true classes, columns are answers."""
+    """Confusion matrix int64 [C, C]: rows are true classes, columns are answers."""
     cells = np.bincount(labels * count + classes, minlength=count * count)
     return cells.reshape(count, count).astype(np.int64)
 
 
 def score_classes(confusion: Classes) -> dict[str, Floats]:
-    """Precision, recall and F1 per class [C]; 0 where a class was never answered or never true."""
+    """Precision, recall and F1 per class, each [C]; 0 for a class never answered or never true."""
     right = np.diag(confusion).astype(np.float64)
     answered, support = confusion.sum(axis=0), confusion.sum(axis=1)
     return {
@@ -130,7 +130,7 @@ def compare_classes(answers: Answers, names: Sequence[str]) -> tuple[ClassMetric
 
 
 def count_confusions(answers: Answers, count: int) -> Confusion:
-    """Both models' confusion matrices, of that many classes."""
+    """Both models' confusion matrices over `count` classes."""
     labels = answers.labels
     teacher, student = (
         tuple(map(tuple, count_confusion(labels, outcome.classes, count).tolist()))
@@ -168,7 +168,7 @@ def bin_confidence(labels: Classes, outcome: Outcome) -> list[Bin]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Both models' figures, and those of the two together."""
+    """Each model's figures, and the figures of the pair."""
 
     teacher: Quality
     student: Quality
@@ -207,7 +207,7 @@ def compare_outcomes(
 
 
 def _features(answers: Answers) -> Floats:
-    """What is summed over examples [N, 1 + 5C + 2 * BINS]; `_figures` reads it in this order."""
+    """The features [N, 1 + 5C + 2 * BINS] summed over examples, in the order `_figures` reads."""
     labels, pair = answers.labels, (answers.teacher, answers.student)
     count = 1 + int(max(labels.max(), *(outcome.classes.max() for outcome in pair)))
     agree = answers.teacher.classes == answers.student.classes
@@ -222,9 +222,9 @@ def _features(answers: Answers) -> Floats:
 
 
 def _figures(sums: Floats, examples: int) -> dict[str, Floats]:
-    """Every figure [R] from sums of features [R, F]."""
+    """Every figure [R], computed from sums of features [R, F]."""
     count = (sums.shape[1] - 1 - 2 * BINS) // 5
-    widths = [1, count, count, count, BINS, count, count]  # and BINS more
+    widths = [1, count, count, count, BINS, count, count]  # the rest is BINS wide
     agree, support, *rest = np.split(sums, np.cumsum(widths), axis=1)
     figures = {"agreement": agree[:, 0] / examples}
     constant = support.max(axis=1) / examples
@@ -244,7 +244,7 @@ def _figures(sums: Floats, examples: int) -> dict[str, Floats]:
 
 
 def _resample(features: Floats, resamples: int, seed: int) -> Floats:
-    """Sums of features over N draws with replacement [R, F], some resamples at a time."""
+    """Sums [R, F] of features over N draws with replacement, some resamples at a time."""
     random = np.random.default_rng(seed)
     examples = len(features)
     at_once = max(1, _DRAWS // examples)
@@ -259,7 +259,7 @@ def _resample(features: Floats, resamples: int, seed: int) -> Floats:
 
 
 def _bin_of(confidence: Floats) -> Classes:
-    """Bin of each confidence; bins are closed above, as in Guo et al."""
+    """The bin of each confidence; bins are closed above, as in Guo et al."""
     bins: Classes = np.clip(np.ceil(confidence * BINS) - 1, 0, BINS - 1).astype(np.int64)
     return bins
 
@@ -270,7 +270,7 @@ def _one_hot(values: Classes, count: int) -> Floats:
 
 
 def _divide(above: npt.NDArray[Any], below: npt.NDArray[Any]) -> Floats:
-    """Quotient in float64, 0 where the divisor is 0."""
+    """The quotient in float64; 0 where the divisor is 0."""
     result = np.zeros(np.broadcast(above, below).shape)
     np.divide(above, below, out=result, where=np.asarray(below) != 0)
     return result
@@ -312,7 +312,7 @@ def cka_matrix(rows: list[npt.NDArray[Any]], columns: list[npt.NDArray[Any]]) ->
 
 
 def _centre(states: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Minus its mean over tokens, which is taken in float64; scaled to a mean square of 1."""
+    """States minus their mean over tokens, taken in float64, scaled to a mean square of 1."""
     centred = states - states.mean(axis=0, dtype=np.float64)
     size = float(np.sqrt(np.mean(centred**2, dtype=np.float64)))
     scaled: npt.NDArray[Any] = (centred / size if size > 0 else centred).astype(states.dtype)

@@ -1,7 +1,7 @@
-"""The pictures of a report, drawn once: as SVG that takes the page's colours, and as PNG.
+"""The plots of a report, drawn once: as SVG in the page's colours, and as PNG.
 
-Every colour below is also a CSS variable of the report's page. `as_svg` puts the variable in the
-colour's place, so that one drawing serves a light page, a dark page and paper.
+Every colour below is also a CSS variable of the report's page. `as_svg` replaces the colour by the
+variable, so that one drawing serves a light page, a dark page and paper.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ History = Sequence[Record]
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawing, its file stem, and what it shows in words."""
+    """A drawing, its file stem and its caption."""
 
     name: str
     caption: str
@@ -79,7 +79,7 @@ class Plot:
 
 
 def as_svg(plot: Plot) -> str:
-    """An `<svg>` element for a page that defines the colours; the same drawing, the same text."""
+    """An `<svg>` element for a page that defines the colours; equal drawings give equal text."""
     buffer = io.StringIO()
     with mpl.rc_context(_STYLE | {"svg.hashsalt": plot.name}):
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -96,7 +96,7 @@ def as_svg(plot: Plot) -> str:
 
 
 def save_png(plot: Plot, folder: Path) -> Path:
-    """Write `<name>.png` on white."""
+    """Write `<name>.png` on a white ground and return its path."""
     path = folder / f"{plot.name}.png"
     with mpl.rc_context(_STYLE):
         plot.figure.savefig(path, dpi=160, facecolor=PAPER, metadata={"Software": None})
@@ -116,7 +116,7 @@ def _axes(title: str, size: tuple[float, float] = _SIZE) -> Iterator[tuple[Figur
 
 
 def draw_losses(history: History) -> Plot:
-    """The student's loss and what each level adds to it, by epoch, on a log scale."""
+    """A plot of the student's loss and each level's weighted part, by epoch, on a log scale."""
     steps = _trained(history)
     with _axes("Loss and its weighted levels") as (figure, axes):
         _shade_phases(axes, steps)
@@ -144,7 +144,7 @@ def draw_level(history: History, level: str) -> Plot:
 
 
 def draw_accuracy(student: History, teacher: History) -> Plot:
-    """Accuracy on the dev split after each epoch, of both trainings."""
+    """A plot of both trainings' accuracy on the dev split after each epoch."""
     with _axes("Dev accuracy") as (figure, axes):
         _shade_phases(axes, _trained(student))
         for who, history, colour in (
@@ -178,7 +178,7 @@ def _trained(history: History) -> list[TrainRecord]:
 def _curve(
     axes: Axes, steps: Sequence[TrainRecord], values: Sequence[float], colour: str, label: str
 ) -> None:
-    """Measured values faint, their running mean strong."""
+    """Draw measured values faintly and their running mean strongly."""
     epochs = [step.epoch for step in steps]
     axes.plot(epochs, values, color=colour, linewidth=0.7, alpha=0.3)
     axes.plot(epochs, _smooth(values), color=colour, linewidth=1.7, label=label)
@@ -187,14 +187,14 @@ def _curve(
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
-    """Running mean over a twentieth of the values on each side; fewer at the ends."""
+    """The running mean over a twentieth of the values on each side; fewer at the ends."""
     reach = max(1, len(values) // 20)
     windows = [values[max(0, i - reach) : i + reach + 1] for i in range(len(values))]
     return [sum(window) / len(window) for window in windows]
 
 
 def _shade_phases(axes: Axes, steps: Sequence[TrainRecord]) -> None:
-    """Every second phase's ground is shaded; each phase's name stands at its start."""
+    """Shade the ground of every second phase, and write each phase's name at its start."""
     phases = [step.phase for step in steps]
     starts = [0, *(i for i, (a, b) in enumerate(pairwise(phases), 1) if a != b), len(steps)]
     for place, (first, last) in enumerate(pairwise(starts)):
@@ -218,7 +218,7 @@ def _shade_phases(axes: Axes, steps: Sequence[TrainRecord]) -> None:
 
 
 def draw_reliability(teacher: Sequence[Bin], student: Sequence[Bin]) -> Plot:
-    """Accuracy by confidence of both, above how often each confidence occurs."""
+    """A plot of both models' accuracy by confidence, above a histogram of the confidences."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(4.4, 4.0))
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -251,7 +251,7 @@ def draw_reliability(teacher: Sequence[Bin], student: Sequence[Bin]) -> Plot:
 
 
 def draw_confusion(who: str, matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Plot:
-    """Answers by true class; shade is the share of the row, numbers are examples."""
+    """A confusion matrix: shade is the share of the row, numbers count examples."""
     counts = np.asarray(matrix, dtype=np.float64)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     written = [[f"{int(count)}" if count else "" for count in row] for row in counts]
@@ -270,7 +270,7 @@ def draw_confusion(who: str, matrix: Sequence[Sequence[int]], names: Sequence[st
 
 
 def draw_similarity(cka: Sequence[Sequence[float]]) -> Plot:
-    """Linear CKA of every student layer with every teacher layer; the best of a row is framed."""
+    """A plot of the linear CKA of student and teacher layers; each row's best is framed."""
     values = np.asarray(cka, dtype=np.float64)
     rows, columns = values.shape
     written = [[f"{value:.2f}" for value in row] for row in values]
@@ -288,7 +288,7 @@ def draw_similarity(cka: Sequence[Sequence[float]]) -> Plot:
 
 
 def _draw_cells(axes: Axes, shares: Any, written: Sequence[Sequence[str]], *, colour: str) -> None:
-    """A matrix as cells whose opacity is the share: right on any ground."""
+    """Draw a matrix as cells whose opacity is the share, which suits any ground."""
     rows, columns = shares.shape
     crowded = columns > _NUMBERED_CLASSES
     if crowded:
@@ -313,6 +313,6 @@ def _draw_cells(axes: Axes, shares: Any, written: Sequence[Sequence[str]], *, co
 
 
 def _cut(name: str, length: int = 18) -> str:
-    """A name short enough for an axis; a dollar sign would begin a formula."""
+    """A name cut for an axis, its dollar signs escaped since they would begin a formula."""
     short = name if len(name) <= length else name[: length - 1] + "…"
     return short.replace("$", r"\$")

@@ -1,7 +1,7 @@
-"""The report of an evaluation: one HTML file that needs nothing else, and its plots as PNG.
+"""The report of an evaluation: one self-contained HTML file, and its plots as PNG.
 
-`Contents` in, text out: no file is read, no clock, no network, so that the same figures make the
-same page. All text is escaped by the template engine.
+The page depends on `Contents` alone: no file, clock or network is read, so that equal figures give
+equal pages. The template engine escapes all text.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Contents:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table teacher against student; `spans` are for the picture of intervals."""
+    """A row of the table of teacher and student; `spans` are for the drawing of intervals."""
 
     name: str
     teacher: str
@@ -76,7 +76,7 @@ class Row:
 def write_report(contents: Contents, out: Path) -> None:
     """Write report.html and plots/*.png."""
     plots = draw_plots(contents)
-    # The page first: drawing at a PNG's resolution moves a figure's layout by a hair.
+    # The page comes first: drawing at a PNG's resolution moves a figure's layout slightly.
     write_bytes(out / "report.html", render_report(contents, plots).encode())
     folder = out / "plots"
     folder.mkdir(exist_ok=True)
@@ -129,7 +129,7 @@ def render_report(contents: Contents, plots: Mapping[str, Plot]) -> str:
 
 
 def list_left_out(dropped: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Why rows were left out and how many, in words; reasons of no row are not said."""
+    """Reasons why rows were left out, in words, and how many rows; zero counts are omitted."""
     return [(reason.replace("_", " "), rows) for reason, rows in dropped.items() if rows]
 
 
@@ -192,7 +192,7 @@ def _cost_rows(metrics: Metrics) -> list[Row]:
 
 
 def _place(pair: Sequence[Figure]) -> tuple[tuple[float, float, float], ...]:
-    """(low, value, high) of each figure on a common scale from 0 to 100."""
+    """Each figure's (low, value, high) on a common scale from 0 to 100."""
     ends = [(min(f.low, f.value), f.value, max(f.high, f.value)) for f in pair]
     least, most = min(low for low, _, _ in ends), max(high for _, _, high in ends)
     scale = 100 / ((most - least) or 1.0)
@@ -206,28 +206,28 @@ def _place(pair: Sequence[Figure]) -> tuple[tuple[float, float, float], ...]:
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """A share as percent."""
+    """A share in percent."""
     return f"{100 * share:.{digits}f}{_THIN}%"
 
 
 def interval(figure: Figure) -> str:
-    """The interval as percent."""
+    """A figure's interval in percent."""
     return f"{100 * figure.low:.1f} to {100 * figure.high:.1f}"
 
 
 def difference(share: float) -> str:
-    """A difference of shares, in points of percent, with its sign."""
+    """A difference of shares in percentage points, with its sign."""
     text = f"{100 * share:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
 def count(value: float) -> str:
-    """A whole number with its thousands apart."""
+    """A rounded number with its thousands separated."""
     return f"{round(value):,}".replace(",", _THIN)
 
 
 def cut(text: str, length: int = _TEXT_LENGTH) -> str:
-    """A text's beginning, up to the end of a word."""
+    """A text's beginning, cut at the end of a word."""
     text = " ".join(text.split())
     return text if len(text) <= length else text[:length].rsplit(" ", 1)[0] + "\u00a0…"
 

@@ -1,4 +1,4 @@
-"""The few figures that DVC shows of a student, and its learning curves as tables.
+"""A student's main figures and learning curves, in the files that DVC shows.
 
 `dvc metrics show`, `dvc exp show` and `dvc plots show` read these files; params/figures/dvc.yaml
 names them for every recipe. All figures, with their intervals, are in metrics.json.
@@ -19,7 +19,7 @@ CURVES = {"train": ("step", "loss"), "dev": ("step", "loss", "accuracy")}
 
 
 def write_summary(folder: Path, metrics: Metrics) -> None:
-    """Write summary.json: one flat handful out of metrics.json, megabytes and milliseconds."""
+    """Write summary.json: a flat selection of metrics.json, in megabytes and milliseconds."""
     student, teacher = metrics.student, metrics.teacher
     handful = {
         "accuracy": student.accuracy.value,

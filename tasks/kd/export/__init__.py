@@ -1,1 +1,1 @@
-"""The student as ONNX, and running it."""
+"""The student as ONNX: exporting and running it."""

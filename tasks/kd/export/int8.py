@@ -1,9 +1,9 @@
 """A float32 ONNX file's weights as int8: word tables with a scale per row, the rest per channel.
 
-onnxruntime's own quantiser gives a table behind a Gather one scale for all of its rows, as uint8
-whatever it is told, so that one loud row coarsens every word. Here a table is int8 with a scale
-per row: both are gathered by the same ids, and multiplied. The rest is onnxruntime's dynamic
-quantisation: weights of matrix products per channel, activations as they come.
+onnxruntime's own quantiser makes a table behind a Gather uint8 with one scale for all rows,
+whatever its settings, so that one large row coarsens every word. Here a table is int8 with a scale
+per row; rows and scales are gathered by the same ids and multiplied. The rest is onnxruntime's
+dynamic quantisation: weights of matrix products per channel, activations at run time.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _LARGEST = 127
 
 
 def write_int8(source: Path, target: Path) -> None:
-    """Quantise a float32 file's weights to int8; activations are quantised as they come."""
+    """Quantise a float32 file's weights to int8; activations are quantised at run time."""
     model = onnx.load(source)
-    # Shapes that were noted before contradict those after: onnxruntime turns Gemm's weights round.
+    # onnxruntime transposes Gemm's weights, so shapes noted before would contradict those after.
     del model.graph.value_info[:]
     quantise_tables(model.graph)
     temporary = target.with_name(f".{target.name}.tmp")
@@ -74,7 +74,7 @@ def quantise_tables(graph: Any) -> None:
 def quantise_rows(
     table: npt.NDArray[np.float32],
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Rows int8 [V, D] and their scales float32 [V, 1]: a row's largest number becomes ±127."""
+    """A table's rows int8 [V, D] and scales float32 [V, 1]: a row's largest number becomes ±127."""
     scales = (np.abs(table).max(axis=1, keepdims=True) / _LARGEST).astype(np.float32)
     scales[scales == 0] = 1
     rows = np.clip(np.rint(table / scales), -_LARGEST, _LARGEST).astype(np.int8)
@@ -87,19 +87,19 @@ def _takes_rows(node: NodeProto) -> bool:
 
 
 def _dequantising(node: NodeProto, table: str) -> list[NodeProto]:
-    ids, (found,) = node.input[1], node.output
-    parts = {kind: f"{found}_{kind}" for kind in ("rows", "scales", "cast")}
+    ids, (output,) = node.input[1], node.output
+    parts = {kind: f"{output}_{kind}" for kind in ("rows", "scales", "cast")}
     return [
         helper.make_node("Gather", [f"{table}_rows", ids], [parts["rows"]], parts["rows"]),
         helper.make_node("Gather", [f"{table}_scales", ids], [parts["scales"]], parts["scales"]),
         helper.make_node("Cast", [parts["rows"]], [parts["cast"]], parts["cast"], to=1),
-        helper.make_node("Mul", [parts["cast"], parts["scales"]], [found], node.name),
+        helper.make_node("Mul", [parts["cast"], parts["scales"]], [output], node.name),
     ]
 
 
 @contextmanager
 def _quiet_quantiser() -> Iterator[None]:
-    """Without its advice to pre-process, on the root logger: there is nothing left to fold."""
+    """Silence the quantiser's advice to pre-process: there is nothing left to fold."""
 
     def matters(record: logging.LogRecord) -> bool:
         return "pre-processing before quantization" not in record.getMessage()

@@ -1,8 +1,8 @@
 """A trained student as files to serve: ONNX in float32 and int8, tokenizer, model card.
 
 The exported graph takes `input_ids` and `attention_mask` (int64 [B, T], both axes free) and gives
-`logits` (float32 [B, C]); token types are zeros inside it. The same weights give the same bytes:
-what the exporter notes about the machine (source paths, traces) is taken out.
+`logits` (float32 [B, C]); token types are zeros inside it. Equal weights give equal bytes, since
+the exporter's notes about the machine (source paths, traces) are removed.
 
 N examples, B examples of a batch, T tokens, C classes.
 """
@@ -41,12 +41,12 @@ INPUTS = ("input_ids", "attention_mask")
 OUTPUT = "logits"
 
 _PARITY_BATCH = 16
-_PROTOBUF_LIMIT = 2**31 - 2**26  # a protobuf message ends at 2 GiB; leave room for the graph
+_PROTOBUF_LIMIT = 2**31 - 2**26  # protobuf's limit is 2 GiB; the graph needs some of it
 
 
 @dataclass(frozen=True)
 class Papers:
-    """What the model card tells of how the student was made; configs are of config.json."""
+    """The model card's facts about the student's making; configs are the fields of config.json."""
 
     recipe: str
     data_card: DataCard
@@ -58,7 +58,7 @@ class Papers:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained student and what its files must say of it."""
+    """A trained student, and the facts that its files state."""
 
     model: torch.nn.Module
     tokenizer: Path
@@ -73,8 +73,9 @@ def export_student(
 ) -> ExportReport:
     """Write all files of the student into `out`, check them against torch, return the report.
 
-    Raises ExportError if the float32 file's logits differ from torch by more than
-    `max_logit_difference`, or if int8 is to be served and agrees too seldom.
+    Raises ExportError if the float32 file's logits differ from torch's by more than
+    `max_logit_difference`, or if int8 is to be served and agrees with float32 in less than
+    `min_int8_agreement` of the examples.
     """
     float32, int8 = out / FLOAT32, out / INT8
     write_onnx(trained.model, float32)
@@ -128,7 +129,7 @@ def _model_card(trained: Trained, report: ExportReport) -> str:
 
 
 def _as_code(name: str) -> str:
-    """A name as Markdown code, on one line, whatever is in it."""
+    """A name as Markdown code on one line, whatever characters it holds."""
     return "`` " + " ".join(name.replace("`", "'").split()) + " ``"
 
 
@@ -142,7 +143,7 @@ def write_tokenizer(source: Path, target: Path, max_length_tokens: int) -> None:
 
 
 class _LogitsOnly(torch.nn.Module):
-    """Two tensors in, one out: the classifier without its keyword arguments."""
+    """The classifier with two tensors in and one out, without keyword arguments."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
@@ -155,9 +156,9 @@ class _LogitsOnly(torch.nn.Module):
 
 
 def write_onnx(model: torch.nn.Module, path: Path, *, one_file: bool = True) -> None:
-    """Write a transformers classifier as float32 ONNX; it is left in evaluation mode.
+    """Write a transformers classifier as float32 ONNX; the model is left in evaluation mode.
 
-    `one_file=False` puts the weights of a model beyond protobuf's 2 GiB beside the file.
+    `one_file=False` puts the weights of a model beyond protobuf's 2 GiB into a file beside it.
     Raises ExportError for such a model otherwise.
     """
     size = sum(parameter.numel() * 4 for parameter in model.parameters())
@@ -178,9 +179,9 @@ def write_onnx(model: torch.nn.Module, path: Path, *, one_file: bool = True) -> 
 
 
 def _trace(model: torch.nn.Module) -> Any:
-    """The model as an ONNX program, through torch.export.
+    """The model as an ONNX program, made by torch.export.
 
-    Attention is traced in its plain form: the fused kernels' fallbacks make a larger graph.
+    Attention is traced in its plain form, since the fused kernels' fallbacks give a larger graph.
     """
     example = torch.tensor([[5, 6, 7, 8, 9, 6, 7], [8, 9, 5, 6, 7, 0, 0]])
     mask = (example != 0).long()
@@ -208,7 +209,7 @@ def _trace(model: torch.nn.Module) -> Any:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Without the exporter's remarks on its own innards; other warnings pass."""
+    """Silence the exporter's remarks about its own internals; other warnings pass."""
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = registration.level
     registration.setLevel(logging.ERROR)  # "torchvision is not installed"
@@ -222,7 +223,7 @@ def _quiet_exporter() -> Iterator[None]:
 
 
 def _forget_the_machine(proto: onnx.ModelProto) -> None:
-    """Take out stack traces, source paths and comments, so that equal weights are equal bytes."""
+    """Remove stack traces, source paths and comments, so that equal weights give equal bytes."""
     graph = proto.graph
     parts: list[Any] = [proto, graph]
     for group in (graph.node, graph.initializer, graph.input, graph.output, graph.value_info):
@@ -243,11 +244,11 @@ def require_parity(
     pad_token_id: int,
     limit: float,
 ) -> float:
-    """Largest absolute difference of the file's logits from torch's.
+    """The largest absolute difference between the file's logits and torch's.
 
     Examples go through ONNX in batches of mixed length, as a server would pad them, and through
-    torch in batches of like length: a mask that is ignored shows as a difference.
-    Raises ExportError if it passes the limit, or is not a number.
+    torch in batches of similar length, so that an ignored mask shows as a difference. Raises
+    ExportError if the difference is above `limit` or is NaN.
     """
     exported = predict_padded(path, examples, pad_token_id=pad_token_id)
     trained = predict_torch(model, examples, pad_token_id=pad_token_id)
@@ -263,7 +264,7 @@ def require_parity(
 
 
 def predict_padded(path: Path, examples: Sequence[Ids], *, pad_token_id: int) -> Logits:
-    """Logits float32 [N, C] in batches of examples as they come, whatever their lengths."""
+    """Logits float32 [N, C], computed in batches in the examples' order, of mixed lengths."""
     session = open_session(path)
     starts = range(0, len(examples), _PARITY_BATCH)
     rows = [range(start, min(start + _PARITY_BATCH, len(examples))) for start in starts]
@@ -274,7 +275,7 @@ def predict_padded(path: Path, examples: Sequence[Ids], *, pad_token_id: int) ->
 def measure_agreement(
     float32: Path, int8: Path, examples: Sequence[Ids], *, pad_token_id: int
 ) -> float:
-    """Share of examples that both files give the same class, each example alone."""
+    """The share of examples to which both files give the same class, each in a batch of its own."""
     classes = [
         predict_onnx(path, examples, pad_token_id=pad_token_id, alone=True).argmax(axis=1)
         for path in (float32, int8)

@@ -1,4 +1,4 @@
-"""Running models over texts: batches of like length, torch and ONNX predictions, time per text.
+"""Running models over texts: batches of similar length, predictions by torch and ONNX, timing.
 
 N examples, B examples of a batch, T tokens, C classes, D width.
 """
@@ -28,13 +28,13 @@ _BATCH_TOKENS = 4096
 
 
 def unheard(_examples: int) -> None:
-    """Report of progress to nobody."""
+    """Ignore a report of progress."""
 
 
 def batches_of_like_length(
     examples: Sequence[Ids], pad_token_id: int, *, batch_tokens: int = _BATCH_TOKENS
 ) -> Iterator[Padded]:
-    """All examples, shortest first, a batch of at most `batch_tokens` padded tokens."""
+    """All examples in batches of at most `batch_tokens` padded tokens, the shortest first."""
     lengths = np.asarray([len(ids) for ids in examples], dtype=np.int64)
     order = np.argsort(lengths, kind="stable")
     for rows in split_by_tokens(order, lengths, max_tokens=batch_tokens):
@@ -44,12 +44,12 @@ def batches_of_like_length(
 def predict_torch(
     model: torch.nn.Module, examples: Sequence[Ids], *, pad_token_id: int, report: Report = unheard
 ) -> Logits:
-    """Logits float32 [N, C] of a transformers classifier; `report` hears of each batch's size."""
-    found = [
+    """Logits float32 [N, C] of a transformers classifier; `report` gets each batch's size."""
+    parts = [
         (batch.rows, _torch_logits(model, batch, report))
         for batch in batches_of_like_length(examples, pad_token_id)
     ]
-    return _in_order(found)
+    return _in_order(parts)
 
 
 def predict_onnx(
@@ -61,22 +61,22 @@ def predict_onnx(
     threads: int = 0,
     report: Report = unheard,
 ) -> Logits:
-    """Logits float32 [N, C] of an exported file; `threads` 0 is all cores.
+    """Logits float32 [N, C] of an exported file; `threads` 0 means all cores.
 
     `alone` gives each example a batch of its own. Dynamically quantised files need it: their
-    activations share one scale per batch, so that batch-mates and pads shift the last digits.
+    activations share one scale per batch, so other examples and padding shift the last digits.
     """
     session = open_session(path, threads=threads)
     budget = 1 if alone else _BATCH_TOKENS
-    found = []
+    parts = []
     for batch in batches_of_like_length(examples, pad_token_id, batch_tokens=budget):
-        found.append((batch.rows, run_session(session, batch)))
+        parts.append((batch.rows, run_session(session, batch)))
         report(len(batch.rows))
-    return _in_order(found)
+    return _in_order(parts)
 
 
 def open_session(path: Path, *, threads: int = 0) -> onnxruntime.InferenceSession:
-    """A CPU session; `threads` 0 is all cores."""
+    """A CPU session; `threads` 0 means all cores."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -92,7 +92,7 @@ def run_session(session: onnxruntime.InferenceSession, batch: Padded) -> Logits:
 
 
 class TextClassifier:
-    """What a server does for one text: tokenise, run, logits. One thread throughout."""
+    """A server's work for one text, tokenizing and running, on one thread."""
 
     def __init__(self, path: Path, tokenizer: Path, max_length_tokens: int) -> None:
         self._session = open_session(path, threads=1)
@@ -101,7 +101,7 @@ class TextClassifier:
     def classify(self, text: str) -> Logits:
         """Logits float32 [1, C]."""
         ids = np.asarray(self._tokenizer.encode(text).ids, dtype=np.int32)
-        # One text needs no padding, whatever the padding id.
+        # One text is never padded, so the padding id does not matter.
         return run_session(self._session, pad_rows([ids], [0], 0))
 
 
@@ -110,9 +110,9 @@ def time_in_pairs(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Milliseconds per text [N] of two classifiers, tokenizer included.
 
-    Both answer each text right after one another, and take turns at being first: a burst of
-    other work on the machine slows both, and neither always finds the text in warm memory. The
-    first `warm_up` texts are answered once more beforehand, untimed.
+    Both answer each text one after the other and take turns at going first. So a burst of other
+    work on the machine slows both, and neither always finds the text in warm memory. Beforehand,
+    both answer the first `warm_up` texts untimed.
     """
     for text in texts[:warm_up]:
         for classifier in classifiers:
@@ -129,19 +129,19 @@ def time_in_pairs(
 def hidden_states(
     model: torch.nn.Module, examples: Sequence[Ids], layers: int, *, pad_token_id: int
 ) -> list[npt.NDArray[np.float32]]:
-    """States of the real tokens, float32 [tokens, D], of hidden layers 0 to `layers`.
+    """States of the real tokens, float32 [tokens, D], for each hidden layer 0 to `layers`.
 
-    Rows stand in the same order for every model that is given the same examples.
+    Rows have the same order for every model that is given the same examples.
     """
     wanted = tuple(range(layers + 1))
-    found: list[list[npt.NDArray[np.float32]]] = [[] for _ in wanted]
+    parts_of: list[list[npt.NDArray[np.float32]]] = [[] for _ in wanted]
     with capture_hidden(model, wanted) as states_BTD:
         for batch in batches_of_like_length(examples, pad_token_id):
             _torch_logits(model, batch, unheard)
             real = torch.from_numpy(batch.attention_mask).bool()
             for layer in wanted:
-                found[layer].append(states_BTD[layer][real].float().numpy())
-    return [np.concatenate(parts) for parts in found]
+                parts_of[layer].append(states_BTD[layer][real].float().numpy())
+    return [np.concatenate(parts) for parts in parts_of]
 
 
 def _torch_logits(model: torch.nn.Module, batch: Padded, report: Report) -> Logits:
@@ -155,7 +155,7 @@ def _torch_logits(model: torch.nn.Module, batch: Padded, report: Report) -> Logi
     return logits
 
 
-def _in_order(found: list[tuple[npt.NDArray[np.int64], Logits]]) -> Logits:
-    rows = np.concatenate([rows for rows, _ in found])
-    logits = np.concatenate([logits for _, logits in found])
+def _in_order(parts: list[tuple[npt.NDArray[np.int64], Logits]]) -> Logits:
+    rows = np.concatenate([rows for rows, _ in parts])
+    logits = np.concatenate([logits for _, logits in parts])
     return logits[np.argsort(rows)]

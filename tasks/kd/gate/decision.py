@@ -1,4 +1,4 @@
-"""The gate: may this candidate become champion? Numbers in, a decision out; standard library only.
+"""The gate: may this candidate become champion? Numbers in, a decision out. It loads no torch.
 
 The start value is "refuse": a decision to promote exists only if every rule has passed. Two rules
 are absolute, whatever teacher and champion do: the student's own accuracy, by the exact bound of
@@ -16,8 +16,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 from tasks.kd.errors import DataError
 from tasks.kd.gate.paired import (
@@ -31,6 +31,7 @@ from tasks.kd.gate.paired import (
 )
 
 if TYPE_CHECKING:
+    from tasks.kd.documents.decision import DecisionRecord
     from tasks.kd.recipe.sections import Gate
 
 Verdict = Literal["promote", "refuse"]
@@ -92,20 +93,20 @@ class Decision:
         """The rules that did not pass."""
         return tuple(rule for rule in self.rules if not rule.passed)
 
-    def as_dict(self) -> dict[str, Any]:
-        """As JSON values; `Decision.from_dict` is the way back."""
-        return {
-            "verdict": self.verdict,
-            "against": self.against,
-            "rules": [asdict(rule) for rule in self.rules],
-        }
+    @property
+    def record(self) -> DecisionRecord:
+        """The decision as a document; `Decision.from_record` is the way back."""
+        from tasks.kd.documents.decision import DecisionRecord, RuleRecord
+
+        rules = tuple(RuleRecord(**vars(rule)) for rule in self.rules)
+        return DecisionRecord(verdict=self.verdict, against=self.against, rules=rules)
 
     @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> Decision:
-        """The decision that `as_dict` wrote (further keys are ignored)."""
-        rules = tuple(Rule(**rule) for rule in value["rules"])
-        promote = value["verdict"] == "promote" and bool(rules) and all(r.passed for r in rules)
-        return cls("promote" if promote else "refuse", rules, value["against"])
+    def from_record(cls, record: DecisionRecord) -> Decision:
+        """The decision of a record; one to promote only if each of its rules passed."""
+        rules = tuple(Rule(**rule.given) for rule in record.rules)
+        promote = record.verdict == "promote" and bool(rules) and all(r.passed for r in rules)
+        return cls("promote" if promote else "refuse", rules, record.against)
 
     def as_markdown(self) -> str:
         """One sentence and a table."""

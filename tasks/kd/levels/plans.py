@@ -12,7 +12,7 @@ import math
 
 import torch
 
-from tasks.kd.recipe.levels import ChosenMap
+from tasks.kd.recipe.maps import ChosenMap
 
 # Sinkhorn's smoothing, as a share of the mean cost, and its rounds.
 _SMOOTHING, _ROUNDS = 0.05, 40

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import ValidationError
 
 from tasks.kd.errors import ParamsError
+from tasks.kd.recipe.document import parse_yaml, read_yaml
+from tasks.kd.recipe.faults import field_faults, refuse, wrong_sections
+from tasks.kd.recipe.fields import Section
+from tasks.kd.recipe.forms import require_form
 from tasks.kd.recipe.recipe import Recipe
+from tasks.kd.recipe.rules import broken_rules
 from tasks.kd.recipe.sources import PathData, PathModel, is_pattern, is_repository_path
 
 RECIPE_NAME = r"^[a-z0-9][a-z0-9_-]{0,31}$"
 RECIPES_FILE = Path("params/recipes.yaml")
 REMOTE = "params/remote"
-_INPUTS = ("train", "test", "teacher", "student", "more_teachers")
+INPUTS = ("train", "test", "teacher", "student", "more_teachers")
 
 
 def find_recipe(name_or_path: str, root: Path) -> Path:
@@ -41,22 +45,42 @@ def find_recipe(name_or_path: str, root: Path) -> Path:
 def load_recipe(path: Path) -> Recipe:
     """The recipe of a file, fully validated.
 
-    Raises ParamsError with one line per fault, `file:line: field: what is wrong`.
+    Raises ParamsError with one line per fault, `file:line: field: what is wrong`, or with the
+    command that upgrades a recipe of an older form.
     """
+    return _validate(read_yaml(path), path)
+
+
+def parse_recipe(text: str, path: Path) -> Recipe:
+    """The recipe of a text that is to be in that file. Raises ParamsError as `load_recipe` does."""
+    return _validate(parse_yaml(text, path), path)
+
+
+def _validate(document: Any, path: Path) -> Recipe:
     if not re.fullmatch(RECIPE_NAME, path.stem):
         raise ParamsError(
             f"a recipe can't be named {path.stem!r}",
             where=path,
             expected="lower-case letters, digits, - and _, at most 32, a letter or digit first",
         )
-    document = read_yaml(path)
-    if not isinstance(document, dict):
-        raise ParamsError("a recipe is a mapping of sections", where=path)
+    require_form(document, path)
     try:
         return Recipe.model_validate_json(_as_json(document, path))
     except ValidationError as error:
-        lines = [_describe(fault, document, path) for fault in error.errors()]
-        raise ParamsError("\n".join([f"{path.name} can't be run:", *lines])) from None
+        raise _refuse(error, document, path) from None
+
+
+def _refuse(error: ValidationError, document: Any, path: Path) -> ParamsError:
+    """The error with all faults of fields, and with those between the sections that have none."""
+    faults, wrong = field_faults(error, document), list(wrong_sections(error))
+    sections: dict[str, Section] = {}
+    for name, field in Recipe.model_fields.items():
+        kind = field.annotation
+        title = field.alias or name
+        if title not in wrong and isinstance(kind, type) and issubclass(kind, Section):
+            sections[name] = kind.model_validate_json(json.dumps(document[title]))
+    untold = f"  Rules about {', '.join(wrong)} are checked once these are mended."
+    return refuse(path, document, [*faults, *broken_rules(sections)], *[untold] if wrong else [])
 
 
 def list_recipes(root: Path) -> list[str]:
@@ -67,19 +91,30 @@ def list_recipes(root: Path) -> list[str]:
 def read_inputs(root: Path) -> dict[str, dict[str, str]]:
     """What params/recipes.yaml says: for each recipe the local files that its sources read.
 
+    Raises ParamsError as `parse_inputs` does.
+    """
+    return parse_inputs(read_yaml(root / RECIPES_FILE), root / RECIPES_FILE)
+
+
+def parse_inputs(document: Any, path: Path) -> dict[str, dict[str, str]]:
+    """What the document of such a file says.
+
     Raises ParamsError for a name or an entry that must not reach DVC's templating, which runs
     what it interpolates in a shell.
     """
-    path = root / RECIPES_FILE
-    document = read_yaml(path)
     entries = document.get("recipes") if isinstance(document, dict) else None
     if not isinstance(entries, dict):
         raise ParamsError("a mapping `recipes:` is missing", where=path)
     for name, inputs in entries.items():
         if not isinstance(name, str) or not re.fullmatch(RECIPE_NAME, name):
             raise ParamsError(f"a recipe can't be named {name!r}", where=path)
-        if not isinstance(inputs, dict) or set(inputs) != set(_INPUTS):
-            raise ParamsError(f"entry {name!r} must have exactly {', '.join(_INPUTS)}", where=path)
+        if not isinstance(inputs, dict) or set(inputs) != set(INPUTS):
+            is_older = isinstance(inputs, dict) and set(inputs) < set(INPUTS)
+            raise ParamsError(
+                f"entry {name!r} must have exactly {', '.join(INPUTS)}",
+                where=path,
+                mend=f"stillhouse upgrade {name}" if is_older else None,
+            )
         for entry in inputs.values():
             _check_input(entry, path)
     return {name: {key: str(value) for key, value in e.items()} for name, e in entries.items()}
@@ -120,25 +155,6 @@ def check_inputs(root: Path, name: str, recipe: Recipe) -> None:
         )
 
 
-def read_yaml(path: Path) -> Any:
-    """A YAML 1.2 document with line numbers kept. Raises ParamsError with file and line."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import MarkedYAMLError, YAMLError
-
-    try:
-        return YAML(typ="rt").load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ParamsError("no such file", where=path) from None
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark else ""
-        problem = " ".join(str(error.problem or error.context).split())
-        raise ParamsError(f"{path}{line}: not valid YAML, {problem}") from None
-    except (UnicodeDecodeError, YAMLError) as error:
-        problem = " ".join(str(error).split())
-        raise ParamsError("not YAML in UTF-8", where=path, found=problem) from None
-
-
 def _check_input(entry: object, path: Path) -> None:
     if not isinstance(entry, str) or not is_repository_path(entry):
         raise ParamsError(
@@ -153,32 +169,3 @@ def _as_json(document: Any, path: Path) -> str:
         return json.dumps(document)
     except TypeError as error:
         raise ParamsError("a value is no text, number, list or mapping", where=path) from error
-
-
-def _describe(fault: Any, document: Any, path: Path) -> str:
-    """One line of a ParamsError: `  file:line: field: what is wrong, found ...`."""
-    place, line = locate(fault["loc"], document)
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    if fault["type"] == "extra_forbidden":
-        message = "unknown field"
-    elif fault["type"] == "missing":
-        message = "is missing"
-    elif fault["type"] != "value_error":
-        message += f", found {json.dumps(fault['input'], default=str)[:80]}"
-    return f"  {path}:{line}: {place or 'recipe'}: {message}"
-
-
-def locate(location: Sequence[int | str], document: Any) -> tuple[str, int]:
-    """Dotted name and 1-based line of a fault; union tags in the location are passed over."""
-    node, line, names = document, 1, []
-    for depth, part in enumerate(location):
-        inside = (isinstance(node, dict) and part in node) or (
-            isinstance(node, list) and isinstance(part, int) and part < len(node)
-        )
-        if inside:
-            if part in node.lc.data:  # what a merge key brings in has no line of its own
-                line = int(node.lc.data[part][0]) + 1
-            node = node[part]
-        if inside or (depth == len(location) - 1 and isinstance(part, str) and "[" not in part):
-            names.append(str(part))
-    return ".".join(names), line

@@ -1,18 +1,18 @@
-"""The levels of a recipe: where a loss acts, which one, on which layers, with what weight.
+"""The fields of a recipe's levels: where a loss acts, which one, on which layers, at what weight.
 
-One model per loss. What a level reads of the teacher are streams (`cache/streams.py`).
+Declarations alone: a model per loss, or one for several that have the same fields. What a loss
+reads and counts stands in its row (`losses.py`), so that a description that is worded anew touches
+nothing that computes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
-from tasks.kd.recipe.fields import Fraction, Positive, PositiveFloat, Section, Weight
-from tasks.kd.recipe.maps import Pairs, drawn, pairs, uniform
-from tasks.kd.recipe.schedules import ScheduledTemperature, ScheduledWeight
+from tasks.kd.recipe.fields import Fraction, Positive, Section, Weight
+from tasks.kd.recipe.schedules import ScheduledTemperature, ScheduledWeight, Temperature
 
 WEIGHT = (
     "of this level in the step's loss, or a schedule over the phase; levels are means, per "
@@ -29,8 +29,6 @@ PLANS = (
     "; transport: every layer with every other, by the plan of least cost; nearest: each teacher "
     "layer of the uniform map with the student layer that is nearest to it"
 )
-_NEXT_LAYER = "hidden.gram compares a matched layer with the next one"
-ChosenMap = Literal["random", "mixture", "transport", "nearest"]
 Projection = Annotated[
     Literal["none", "linear", "shared", "orthogonal"],
     Field(
@@ -53,7 +51,22 @@ StateMap = Annotated[
 ]
 
 
-class LabelsLevel(Section):
+class Level(Section):
+    """What every level has. Each model says its own level and loss first, and its weight last."""
+
+    level: str
+    loss: str
+    if TYPE_CHECKING:
+        weight: ScheduledWeight
+
+
+class LayerLevel(Level):
+    """What every level between layers has."""
+
+    layer_map: StateMap
+
+
+class LabelsLevel(Level):
     """Prediction level: cross-entropy with the true labels."""
 
     level: Literal["prediction"]
@@ -61,32 +74,7 @@ class LabelsLevel(Section):
     weight: Annotated[ScheduledWeight, Field(description=WEIGHT)]
 
 
-class FocalTemperature(Section):
-    """A temperature per example: lower where the student's logits point elsewhere (FLSW)."""
-
-    rule: Literal["flsw"]
-    base: Annotated[PositiveFloat, Field(description="T of an example at the centre")]
-    slope: Annotated[Weight, Field(description="how far T moves with w, (1 - cosine) to the power")]
-    centre: Annotated[Weight, Field(description="the w at which T is the base")]
-    power: Annotated[PositiveFloat, Field(description="of 1 - cosine of both logits")]
-
-
-class ConfidenceTemperature(Section):
-    """A temperature per example: lower where the student is less confident (CWSM)."""
-
-    rule: Literal["cwsm"]
-    base: Annotated[PositiveFloat, Field(description="T of an example at the centre")]
-    slope: Annotated[Weight, Field(description="how far T moves with w, 1 / highest probability")]
-    centre: Annotated[Weight, Field(description="the w at which T is the base; w is 1 or more")]
-
-
-Temperature = (
-    ScheduledTemperature
-    | Annotated[FocalTemperature | ConfidenceTemperature, Field(discriminator="rule")]
-)
-
-
-class KLLevel(Section):
+class KLLevel(Level):
     """Prediction level: KL divergence to the teacher's softened predictions, times T²."""
 
     level: Literal["prediction"]
@@ -97,7 +85,7 @@ class KLLevel(Section):
     weight: Annotated[ScheduledWeight, Field(description=WEIGHT)]
 
 
-class ReverseKLLevel(Section):
+class ReverseKLLevel(Level):
     """Prediction level: KL divergence from the teacher's softened predictions, times T²."""
 
     level: Literal["prediction"]
@@ -106,7 +94,7 @@ class ReverseKLLevel(Section):
     weight: Annotated[ScheduledWeight, Field(description=WEIGHT)]
 
 
-class JSDLevel(Section):
+class JSDLevel(Level):
     """Prediction level: generalised Jensen-Shannon divergence, times T²."""
 
     level: Literal["prediction"]
@@ -116,7 +104,7 @@ class JSDLevel(Section):
     weight: Annotated[ScheduledWeight, Field(description=WEIGHT)]
 
 
-class DKDLevel(Section):
+class DKDLevel(Level):
     """Prediction level: KL divergence decoupled into true class and others; from 3 classes on."""
 
     level: Literal["prediction"]
@@ -133,7 +121,7 @@ class DKDLevel(Section):
         return self
 
 
-class DISTLevel(Section):
+class DISTLevel(Level):
     """Prediction level: correlation of teacher's and student's probabilities; from 3 classes on."""
 
     level: Literal["prediction"]
@@ -142,7 +130,7 @@ class DISTLevel(Section):
     weight: Annotated[ScheduledWeight, Field(description=WEIGHT)]
 
 
-class LogitsMSELevel(Section):
+class LogitsMSELevel(Level):
     """Prediction level: mean squared difference of the logits."""
 
     level: Literal["prediction"]
@@ -150,7 +138,7 @@ class LogitsMSELevel(Section):
     weight: Annotated[ScheduledWeight, Field(description=WEIGHT)]
 
 
-class HiddenLevel(Section):
+class HiddenLevel(LayerLevel):
     """Hidden level: mean squared error of hidden states over the real tokens."""
 
     level: Literal["hidden"]
@@ -173,7 +161,7 @@ class HiddenLevel(Section):
         return self
 
 
-class DirectionLevel(Section):
+class DirectionLevel(LayerLevel):
     """Hidden level: what does not mind the scale of a state."""
 
     level: Literal["hidden"]
@@ -186,7 +174,7 @@ class DirectionLevel(Section):
     weight: Annotated[ScheduledWeight, Field(description=WEIGHT)]
 
 
-class VectorLevel(Section):
+class VectorLevel(LayerLevel):
     """Hidden level: mean squared error of one vector per example."""
 
     level: Literal["hidden"]
@@ -200,7 +188,7 @@ class VectorLevel(Section):
     weight: Annotated[ScheduledWeight, Field(description=WEIGHT)]
 
 
-class ContrastiveLevel(Section):
+class ContrastiveLevel(LayerLevel):
     """Hidden level: the teacher's vector of the same example told from those of others."""
 
     level: Literal["hidden"]
@@ -214,7 +202,7 @@ class ContrastiveLevel(Section):
     weight: Annotated[ScheduledWeight, Field(description=WEIGHT)]
 
 
-class GramLevel(Section):
+class GramLevel(LayerLevel):
     """Hidden level: products of a matched layer's channels with those of the next one (FSP)."""
 
     level: Literal["hidden"]
@@ -224,7 +212,7 @@ class GramLevel(Section):
     weight: Annotated[ScheduledWeight, Field(description=WEIGHT)]
 
 
-class GeometryLevel(Section):
+class GeometryLevel(LayerLevel):
     """Hidden level: how an example's tokens stand to one another; widths may differ."""
 
     level: Literal["hidden"]
@@ -239,7 +227,7 @@ class GeometryLevel(Section):
     weight: Annotated[ScheduledWeight, Field(description=WEIGHT)]
 
 
-class AttentionMSELevel(Section):
+class AttentionMSELevel(LayerLevel):
     """Attention level: mean squared error of the scores before the softmax, over token pairs."""
 
     level: Literal["attention"]
@@ -249,7 +237,7 @@ class AttentionMSELevel(Section):
     weight: Annotated[ScheduledWeight, Field(description=WEIGHT)]
 
 
-class AttentionKLLevel(Section):
+class AttentionKLLevel(LayerLevel):
     """Attention level: KL divergence of the attention distributions, per real query token."""
 
     level: Literal["attention"]
@@ -259,7 +247,7 @@ class AttentionKLLevel(Section):
     weight: Annotated[ScheduledWeight, Field(description=WEIGHT)]
 
 
-class RelationLevel(Section):
+class RelationLevel(LayerLevel):
     """Relation level: KL divergence of scaled dot products among queries, keys or values."""
 
     level: Literal["relation"]
@@ -279,129 +267,3 @@ class RelationLevel(Section):
         if len(set(self.relations)) != len(self.relations):
             raise ValueError(f"relations names one twice: {', '.join(self.relations)}")
         return self
-
-
-def _level_and_loss(value: Any) -> str:
-    if isinstance(value, dict):
-        return f"{value.get('level')}.{value.get('loss')}"
-    return f"{value.level}.{value.loss}"
-
-
-PredictionLevel = (
-    LabelsLevel | KLLevel | ReverseKLLevel | JSDLevel | DKDLevel | DISTLevel | LogitsMSELevel
-)
-ProjectedLevel = HiddenLevel | DirectionLevel | VectorLevel | ContrastiveLevel | GramLevel
-AttentionLevel = AttentionMSELevel | AttentionKLLevel
-LayerLevel = (
-    HiddenLevel
-    | DirectionLevel
-    | VectorLevel
-    | ContrastiveLevel
-    | GramLevel
-    | GeometryLevel
-    | AttentionMSELevel
-    | AttentionKLLevel
-    | RelationLevel
-)
-Level = Annotated[
-    Annotated[LabelsLevel, Tag("prediction.labels")]
-    | Annotated[KLLevel, Tag("prediction.kl")]
-    | Annotated[ReverseKLLevel, Tag("prediction.reverse_kl")]
-    | Annotated[JSDLevel, Tag("prediction.jsd")]
-    | Annotated[DKDLevel, Tag("prediction.dkd")]
-    | Annotated[DISTLevel, Tag("prediction.dist")]
-    | Annotated[LogitsMSELevel, Tag("prediction.logits_mse")]
-    | Annotated[HiddenLevel, Tag("hidden.mse")]
-    | Annotated[DirectionLevel, Tag("hidden.cosine")]
-    | Annotated[DirectionLevel, Tag("hidden.layer_norm_mse")]
-    | Annotated[VectorLevel, Tag("hidden.cls_mse")]
-    | Annotated[VectorLevel, Tag("hidden.pooled_mse")]
-    | Annotated[ContrastiveLevel, Tag("hidden.contrastive")]
-    | Annotated[GramLevel, Tag("hidden.gram")]
-    | Annotated[GeometryLevel, Tag("hidden.nst")]
-    | Annotated[GeometryLevel, Tag("hidden.cka")]
-    | Annotated[GeometryLevel, Tag("hidden.procrustes")]
-    | Annotated[GeometryLevel, Tag("hidden.rkd_distance")]
-    | Annotated[GeometryLevel, Tag("hidden.rkd_angle")]
-    | Annotated[AttentionMSELevel, Tag("attention.mse")]
-    | Annotated[AttentionKLLevel, Tag("attention.kl")]
-    | Annotated[RelationLevel, Tag("relation.kl")],
-    Discriminator(_level_and_loss),
-]
-
-
-@dataclass(frozen=True)
-class Matching:
-    """The layers that a level reads, and what its count is multiplied by.
-
-    `fixed` are the pairs of a map that no example and no epoch decides, else none.
-    """
-
-    layer_map: ChosenMap | None
-    own: tuple[int, ...]
-    theirs: tuple[int, ...]
-    fixed: Pairs
-
-    @property
-    def parts(self) -> int:
-        """In how many comparisons each element is counted."""
-        if self.layer_map is None:
-            return len(self.fixed)
-        counted = {"transport": 1, "nearest": len(self.theirs)}
-        return counted.get(self.layer_map, len(self.own))
-
-    def pairs(self, *, seed: int, epoch: int) -> Pairs:
-        """The pairs of an epoch, for a map of pairs or `random`."""
-        if self.layer_map == "random":
-            return drawn(len(self.own), len(self.theirs), seed=seed, epoch=epoch)
-        return self.fixed
-
-
-def match(level: LayerLevel, student_layers: int, teacher_layers: int) -> Matching:
-    """The layers that a level compares.
-
-    Layer 0, the embedding output, has no attention, and its first token is the same for all texts:
-    a named map leaves it out there, and maps that choose leave it out everywhere. Raises
-    ValueError, naming the pair, for a layer that is not there, and for a student deeper than its
-    teacher where the map goes through all layers.
-    """
-    if level.loss == "gram" and level.layer_map == "random" and student_layers < 2:
-        raise ValueError(f"{_NEXT_LAYER}: a student of 1 has none")
-    if level.layer_map in ("random", "mixture", "transport", "nearest"):
-        within = uniform(student_layers, teacher_layers)[1:]
-        own = tuple(range(1, student_layers + 1))
-        theirs = tuple(range(1, teacher_layers + 1))
-        if level.layer_map == "nearest":
-            theirs = tuple(teacher for _, teacher in within)
-        return Matching(level.layer_map, own, theirs, ())
-    found = pairs(level.layer_map, student_layers, teacher_layers)
-    if level.level != "hidden" or level.loss == "cls_mse":
-        without = [list(pair) for pair in found if min(pair) == 0]
-        if without and not isinstance(level.layer_map, str):
-            what = level.level if level.level != "hidden" else "first token that differs by text"
-            raise ValueError(f"layer 0, the embeddings, has no {what}: layer map pair {without[0]}")
-        found = tuple(pair for pair in found if min(pair) > 0)
-    if level.loss == "gram" and len(found) < 2:
-        raise ValueError(f"{_NEXT_LAYER}: {len(found)} is too few")
-    own, theirs = (tuple(sorted(set(side))) for side in zip(*found, strict=True))
-    return Matching(None, own, theirs, found)
-
-
-def level_names(levels: tuple[Level, ...]) -> tuple[str, ...]:
-    """Their names in metrics: `hidden.mse`; where that is not one alone, `hidden.mse uniform`.
-
-    Raises ValueError for two of one name.
-    """
-    short = [f"{level.level}.{level.loss}" for level in levels]
-    names = tuple(
-        name if short.count(name) == 1 else _with_map(name, level)
-        for name, level in zip(short, levels, strict=True)
-    )
-    if len(set(names)) != len(names):
-        raise ValueError(f"a phase holds each level once, found {', '.join(names)}")
-    return names
-
-
-def _with_map(name: str, level: Level) -> str:
-    found = getattr(level, "layer_map", "")
-    return f"{name} {found if isinstance(found, str) else [list(pair) for pair in found]}".strip()

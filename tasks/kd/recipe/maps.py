@@ -6,8 +6,11 @@ Layers are counted from 1; 0 is the embedding output, which both models have.
 from __future__ import annotations
 
 from random import Random
+from typing import Literal
 
 Pairs = tuple[tuple[int, int], ...]
+# Maps that choose: by lot each epoch, or for each example by what its states say.
+ChosenMap = Literal["random", "mixture", "transport", "nearest"]
 
 
 def pairs(layer_map: str | Pairs, student_layers: int, teacher_layers: int) -> Pairs:
@@ -15,8 +18,8 @@ def pairs(layer_map: str | Pairs, student_layers: int, teacher_layers: int) -> P
 
     Raises ValueError, naming the pair, for layers that are not there and for a pair named twice.
     """
-    if layer_map in _NAMED:
-        return _NAMED[str(layer_map)](student_layers, teacher_layers)
+    if layer_map in NAMED:
+        return NAMED[str(layer_map)](student_layers, teacher_layers)
     if isinstance(layer_map, str):
         raise ValueError(f"unknown layer map {layer_map!r}")
     for student, teacher in layer_map:
@@ -99,4 +102,4 @@ def chosen(choice: str | tuple[int, ...], student_layers: int, teacher_layers: i
     return list(choice)
 
 
-_NAMED = {"uniform": uniform, "last": last, "skip": skip, "upper_middle": upper_middle}
+NAMED = {"uniform": uniform, "last": last, "skip": skip, "upper_middle": upper_middle}

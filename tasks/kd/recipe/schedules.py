@@ -1,8 +1,10 @@
-"""Values that change over a phase: weights and temperatures. Standard library and pydantic only."""
+"""The fields of weights and temperatures that change, over a phase or from example to example.
+
+Declarations alone: what their values are at a moment is worked out in `values.py`.
+"""
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -30,19 +32,26 @@ ScheduledWeight = Weight | WeightSchedule
 ScheduledTemperature = PositiveFloat | TemperatureSchedule
 
 
-def is_nothing(weight: ScheduledWeight) -> bool:
-    """Whether a weight is 0 throughout its phase."""
-    if isinstance(weight, WeightSchedule):
-        return weight.start == weight.end == 0
-    return weight == 0
+class FocalTemperature(Section):
+    """A temperature per example: lower where the student's logits point elsewhere (FLSW)."""
+
+    rule: Literal["flsw"]
+    base: Annotated[PositiveFloat, Field(description="T of an example at the centre")]
+    slope: Annotated[Weight, Field(description="how far T moves with w, (1 - cosine) to the power")]
+    centre: Annotated[Weight, Field(description="the w at which T is the base")]
+    power: Annotated[PositiveFloat, Field(description="of 1 - cosine of both logits")]
 
 
-def value_at(value: float | WeightSchedule | TemperatureSchedule, done: float) -> float:
-    """A constant itself, a schedule's value after that share of its phase, 0 to 1.
+class ConfidenceTemperature(Section):
+    """A temperature per example: lower where the student is less confident (CWSM)."""
 
-    Cosine goes slowly at both ends, as half a period.
-    """
-    if isinstance(value, WeightSchedule | TemperatureSchedule):
-        way = done if value.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * done))
-        return value.start + (value.end - value.start) * way
-    return value
+    rule: Literal["cwsm"]
+    base: Annotated[PositiveFloat, Field(description="T of an example at the centre")]
+    slope: Annotated[Weight, Field(description="how far T moves with w, 1 / highest probability")]
+    centre: Annotated[Weight, Field(description="the w at which T is the base; w is 1 or more")]
+
+
+Temperature = (
+    ScheduledTemperature
+    | Annotated[FocalTemperature | ConfidenceTemperature, Field(discriminator="rule")]
+)

@@ -1,7 +1,7 @@
-"""Bases that a wide stream of states is carried into a narrow one by: some channels, or a rotation.
+"""Bases that carry a wide stream of states into a narrow one: a choice of channels, or a rotation.
 
-A narrow state is `x @ columns / scale`, of rows x. The columns are orthonormal, so that `columns.T`
-undoes what of it can be undone. All in float64.
+A row x of states becomes `x @ columns / scale`. The columns are orthonormal, so `columns.T` is the
+best inverse. All numbers are float64.
 
 D width of the wide states, N width of the narrow ones.
 """
@@ -19,57 +19,56 @@ from tasks.kd.shapes import require_shape
 
 @dataclass(frozen=True)
 class Basis:
-    """Orthonormal `columns` [D, N] and the number that states are divided by.
+    """Orthonormal `columns` [D, N] and the `scale` that states are divided by.
 
-    `scale` is the ratio of the root mean square of a kept direction to that of a channel. Divided
-    by it, narrow states are as large per channel as the wide ones, and a LayerNorm after them needs
-    the gain that it had.
+    `scale` is the ratio of the root mean square of a kept direction to that of a channel. After the
+    division, narrow states are as large per channel as wide ones, and a LayerNorm behind them keeps
+    its gain.
     """
 
     columns: Tensor
     scale: float
 
     def narrow(self, rows: Tensor) -> Tensor:
-        """States, or a table of them, [..., D] as [..., N]."""
+        """Narrow states [..., N] of wide ones, or of a table of them, [..., D]."""
         return rows.double() @ self.columns / self.scale
 
     def lost(self, vector: Tensor) -> Tensor:
-        """What of a state [D] is not kept, [D]."""
+        """The part [D] of a state [D] that the basis does not keep."""
         vector = vector.double()
         return vector - self.columns @ (self.columns.T @ vector)
 
     def gain(self, gain: Tensor) -> Tensor:
         """A norm's gains [D] for the narrow channels [N].
 
-        A gain per channel is a diagonal matrix, which after a rotation is none; its diagonal is
-        kept. Exact where all gains are equal, or the columns are channels.
+        Gains form a diagonal matrix, which a rotation makes full; its diagonal is kept. The result
+        is exact if all gains are equal or the columns are channels.
         """
         return self.columns.T.square() @ gain.double()
 
 
 def selected(moment_DD: Tensor, channels: Tensor) -> Basis:
-    """The basis of some channels, int64 [N]. `moment_DD` is the states' mean of x xᵀ."""
+    """The basis of the given channels, int64 [N]. `moment_DD` is the mean of x xᵀ over states x."""
     width = len(moment_DD)
     columns = torch.eye(width, dtype=torch.float64)[:, channels]
     return Basis(columns, _scale(moment_DD, columns))
 
 
 def principal(moment_DD: Tensor, width: int) -> Basis:
-    """The basis of the `width` - 1 foremost principal components, and of the channels' mean.
+    """The basis of the channels' mean and the `width` - 1 foremost principal components.
 
-    LayerNorm takes the mean over channels away, divides, and multiplies by a gain per channel. A
-    basis in which that can be done again has a direction for the mean (as wide for narrow states as
-    for wide ones), components that are orthogonal to it, and columns as near to the gains' channels
-    as may be. Which columns span the components is free; those are taken that are nearest to the
-    channels with the greatest share in them (orthogonal Procrustes problem). Of the full width they
-    are the channels themselves.
+    LayerNorm subtracts the mean over channels, divides, and multiplies by a gain per channel. A
+    basis that allows the same again has a direction for the mean (as large for narrow states as for
+    wide ones), components orthogonal to it, and columns as near as possible to the gains' channels.
+    The components can be spanned by any columns; the ones used are nearest to the channels with the
+    greatest share in them (orthogonal Procrustes problem). At full width they are the channels.
 
-    SliceGPT (arXiv:2401.15024, section 3) rotates each layer by its own components, and can, since
-    it puts a matrix into every residual connection and folds the gains into what follows. Our
-    student is an encoder as it comes from the library, whose residual connections hold no matrix:
-    one basis serves all layers.
+    SliceGPT (arXiv:2401.15024, section 3) rotates each layer by its own components. It can, since
+    it puts a matrix into every residual connection and folds the gains into the matrices behind.
+    Our student is a plain library encoder, whose residual connections hold no matrix: one basis
+    serves all layers.
 
-    Raises ShapeError for more components than there are channels, or fewer than 2: a LayerNorm
+    Raises ShapeError for more components than channels, and for fewer than 2, since a LayerNorm
     over one channel is 0.
     """
     have = len(moment_DD)
@@ -93,7 +92,7 @@ def principal(moment_DD: Tensor, width: int) -> Basis:
 
 
 def _scale(moment_DD: Tensor, columns: Tensor) -> float:
-    """Root mean square, about the mean over channels, of narrow states to that of wide ones."""
+    """The ratio of the root mean squares about the channels' mean, narrow states to wide ones."""
     kept = columns.T @ moment_DD.double() @ columns
     return float((_spread(kept) / _spread(moment_DD.double())).sqrt())
 

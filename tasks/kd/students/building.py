@@ -33,8 +33,8 @@ from tasks.kd.students.reduction import reduce_width
 __all__ = ["build_student", "depth", "require_positions"]
 
 _VOCABULARY_S = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
-# What the published models of a family have, where its configuration class starts from other
-# values: DeBERTa-v3's attention (arXiv:2111.09543), for without it there would be none by position.
+# Fields of a family's published models that its configuration class sets otherwise: DeBERTa-v3's
+# attention (arXiv:2111.09543), without which positions would not count.
 _PUBLISHED: dict[str, dict[str, Any]] = {
     "deberta-v2": {
         "relative_attention": True,
@@ -56,18 +56,21 @@ def build_student(
     checkpoint: Path | None = None,
     moment_DD: Tensor | None = None,
 ) -> torch.nn.Module:
-    """A student of the teacher's vocabulary and labels, in the recipe's shape and family.
+    """A student with the teacher's vocabulary and labels, in the recipe's shape and family.
 
-    With `initial.kind: teacher_layers`, embeddings, pooler and classifier are the teacher's and
-    layer i is a copy of the i-th chosen teacher layer (DistilBERT, arXiv:1910.01108, section 3;
-    its code drops the pooler, we keep it). A ModernBERT layer that is copied stays global or local,
-    as it was. `width_reduction` takes the same made narrower (`reduction`), by what `moment_DD`,
-    the second moment of the teacher's states, or else an estimate of it, says. `checkpoint` takes
-    the encoder of that folder. Everything else is new, from `seed`, but for the embeddings if they
-    are to be carried over (`embedding_tables`).
+    The recipe's `initial.kind` names the source of its weights:
 
-    Raises ShapeError if the teacher's weights, or the checkpoint, do not fit the student's shape,
-    family or vocabulary, and DataError for a folder that holds no whole encoder.
+    - `teacher_layers`: embeddings, pooler and classifier are the teacher's, and layer i is a copy
+      of the i-th chosen teacher layer (DistilBERT, arXiv:1910.01108, section 3; its code drops the
+      pooler, we keep it). A copied ModernBERT layer stays global or local.
+    - `width_reduction`: the same, made narrower (`reduction`). `moment_DD` is the second moment of
+      the teacher's states; without it, it is estimated from the weights.
+    - `checkpoint`: the encoder in the folder `checkpoint`.
+    - `random`: everything is new, except embeddings that the recipe carries over (`embeddings`).
+
+    New weights are drawn from `seed`. Raises ShapeError if the teacher's weights or the checkpoint
+    do not fit the student's shape, family or vocabulary, and DataError for a folder that holds no
+    whole encoder.
     """
     initial = params.initial
     if isinstance(initial, InitialCheckpoint):
@@ -92,7 +95,7 @@ def build_student(
 
 
 def require_positions(student: torch.nn.Module, longest: int) -> None:
-    """Raise ShapeError if the student can't read texts of that many tokens."""
+    """Raise ShapeError if the student can't read texts of `longest` tokens."""
     if (limit := positions(student.config)) < longest:
         raise ShapeError(
             "texts may be longer than the student can read",
@@ -127,10 +130,10 @@ def _config(params: Student, teacher: torch.nn.Module) -> Any:
 
 
 def _of_family(family: str, like: Any, width: int) -> Any:
-    """A configuration of that family, as published, for the vocabulary, labels and longest text.
+    """A family's published configuration, for the teacher's vocabulary, labels and longest text.
 
-    Positions are as many as the teacher has, after those that the family begins with. Token types
-    are as many, and one at least where the family has them. Embeddings are as wide as the layers.
+    It has as many positions as the teacher, after those that the family skips. It has as many token
+    types, and at least one if the family has any. Embeddings are as wide as the layers.
     """
     require_padding(family, like.pad_token_id)
     fields = dict(_PUBLISHED.get(family, {}))
@@ -151,16 +154,16 @@ def _of_family(family: str, like: Any, width: int) -> Any:
 def _read_checkpoint(
     params: Student, teacher: torch.nn.Module, folder: Path, seed: int
 ) -> torch.nn.Module:
-    """The encoder in a folder. Its head is its own if its labels are the teacher's, else new."""
+    """The encoder in a folder. It keeps its head if its labels are the teacher's, else gets one."""
     config, like = load_config(folder), _teacher_config(teacher)
     _require_declared(params, config, like, folder)
-    torch.manual_seed(seed)  # what the checkpoint lacks is new: its head, BERT's pooler
+    torch.manual_seed(seed)  # weights that the checkpoint lacks are new: its head, BERT's pooler
     labels = [like.id2label[i] for i in sorted(like.id2label)]
-    found = new_classifier(folder, labels)
+    model = new_classifier(folder, labels)
     if known_label_names(read_config(folder), folder) == labels:
-        return found
-    student = _new(found.config, seed)
-    _base(student).load_state_dict(_base(found).state_dict())
+        return model
+    student = _new(model.config, seed)
+    _base(student).load_state_dict(_base(model).state_dict())
     return student.eval()
 
 
@@ -172,18 +175,18 @@ def _require_declared(params: Student, config: Any, like: Any, folder: Path) -> 
         "padding id": like.pad_token_id,
         **{name: getattr(params, name) for name in sizes},
     }
-    found = {
+    actual = {
         "family": config.model_type,
         "vocabulary": config.vocab_size,
         "padding id": config.pad_token_id,
         **sizes,
     }
-    if wrong := [name for name, value in expected.items() if value != found[name]]:
+    if wrong := [name for name, value in expected.items() if value != actual[name]]:
         raise ShapeError(
             "the checkpoint that the student starts from is not as the recipe and the teacher say",
             where=folder / "config.json",
             expected=", ".join(f"{name} {expected[name]}" for name in wrong),
-            found=", ".join(f"{name} {found[name]}" for name in wrong),
+            found=", ".join(f"{name} {actual[name]}" for name in wrong),
         )
 
 
@@ -201,7 +204,7 @@ def _base(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def _copy_layers(student: torch.nn.Module, teacher: torch.nn.Module, layers: list[int]) -> None:
-    """Load the chosen layers, and all that is not of a layer, from the teacher."""
+    """Load the chosen layers, and all weights outside layers, from the teacher."""
     prefix, theirs = layers_prefix(teacher), teacher.state_dict()
     weights = {name: value for name, value in theirs.items() if not name.startswith(prefix)}
     for own, layer in enumerate(layers):
@@ -209,8 +212,8 @@ def _copy_layers(student: torch.nn.Module, teacher: torch.nn.Module, layers: lis
         for name in (name for name in theirs if name.startswith(source)):
             weights[f"{prefix}{own}.{name.removeprefix(source)}"] = theirs[name]
     expected = student.state_dict()
-    # ModernBERT's first layer has no norm before its attention: it is dropped from a layer that
-    # comes to stand first, and new in a first one that comes to stand elsewhere.
+    # ModernBERT's first layer has no norm before its attention. The norm is dropped from a layer
+    # that becomes the first, and is new in a first layer that becomes a later one.
     odd = {name for name in expected.keys() ^ weights.keys() if ".attn_norm." in name}
     assert expected.keys() ^ weights.keys() == odd, odd
     weights = {name: value for name, value in weights.items() if name not in odd}

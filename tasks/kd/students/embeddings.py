@@ -1,4 +1,4 @@
-"""Embeddings of one encoder in another, of other width or family.
+"""One encoder's embeddings carried into another, of another width or family.
 
 V words, P positions, K token types, E width of the tables.
 """
@@ -14,17 +14,17 @@ from torch import Tensor
 from tasks.kd.errors import ShapeError
 from tasks.kd.students.bases import Basis, principal
 
-# The positions of these begin after the padding id, whose row is no position.
+# Families whose positions begin after the padding id.
 _AFTER_PADDING = ("roberta", "xlm-roberta", "mpnet")
-_MPNET_PADDING = 1  # a constant in its code, whatever its configuration says
+_MPNET_PADDING = 1  # a constant in MPNet's code, whatever its configuration says
 _CHUNK = 8192
 
 
 @dataclass(frozen=True)
 class Tables:
-    """Rows that are added up for a token; None where the family has no such table.
+    """The tables whose rows are added up for a token; None for a table that the family lacks.
 
-    Positions begin at a text's first token. Texts are single, so that all tokens have type 0.
+    Positions begin at a text's first token. Texts are single, so all tokens have type 0.
     """
 
     words_VE: Tensor
@@ -33,7 +33,7 @@ class Tables:
 
 
 def first_position(config: Any) -> int:
-    """The row of the position table that a text's first token gets."""
+    """The position table's row for a text's first token."""
     if config.model_type not in _AFTER_PADDING:
         return 0
     padding = _MPNET_PADDING if config.model_type == "mpnet" else config.pad_token_id
@@ -41,12 +41,12 @@ def first_position(config: Any) -> int:
 
 
 def positions(config: Any) -> int:
-    """The length in tokens of the longest text that the encoder can read."""
+    """The longest text that the encoder can read, in tokens."""
     return int(config.max_position_embeddings) - first_position(config)
 
 
 def require_padding(family: str, pad_id: int | None) -> None:
-    """Raise ShapeError for a family that can't have the vocabulary's padding id."""
+    """Raise ShapeError if a family's positions can't work with the vocabulary's padding id."""
     if family == "mpnet" and pad_id != _MPNET_PADDING:
         raise ShapeError(
             "mpnet takes positions from where the padding id 1 is not",
@@ -64,7 +64,7 @@ def require_padding(family: str, pad_id: int | None) -> None:
 
 
 def read_tables(model: torch.nn.Module) -> Tables:
-    """A model's embeddings, detached, as they are."""
+    """A model's embedding tables, detached."""
     base: Any = model.base_model
     places, types = (
         _table(base, name) for name in ("position_embeddings", "token_type_embeddings")
@@ -75,10 +75,10 @@ def read_tables(model: torch.nn.Module) -> Tables:
 
 
 def second_moment(tables: Tables) -> Tensor:
-    """Mean [E, E] float64 of x xᵀ, x the sum of a word's, a position's and a type's row.
+    """The mean [E, E] float64 of x xᵀ, where x sums a word's, a position's and type 0's row.
 
-    Over all words at all positions, each as often: what the training texts lack counts as well.
-    The type is 0.
+    The mean is over all words at all positions with equal weight, so that words which the training
+    texts lack count too.
     """
     words, offset = tables.words_VE, _mean_offset(tables)
     moment = torch.zeros(words.shape[1], words.shape[1], dtype=torch.float64)
@@ -94,18 +94,19 @@ def second_moment(tables: Tables) -> Tensor:
 def carry_embeddings(student: torch.nn.Module, teacher: torch.nn.Module) -> None:
     """Give the student its teacher's embeddings, on their principal components if it is narrower.
 
-    The tables are carried by one basis, and so is the norm that follows them: hidden layer 0 is
-    the teacher's, seen from the kept components, and as large per channel. That is a choice. A
-    LayerNorm undoes any factor that all tables have in common, so the factor decides nothing but
-    how large the rows are; and rows of the teacher's size are what AdamW's steps, which don't
-    depend on it, are used to. A factor for each table would change what a position weighs against
-    a word. Gains that differ by channel are carried approximately (`Basis.gain`), all else within
-    the kept components is exact. At equal width tables and norm are copied bit by bit.
+    One basis carries the tables and the norm behind them. Hidden layer 0 is then the teacher's,
+    seen from the kept components and as large per channel. That size is a choice. A LayerNorm
+    undoes any factor common to all tables, so the factor decides only how large the rows are, and
+    AdamW's steps, which don't depend on it, suit rows of the teacher's size. A factor for each
+    table would change a position's weight relative to a word's. Gains that differ by channel are
+    carried approximately (`Basis.gain`); all else within the kept components is exact. At equal
+    width, tables and norm are copied bit by bit.
 
-    Between families: what a student has no table for (token types, positions that are relative in
-    it) is added to another table, positions as their mean. What the teacher lacks stays new, but
-    for token types, which are set to zero. A norm is carried if it is as wide as its table in both.
-    Raises ShapeError for a table that is wider than the teacher's, or of other words.
+    Between families, rows that the student has no table for (token types, positions if the
+    student's are relative) are added to another table, positions as their mean. Tables that the
+    teacher lacks stay new, except token types, which are set to zero. A norm is carried if it is as
+    wide as its table in both models. Raises ShapeError for tables wider than the teacher's, and for
+    another number of words.
     """
     own, theirs = read_tables(student), read_tables(teacher)
     _require_fit(own, theirs)
@@ -135,13 +136,13 @@ def carry_embeddings(student: torch.nn.Module, teacher: torch.nn.Module) -> None
 
 
 def _put(table: Any, rows: Tensor, first: int) -> None:
-    """Rows from the first on, as many as both have."""
+    """Write rows into a table from row `first` on, as many as both have."""
     count = min(len(table.weight) - first, len(rows))
     table.weight[first : first + count] = rows[:count].to(table.weight.dtype)
 
 
 def _like(tables: Tables, own: Tables) -> Tables:
-    """The teacher's rows in the tables that the student has."""
+    """The teacher's rows, merged into the tables that the student has."""
     words, places, types = tables.words_VE, tables.positions_PE, tables.types_KE
     if own.types_KE is None and types is not None:
         if places is None:
@@ -155,7 +156,7 @@ def _like(tables: Tables, own: Tables) -> Tables:
 
 
 def _mean_offset(tables: Tables) -> Tensor:
-    """What is added to a word's row, [E] float64, at a mean position."""
+    """The sum [E] float64 of the mean position's row and type 0's row."""
     offset = torch.zeros(tables.words_VE.shape[1], dtype=torch.float64)
     if tables.positions_PE is not None:
         offset = offset + tables.positions_PE.double().mean(0)
@@ -191,13 +192,13 @@ def _require_fit(own: Tables, theirs: Tables) -> None:
 
 
 def _words(base: Any) -> Any:
-    found = getattr(base.embeddings, "word_embeddings", None)
-    return base.embeddings.tok_embeddings if found is None else found  # ModernBERT's name
+    table = getattr(base.embeddings, "word_embeddings", None)
+    return base.embeddings.tok_embeddings if table is None else table  # ModernBERT's name
 
 
 def _norm(base: Any) -> Any:
-    found = getattr(base.embeddings, "LayerNorm", None)
-    return base.embeddings.norm if found is None else found
+    module = getattr(base.embeddings, "LayerNorm", None)
+    return base.embeddings.norm if module is None else module
 
 
 def _table(base: Any, name: str) -> Tensor | None:

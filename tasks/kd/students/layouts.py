@@ -1,4 +1,4 @@
-"""What the layers of BERT and its like are made of, where their width can be reduced."""
+"""The modules of layers whose width can be reduced: BERT's and similar families'."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tasks.kd.errors import ShapeError
 
 @dataclass(frozen=True)
 class Layout:
-    """Paths of modules below a layer; those of the head, the last two, below the whole model."""
+    """Paths of modules below a layer; `pooled` and `classifier` are below the whole model."""
 
     projections: tuple[str, str, str]  # queries, keys, values
     attended: str
@@ -55,11 +55,11 @@ REDUCIBLE: tuple[str, ...] = tuple(_LAYOUTS)
 
 
 def layout_of(model: nn.Module) -> Layout:
-    """The layout of a model's family. Raises ShapeError for one that can't be reduced.
+    """The layout of a model's family. Raises ShapeError for a family that can't be reduced.
 
     ModernBERT normalises before its sub-layers and rotates queries by their place in the head,
-    MPNet's heads have one positional bias in all layers, DeBERTa projects positions with the same
-    matrices as states: each would need a reduction of its own.
+    MPNet's heads share one positional bias across layers, and DeBERTa projects positions with the
+    same matrices as states. Each would need a reduction of its own.
     """
     config: Any = model.base_model.config  # type: ignore[union-attr]
     if config.model_type not in _LAYOUTS:
@@ -74,26 +74,26 @@ def layout_of(model: nn.Module) -> Layout:
 
 
 def linear(module: nn.Module, path: str) -> nn.Linear:
-    """The matrix at that path."""
-    found = module.get_submodule(path)
-    assert isinstance(found, nn.Linear)
-    return found
+    """The linear module at a path."""
+    linear_module = module.get_submodule(path)
+    assert isinstance(linear_module, nn.Linear)
+    return linear_module
 
 
 def norm(module: nn.Module, path: str) -> nn.LayerNorm:
-    """The norm at that path."""
-    found = module.get_submodule(path)
-    assert isinstance(found, nn.LayerNorm)
-    return found
+    """The norm at a path."""
+    layer_norm = module.get_submodule(path)
+    assert isinstance(layer_norm, nn.LayerNorm)
+    return layer_norm
 
 
 def embedding_norm(model: nn.Module) -> nn.LayerNorm:
-    """The norm of the embeddings."""
+    """The norm behind the embeddings."""
     base: Any = model.base_model
     return norm(base, "embeddings.LayerNorm")
 
 
 def embedding_projection(model: nn.Module) -> nn.Linear | None:
-    """What widens ELECTRA's factorised embeddings; None where they are as wide as the layers."""
+    """The projection of ELECTRA's factorised embeddings; None if embeddings are not factorised."""
     base: Any = model.base_model
     return linear(base, "embeddings_project") if hasattr(base, "embeddings_project") else None

@@ -1,22 +1,22 @@
-"""A narrower student out of its teacher's weights: fewer channels, heads and neurons.
+"""A narrower student made of its teacher's weights: fewer channels, heads and neurons.
 
-The stream of hidden states is carried into the student's width by one basis (`bases`): channels
-that are kept as they are (`slices`), or principal components (`pca`). Every matrix is multiplied by
-the basis on the side where it reads or writes the stream. What is exact and what is not:
+One basis (`bases`) carries the stream of hidden states into the student's width: a choice of
+channels (`slices`), or principal components (`pca`). Every matrix is multiplied by the basis on the
+side where it reads or writes the stream. What is exact and what is not:
 
-- Exact within the kept directions: embeddings, reading, writing, the residual additions.
-- The mean of what is lost is taken to be the bias of the norm before; what a matrix makes of that
-  goes into its own bias.
+- Embeddings, reading, writing and residual additions are exact within the kept directions.
+- The mean of the lost part is taken from the bias of the norm before. A matrix's response to that
+  mean goes into its own bias.
 - A LayerNorm divides by the deviation over all channels, the student's by that over the kept ones.
   Their ratio is one number here (`Basis.scale`); in truth it differs by token and layer.
-- These encoders normalise after the addition, so that a norm's gains act on the residual stream
-  itself and can't be folded into the matrices that follow, as SliceGPT (arXiv:2401.15024) does
-  before it rotates. Channels keep their gains exactly; components get the gains' mean over the
-  channels that they are made of, which is exact where all gains are equal.
-- Heads, feed-forward neurons and the head's neurons are functions of their own that no rotation
-  mixes: with either method they are kept whole, by what they write, or left out.
-- Where heads must be narrower, each keeps its foremost channels (slices), or the best
-  approximation of that rank (pca) to its scores, and to what it writes.
+- These encoders normalise after the addition, so a norm's gains act on the residual stream itself.
+  They can't be folded into the matrices behind it, as SliceGPT (arXiv:2401.15024) does before it
+  rotates. Channels keep their gains exactly; components get the mean of their channels' gains,
+  which is exact if all gains are equal.
+- Heads, feed-forward neurons and the head's neurons are functions of their own, which no rotation
+  mixes. Both methods keep them whole, ranked by what they write, or leave them out.
+- If heads must be narrower, each keeps its foremost channels (slices), or the best approximation
+  of that rank (pca) to its scores and to what it writes.
 
 At full width both methods give the teacher itself, bit by bit.
 
@@ -53,7 +53,7 @@ from tasks.kd.students.weighing import (
 )
 
 Method = Literal["slices", "pca"]
-_RIDGE = 1e-6  # of the mean square per channel; no direction of the states has none at all
+_RIDGE = 1e-6  # of the mean square per channel, so that no direction of the states is empty
 
 
 def reduce_width(
@@ -63,11 +63,11 @@ def reduce_width(
     method: Method,
     moment_DD: Tensor | None = None,
 ) -> Basis:
-    """Fill the student's weights from the teacher's chosen layers, 1-based; the basis is returned.
+    """Fill the student's weights from the teacher's chosen layers, 1-based, and return the basis.
 
     `moment_DD` is the mean of x xᵀ over hidden states x (`weighing.hidden_moment`); without it, it
-    is estimated from the weights. Nothing is drawn at random. Raises ShapeError for a family that
-    can't be reduced, and for a student that has more of anything than its teacher.
+    is estimated from the weights. Nothing is random. Raises ShapeError for a family that can't be
+    reduced, and for a student that is larger than its teacher in any size.
     """
     layout_of(teacher)
     _require_narrower(student, teacher)
@@ -82,7 +82,7 @@ def reduce_width(
 
 
 class Reduction:
-    """A basis, the moment of the states that it is for, and how heads are made narrower."""
+    """A basis, the second moment of its states, and the method that narrows heads."""
 
     def __init__(self, basis: Basis, moment_DD: Tensor, method: Method) -> None:
         self.basis, self.method = basis, method
@@ -91,7 +91,7 @@ class Reduction:
         self.moment_NN = columns_DN.T @ self.moment_DD @ columns_DN / basis.scale**2
 
     def reading(self, module: nn.Linear, mean_D: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight [O, N] and bias [O] of a matrix that reads states of that mean."""
+        """Weight [O, N] and bias [O] of a matrix that reads states whose mean is `mean_D`."""
         weight_OD = module.weight.double()
         bias_O = module.bias.double() + weight_OD @ self.basis.lost(mean_D)
         return weight_OD @ self.basis.columns * self.basis.scale, bias_O
@@ -105,7 +105,7 @@ class Reduction:
 def put_reduced(
     student: nn.Module, teacher: nn.Module, layers: Sequence[int], reduction: Reduction
 ) -> None:
-    """Fill the student's weights from the teacher's chosen layers, by any basis."""
+    """Fill the student's weights from the teacher's chosen layers, 1-based, by any basis."""
     layout, own, theirs = layout_of(teacher), layers_of(student), layers_of(teacher)
     mean_D = _put_embeddings(student, teacher, reduction)
     for target, layer in zip(own, layers, strict=True):
@@ -121,9 +121,9 @@ def put_reduced(
 
 
 def _put_embeddings(student: nn.Module, teacher: nn.Module, reduction: Reduction) -> Tensor:
-    """Tables and norm; returns what the mean of hidden layer 0 is taken to be, [D].
+    """Fill the embeddings' tables and norm, and return the assumed mean [D] of hidden layer 0.
 
-    The tables of a factorised encoder stay as wide as they are, and their projection is narrowed.
+    A factorised encoder's tables keep their width, and their projection is narrowed.
     """
     own: Any = student.base_model
     theirs: Any = teacher.base_model
@@ -148,7 +148,10 @@ def _put_attention(
     reduction: Reduction,
     mean_D: Tensor,
 ) -> None:
-    """The heads that write most, narrower where they must be. In pairs, the student's is first."""
+    """Fill a layer's attention with the heads that write most, narrowed if necessary.
+
+    In pairs, the student's part comes first.
+    """
     target, source = modules
     projections = [linear(source, path) for path in layout.projections]
     attended = linear(source, layout.attended)
@@ -168,7 +171,7 @@ def _put_attention(
     )
     narrow = len(linear(target, layout.projections[0]).weight) // counts[0]
     if narrow < attention.out_HNK.shape[2]:
-        # A head's attention sums to 1, so that its values' biases are written as they are.
+        # A head's attention sums to 1, so its values' biases reach the output unchanged.
         bias_N = bias_N + torch.einsum("hnk,hk->n", attention.out_HNK, attention.biases_HK[2])
         attention = _narrower(attention, narrow, reduction)
     for place, path in enumerate(layout.projections):
@@ -179,7 +182,7 @@ def _put_attention(
 
 @dataclass(frozen=True)
 class _Heads:
-    """Queries, keys and values, in that order, and what takes the values to the stream."""
+    """Weights and biases of queries, keys and values, in that order, and the output matrices."""
 
     weights_HKN: list[Tensor]
     biases_HK: list[Tensor]
@@ -187,12 +190,12 @@ class _Heads:
 
 
 def _narrower(attention: _Heads, narrow: int, reduction: Reduction) -> _Heads:
-    """The same heads, of that width. Their values have no bias any more."""
+    """The same heads, `narrow` channels wide; their values have no bias any more."""
     queries, keys, values = attention.weights_HKN
     query_biases, key_biases, _ = attention.biases_HK
-    # The wide heads' scores are divided by the root of their width, the narrow ones' of theirs.
+    # Scores are divided by the root of the head's width, which is smaller for narrow heads.
     factor = (narrow / queries.shape[1]) ** 0.25
-    # Biases are weights of one more channel, which is 1.
+    # A bias is the weight of one more channel, which is always 1.
     asking = torch.cat([queries, query_biases.unsqueeze(2)], 2)
     asked = torch.cat([keys, key_biases.unsqueeze(2)], 2)
     moment_NN = reduction.moment_NN
@@ -216,7 +219,7 @@ Moments = tuple[Tensor, Tensor]
 def _foremost_pair(
     left_KI: Tensor, right_KI: Tensor, moments: Moments, narrow: int
 ) -> tuple[Tensor, Tensor]:
-    """The rows of both that weigh most in leftᵀ right."""
+    """The rows of both matrices that weigh most in leftᵀ right."""
     weights = output_weights(left_KI, moments[0]) * output_weights(right_KI, moments[1])
     kept = foremost(weights, narrow)
     return left_KI[kept], right_KI[kept]
@@ -225,10 +228,11 @@ def _foremost_pair(
 def _low_rank_pair(
     left_KI: Tensor, right_KI: Tensor, moments: Moments, narrow: int
 ) -> tuple[Tensor, Tensor]:
-    """The best approximation [R, I] of that rank to leftᵀ right, for inputs of these moments.
+    """The best approximation of rank `narrow` to leftᵀ right, as two factors [R, I].
 
-    Singular values of the product between the moments' Cholesky roots (Eckart and Young), shared
-    equally by either side.
+    It is the best one for inputs of these second moments: the largest singular values of the
+    product between the moments' Cholesky roots (Eckart and Young), split equally between both
+    factors.
     """
     roots = [torch.linalg.cholesky(_ridged(moment)) for moment in moments]
     (left_basis, left), (right_basis, right) = (
@@ -259,7 +263,10 @@ def _put_neurons(
     reduction: Reduction,
     mean_D: Tensor,
 ) -> None:
-    """The feed-forward neurons that read and write most. In pairs, the student's is first."""
+    """Fill a feed-forward block with the neurons that read and write most.
+
+    In pairs, the student's part comes first.
+    """
     (up, down), (wide_up, wide_down) = ([linear(m, path) for path in paths] for m in modules)
     weights_F = neuron_weights(
         wide_up.weight.double(), wide_down.weight.double(), reduction.moment_DD
@@ -272,7 +279,7 @@ def _put_neurons(
 
 
 def _put_head(student: nn.Module, teacher: nn.Module, reduction: Reduction, mean_D: Tensor) -> None:
-    """The head's neurons that read and write most, as many as the student is wide."""
+    """Fill the head with the neurons that read and write most, as many as the student's width."""
     layout = layout_of(teacher)
     pooled, classifier = linear(teacher, layout.pooled), linear(teacher, layout.classifier)
     weights_D = neuron_weights(

@@ -1,4 +1,4 @@
-"""What of a teacher weighs most: second moments of its states, and its channels, heads, neurons.
+"""Weights of a teacher's channels, heads and neurons, from second moments of its states.
 
 D width, H heads, K head width, F feed-forward neurons, O outputs of any matrix.
 """
@@ -21,9 +21,10 @@ from tasks.kd.students.layouts import embedding_norm, embedding_projection, layo
 
 @torch.no_grad()
 def hidden_moment(teacher: nn.Module, input_ids: Sequence[Ids], examples: int) -> Tensor:
-    """Mean [D, D] float64 of x xᵀ over the hidden states x of all layers, embeddings included.
+    """The mean [D, D] float64 of x xᵀ over hidden states x of all layers, embeddings included.
 
-    Of so many texts, or all if they are fewer, spread over all lengths; each token counts once.
+    It is over `examples` texts, or all if there are fewer, spread over all lengths. Each token
+    counts once.
     """
     order = sorted(range(len(input_ids)), key=lambda i: len(input_ids[i]))
     taken = np.unique(np.linspace(0, len(order) - 1, min(examples, len(order))).astype(np.int64))
@@ -44,9 +45,9 @@ def hidden_moment(teacher: nn.Module, input_ids: Sequence[Ids], examples: int) -
 def weights_moment(teacher: nn.Module) -> Tensor:
     """An estimate [D, D] float64 of `hidden_moment` from the weights alone.
 
-    It begins with all words at all positions, and takes every residual addition to be of two
-    independent parts, equally large: the stream, and what a sub-layer writes if its heads attend to
-    one token each and its feed-forward neurons are independent. Raises ShapeError as `layout_of`.
+    It begins with all words at all positions. Every residual addition is taken to have two
+    independent, equally large parts: the stream, and a sub-layer's output if each head attends to
+    one token and feed-forward neurons are independent. Raises ShapeError as `layout_of` does.
     """
     layout = layout_of(teacher)
     moment_DD = _after_norm(second_moment(read_tables(teacher)), embedding_norm(teacher))
@@ -71,7 +72,7 @@ def _added(stream_DD: Tensor, written_DD: Tensor) -> Tensor:
 
 
 def _after_norm(moment_DD: Tensor, module: nn.LayerNorm) -> Tensor:
-    """The mean over channels taken away, the mean square of a channel made 1, gains and bias."""
+    """The second moment after a LayerNorm: centred, of mean square 1, with gains and bias."""
     mean_D = moment_DD.mean(0)
     centred_DD = moment_DD - mean_D[:, None] - mean_D + mean_D.mean()
     gain_D, bias_D = module.weight.double(), module.bias.double()
@@ -79,14 +80,14 @@ def _after_norm(moment_DD: Tensor, module: nn.LayerNorm) -> Tensor:
     return scale * gain_D[:, None] * centred_DD * gain_D + torch.outer(bias_D, bias_D)
 
 
-# --- weights of parts, greater for what should be kept -------------------------------------------
+# --- weights of parts: the greatest are kept ------------------------------------------------------
 
 
 @torch.no_grad()
 def channel_weights(teacher: nn.Module, layers: Iterable[int], moment_DD: Tensor) -> Tensor:
-    """How much each channel of the states weighs, [D]: its mean square, times what reads it.
+    """The weight [D] of each channel of the states: its mean square, times what reads it.
 
-    Each matrix of the chosen layers that reads states, and the head's, has one vote.
+    Each matrix of the chosen layers that reads states has one vote, and so has the head's.
     """
     layout, modules = layout_of(teacher), layers_of(teacher)
     readers = [linear(teacher, layout.pooled)]
@@ -98,21 +99,21 @@ def channel_weights(teacher: nn.Module, layers: Iterable[int], moment_DD: Tensor
 
 
 def head_weights(value_HKD: Tensor, out_HDK: Tensor, moment_DD: Tensor) -> Tensor:
-    """Mean square [H] of what each head writes of the one token that it attends to."""
+    """The mean square [H] of each head's output, if it attends to one token."""
     written_HDD = out_HDK @ value_HKD
     return ((written_HDD @ moment_DD) * written_HDD).sum((1, 2))
 
 
 def neuron_weights(up_FD: Tensor, down_DF: Tensor, moment_DD: Tensor) -> Tensor:
-    """Mean square [F] of what each neuron reads, times that of what it writes."""
+    """The mean square [F] of each neuron's input, times the squared size of what it writes."""
     return output_weights(up_FD, moment_DD) * down_DF.square().sum(0)
 
 
 def output_weights(weight_OD: Tensor, moment_DD: Tensor) -> Tensor:
-    """Mean square [O] of what a matrix makes of the states."""
+    """The mean square [O] of a matrix's outputs for the states."""
     return ((weight_OD @ moment_DD) * weight_OD).sum(1)
 
 
 def foremost(weights: Tensor, count: int) -> Tensor:
-    """Places int64 of the greatest, in their own order; of equal ones the first are taken."""
+    """The places int64 of the `count` greatest weights, ascending; the first win ties."""
     return weights.argsort(descending=True, stable=True)[:count].sort().values

@@ -1,1 +1,1 @@
-"""What the levels ask of a teacher, from the cache or from the teacher itself."""
+"""The teacher's outputs that the levels need, from the cache or from the teacher itself."""

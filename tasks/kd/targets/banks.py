@@ -1,4 +1,4 @@
-"""The other texts' vectors that a contrastive level tells an example's own from."""
+"""The negatives of a contrastive level: vectors of other texts than the example's own."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 
 from tasks.kd.data.examples.batching import split_by_tokens
 from tasks.kd.data.examples.prepared import Ids
+from tasks.kd.data.examples.targets import Targets
 from tasks.kd.levels.losses.numerics import pool
-from tasks.kd.targets.targets import Targets
 
 _BATCH_TOKENS = 8192
 
@@ -18,10 +18,10 @@ _BATCH_TOKENS = 8192
 def banks(
     targets: Targets, input_ids: Sequence[Ids], layers: Sequence[int], *, count: int, seed: int
 ) -> dict[int, torch.Tensor]:
-    """Means [N, D] of the teacher's states over the tokens of N distinct texts, by layer.
+    """Means [N, D] float32 of the teacher's states over the tokens of N distinct texts, by layer.
 
-    N is `count`, or as many texts as there are; which ones is decided by the seed alone, so that
-    every process has the same. Nothing is read where no layer is asked for.
+    N is `count`, or the number of distinct texts if that is smaller. The seed alone decides which
+    texts are drawn, so that every process has the same. Without layers nothing is read.
     """
     if not layers:
         return {}
@@ -30,7 +30,7 @@ def banks(
         first.setdefault(ids.tobytes(), row)
     rows = np.random.default_rng(seed).permutation(list(first.values()))[:count]
     lengths = np.asarray([len(input_ids[row]) for row in rows])
-    by_length = np.argsort(lengths, kind="stable")  # so that a batch holds what it is bound to
+    by_length = np.argsort(lengths, kind="stable")  # batches then keep to their bound of tokens
     parts: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
     for part in split_by_tokens(by_length, lengths, max_tokens=_BATCH_TOKENS):
         texts = [input_ids[rows[place]] for place in part]
@@ -40,5 +40,5 @@ def banks(
         )
         for layer in layers:
             parts[layer].append(pool(streams[f"hidden.{layer}"].float(), mask_BT))
-    drawn = torch.from_numpy(np.argsort(by_length))  # the first so many are a level's negatives
-    return {layer: torch.cat(found)[drawn] for layer, found in parts.items()}
+    drawn = torch.from_numpy(np.argsort(by_length))  # a level uses the first rows as drawn
+    return {layer: torch.cat(means)[drawn] for layer, means in parts.items()}

@@ -1,11 +1,10 @@
-"""What the objective asks of a teacher: one interface, served from the cache or by the teacher."""
+"""The teacher itself as targets, and the streams of one batch from it or from its frozen pieces."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from typing import Protocol
 
 import torch
 
@@ -16,29 +15,8 @@ from tasks.kd.recipe.streams import kind_of, layer_of
 from tasks.kd.shapes import require_shape
 
 
-class Targets(Protocol):
-    """The teacher's streams for given examples, padded to the longest."""
-
-    def fetch(self, input_ids: Sequence[Ids]) -> dict[str, torch.Tensor]:
-        """Float32, by stream name, in the machine's memory whatever computed it.
-
-        `logits` [B, C], `hidden.<l>` [B, T, D], `attention.<l>` [B, H, T, T] (scores before the
-        softmax), `relation.<l>` [B, T, 3, D] (queries, keys, values). Hidden states and relations
-        are zero at padding; what attention holds there means nothing.
-        """
-        ...
-
-
-class NoTargets:
-    """For training on labels alone."""
-
-    def fetch(self, input_ids: Sequence[Ids]) -> dict[str, torch.Tensor]:  # noqa: ARG002
-        """Nothing."""
-        return {}
-
-
 class LiveTargets:
-    """The teacher itself, run on each batch in eval mode."""
+    """The live teacher, run on each batch in evaluation mode."""
 
     def __init__(
         self,
@@ -48,14 +26,14 @@ class LiveTargets:
         pad_id: int,
         device: torch.device | None = None,
     ) -> None:
-        """With a `device`, the teacher is run there: itself if it is there, else a copy of it."""
+        """Run the teacher on `device`, if given: itself if it is there already, else a copy."""
         teacher = teacher.eval()
         if device is not None and device != device_of(teacher):
             teacher = deepcopy(teacher).to(device)
         self._teacher, self._streams, self._pad_id = teacher, tuple(streams), pad_id
 
     def fetch(self, input_ids: Sequence[Ids]) -> dict[str, torch.Tensor]:
-        """One forward pass over the padded batch."""
+        """Streams from one forward pass over the padded batch."""
         ids_BT, mask_BT = pad(input_ids, self._pad_id)
         streams = run_teacher(self._teacher, ids_BT, mask_BT, self._streams)
         return {
@@ -65,14 +43,14 @@ class LiveTargets:
 
 
 def own_device() -> torch.device:
-    """This process's GPU, which Accelerate has made its current one; without one the CPU."""
+    """This process's GPU, which Accelerate made current; the CPU if there is none."""
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
 
 
 def device_of(model: torch.nn.Module) -> torch.device:
-    """Where a model's weights are; the CPU for a model that has none."""
+    """The device of a model's weights; the CPU for a model without weights."""
     weight = next(model.parameters(), None)
     return weight.device if weight is not None else torch.device("cpu")
 
@@ -84,10 +62,10 @@ def run_teacher(
     mask_BT: torch.Tensor,
     streams: Iterable[str],
 ) -> dict[str, torch.Tensor]:
-    """The given streams of one padded batch, from one forward pass with hooks on what they need.
+    """Streams of one padded batch, from one forward pass with hooks on the needed modules.
 
-    Computed where the teacher is, in full float32, and brought back into the machine's memory.
-    Raises ShapeError if the mask is not the ids' shape.
+    They are computed on the teacher's device in full float32 and moved to CPU memory. Shapes are
+    those of `Targets.fetch`. Raises ShapeError if the mask has not the ids' shape.
     """
     require_shape("attention mask", mask_BT, tuple(ids_BT.shape))
     device = device_of(teacher)
@@ -95,21 +73,21 @@ def run_teacher(
     streams = tuple(streams)
     hidden = tuple(sorted({layer_of(s) for s in streams if kind_of(s) == "hidden"}))
     projected = {layer_of(s) for s in streams if kind_of(s) in ("attention", "relation")}
-    found = {}
+    values = {}
     with _full_float32(device):
         with capture(teacher, hidden, tuple(sorted(projected))) as captured:
             logits = teacher(input_ids=ids_BT, attention_mask=mask_BT.long()).logits
         for name in streams:
             layer = layer_of(name)
             if name == "logits":
-                found[name] = logits
+                values[name] = logits
             elif kind_of(name) == "hidden":
-                found[name] = captured.hidden[layer]
+                values[name] = captured.hidden[layer]
             elif kind_of(name) == "attention":
-                found[name] = scores(teacher, layer, captured.qkv[layer], mask_BT)
+                values[name] = scores(teacher, layer, captured.qkv[layer], mask_BT)
             else:
-                found[name] = together(captured.qkv[layer])
-    return {name: value.cpu() for name, value in found.items()}
+                values[name] = together(captured.qkv[layer])
+    return {name: value.cpu() for name, value in values.items()}
 
 
 @torch.no_grad()
@@ -120,15 +98,15 @@ def derive(
     ids_BT: torch.Tensor,
     mask_BT: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
-    """Streams that are computed from hidden states `[B, T, D]` by layer, with the frozen pieces.
+    """Streams computed from hidden states [B, T, D] by layer, with the teacher's frozen pieces.
 
-    Layer 0, if it is needed and not among the states, is computed from the token ids. Where and how
-    is as in `run_teacher`.
+    Layer 0 is computed from the token ids if it is needed and not among the states. Device and
+    precision are those of `run_teacher`.
     """
     streams, device = tuple(streams), device_of(frozen)
     ids_BT, mask_BT = ids_BT.to(device), mask_BT.to(device)
     inputs = {layer: states[layer].to(device) for layer in _layers_before(streams) & {*states}}
-    found: dict[str, torch.Tensor] = {}
+    values: dict[str, torch.Tensor] = {}
     projections: dict[int, QKV] = {}
     with _full_float32(device):
         if 0 in _layers_before(streams) - {*inputs}:
@@ -137,28 +115,28 @@ def derive(
             layer = layer_of(name)
             if kind_of(name) == "hidden":
                 state = run_layer(frozen, layer, inputs[layer - 1], mask_BT) if layer else inputs[0]
-                found[name] = zero_padding(state, mask_BT)
+                values[name] = zero_padding(state, mask_BT)
                 continue
             if layer not in projections:
                 projections[layer] = project(frozen, layer, inputs[layer - 1])
             if kind_of(name) == "attention":
-                found[name] = scores(frozen, layer, projections[layer], mask_BT)
+                values[name] = scores(frozen, layer, projections[layer], mask_BT)
             else:
-                found[name] = zero_padding(together(projections[layer]), mask_BT)
-    return {name: value.cpu() for name, value in found.items()}
+                values[name] = zero_padding(together(projections[layer]), mask_BT)
+    return {name: value.cpu() for name, value in values.items()}
 
 
 def _layers_before(streams: Iterable[str]) -> set[int]:
-    """The hidden layers that streams are computed from; layer 0 from itself."""
+    """The hidden layers that streams are computed from; hidden layer 0 counts as its own source."""
     return {max(layer_of(name) - 1, 0) for name in streams}
 
 
 @contextmanager
 def _full_float32(device: torch.device) -> Iterator[None]:
-    """Products of float32 as they are: TF32, which GPUs can do instead, keeps 10 bits of 23.
+    """Compute in full float32: neither autocast nor TF32, which keeps 10 of the 23 mantissa bits.
 
-    Without this, a cache would hold other states than a live teacher gives on a GPU, by more than
-    the codec explains. These settings are the process's: what trains meanwhile has them too.
+    Otherwise a cache would differ from a live teacher on a GPU by more than the codec explains. The
+    settings are the process's: anything that trains meanwhile has them too.
     """
     kind, may_be_cast = device.type, torch.amp.is_autocast_available(device.type)
     products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
@@ -173,10 +151,10 @@ def _full_float32(device: torch.device) -> Iterator[None]:
 
 
 def together(qkv: QKV) -> torch.Tensor:
-    """Queries, keys and values as one tensor `[B, T, 3, D]`."""
+    """Queries, keys and values as one tensor [B, T, 3, D]."""
     return torch.stack([qkv.queries_BTD, qkv.keys_BTD, qkv.values_BTD], dim=2)
 
 
 def zero_padding(value: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
-    """`[B, T, ...]` with zeros where the mask is false."""
+    """The value [B, T, ...] with zeros where the mask is false."""
     return value * mask_BT.reshape(*mask_BT.shape, *[1] * (value.dim() - 2))

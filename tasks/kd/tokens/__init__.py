@@ -1,1 +1,1 @@
-"""A model's own tokenizer: its files, what is wrong with them, and encoding with it."""
+"""A model's own tokenizer: its files, checks of them, and encoding with it."""

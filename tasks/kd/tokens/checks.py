@@ -1,8 +1,8 @@
-"""What of a model folder's tokenizer can't be true: files that contradict one another, dead words.
+"""Checks of a model folder's tokenizer: files that contradict one another, words no text gives.
 
-transformers 4 lets tokenizer_config.json win over tokenizer.json, version 5 rebuilds from it,
-other programs (the tokenizers library, servers in Rust) read tokenizer.json alone: where both say
-something else about the same field, nobody knows which of them the weights have seen.
+transformers 4 lets tokenizer_config.json win over tokenizer.json, and version 5 rebuilds from it.
+Other programs (the tokenizers library, servers in Rust) read tokenizer.json alone. Where the two
+files differ in a field, nobody knows which of them the weights have seen.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tasks.kd.tokens.files import (
 )
 from tasks.kd.tokens.vocabularies import read_flag, read_vocabulary
 
-# Words that the tokenizer can't make, as a share of its vocabulary.
+# The largest allowed share of vocabulary words that the tokenizer can't make.
 MAX_UNREACHABLE = 0.05
 _MARKS = ("##", "@@", "▁", "Ġ")
 _ADVICE = (
@@ -37,14 +37,14 @@ _ADVICE = (
 
 
 def require_no_contradiction(files: TokenizerFiles, tokenizer: Tokenizer) -> None:
-    """Raise DataError where the folder's files say different things of one tokenizer."""
+    """Raise DataError if the folder's files contradict one another about the tokenizer."""
     if not files.has_json:
         return
     written = json.loads(tokenizer.to_str())
     for name, says in _read_fields(files, tokenizer, written):
         expected = read_flag(files, name)
         if name == "strip_accents" and expected is None and name in files.settings:
-            expected = read_flag(files, "do_lower_case")  # null stands for as much
+            expected = read_flag(files, "do_lower_case")  # null means the same as this
         if expected is not None and expected != says:
             raise DataError(
                 f"{SETTINGS} and tokenizer.json contradict one another in {name}",
@@ -75,10 +75,10 @@ def require_no_contradiction(files: TokenizerFiles, tokenizer: Tokenizer) -> Non
 def _read_fields(
     files: TokenizerFiles, tokenizer: Tokenizer, written: Mapping[str, Any]
 ) -> Iterator[tuple[str, bool]]:
-    """The fields of the configuration that its class reads, as tokenizer.json has them."""
+    """The configuration fields that the class reads, with tokenizer.json's values."""
     kind = str(written["model"].get("type"))
     if files.kind in (WORDPIECE, MPNET) and kind not in ("WordPiece", "None"):
-        return  # no version reads these fields for a model that is not the class's own
+        return  # no version reads these fields for another model than the class's own
     normalizer = tokenizer.normalizer
     lowers = normalizer is not None and normalizer.normalize_str("Ab").strip(" ▁") == "ab"
     if files.kind in (WORDPIECE, MPNET, DEBERTA):
@@ -96,7 +96,7 @@ def _read_fields(
 
 
 def _walk(part: Any) -> Iterator[Mapping[str, Any]]:
-    """A part of a tokenizer, and the parts that it is a sequence of."""
+    """A part of a tokenizer, and the parts of a sequence within it."""
     if isinstance(part, Mapping):
         yield part
         for inner in part.get("pretokenizers", []):
@@ -106,7 +106,7 @@ def _walk(part: Any) -> Iterator[Mapping[str, Any]]:
 def _require_same_ids(
     files: TokenizerFiles, tokenizer: Tokenizer, model: Mapping[str, Any]
 ) -> None:
-    """Raise DataError where vocab.txt or vocab.json gives a piece another id."""
+    """Raise DataError if vocab.txt or vocab.json gives a piece another id than tokenizer.json."""
     name = {"WordPiece": "vocab.txt", "BPE": "vocab.json"}.get(str(model.get("type")))
     path = files.folder / str(name)
     if name not in files.kind.files or not path.is_file():
@@ -123,7 +123,10 @@ def _require_same_ids(
 
 
 def require_pieces(files: TokenizerFiles, tokenizer: Tokenizer, pieces: Mapping[str, str]) -> None:
-    """Raise DataError for special pieces that are named and not there, or have an old id."""
+    """Raise DataError if a named special piece is missing, or has two ids, or another is used.
+
+    `pieces` are the configuration's, by role.
+    """
     lacking = [role for role in PIECES if role in pieces]
     lacking = [role for role in lacking if tokenizer.token_to_id(pieces[role]) is None]
     if lacking:
@@ -147,7 +150,7 @@ def require_pieces(files: TokenizerFiles, tokenizer: Tokenizer, pieces: Mapping[
 
 
 def _require_same_pieces(files: TokenizerFiles, tokenizer: Tokenizer, around: list[str]) -> None:
-    """Raise DataError for a named piece in whose place tokenizer.json has another."""
+    """Raise DataError if tokenizer.json has another piece in a named piece's role."""
     model = json.loads(tokenizer.to_str())["model"]
     unknown = model.get("unk_token")
     if model.get("unk_id") is not None:
@@ -173,12 +176,12 @@ def _require_same_pieces(files: TokenizerFiles, tokenizer: Tokenizer, around: li
 
 
 def require_reachable(files: TokenizerFiles, tokenizer: Tokenizer) -> None:
-    """Raise DataError if the tokenizer can't make more than a few words of its own vocabulary.
+    """Raise DataError if the tokenizer can't make more than 5 % of its own vocabulary's words.
 
-    Such a word is changed by the normaliser (capitals under one that lower-cases, accents that it
-    strips), or carries another mark of what begins or goes on (`##`, `@@`, `▁`, `Ġ`) than the
-    tokenizer writes. Measured, special and bracketed pieces (`[unused7]`) aside: none of the 29 523
-    words of bert-base-uncased, 54 of the 249 953 pieces of XLM-R under NFKC.
+    The normaliser changes such a word (capitals where it lower-cases, accents that it strips), or
+    the word carries another mark of a beginning or continuation (`##`, `@@`, `▁`, `Ġ`) than the
+    tokenizer writes. Measured without special and bracketed pieces (`[unused7]`): none of the
+    29 523 words of bert-base-uncased, 54 of the 249 953 pieces of XLM-R under NFKC.
     """
     words, dead = _find_unreachable(tokenizer)
     if len(dead) > MAX_UNREACHABLE * words:
@@ -194,7 +197,7 @@ def require_reachable(files: TokenizerFiles, tokenizer: Tokenizer) -> None:
 
 
 def _find_unreachable(tokenizer: Tokenizer) -> tuple[int, list[str]]:
-    """How many plain words there are, and those that no text gives, in order of id."""
+    """The number of plain words, and the words that no text gives, in order of id."""
     written = json.loads(tokenizer.to_str())
     marks = _own_marks(written)
     foreign = tuple(mark for mark in _MARKS if mark not in marks)
@@ -211,7 +214,7 @@ def _find_unreachable(tokenizer: Tokenizer) -> tuple[int, list[str]]:
         plain = word
         for mark in marks:
             plain = plain.removeprefix(mark)
-        is_text = plain.isascii() or not in_bytes  # other bytes stand for parts of letters
+        is_text = plain.isascii() or not in_bytes  # other bytes are parts of letters
         changed = is_text and _is_changed(tokenizer, plain.replace("▁", " ").strip())
         if changed or (len(word) > 1 and word.startswith(foreign)):
             dead.append(word)
@@ -224,7 +227,7 @@ def _is_changed(tokenizer: Tokenizer, word: str) -> bool:
 
 
 def _own_marks(written: Mapping[str, Any]) -> set[str]:
-    """The marks that this tokenizer itself writes before a piece."""
+    """The marks that this tokenizer writes before a piece."""
     text = json.dumps([written["normalizer"], written["pre_tokenizer"]], ensure_ascii=False)
     prefix = written["model"].get("continuing_subword_prefix")
     marks = {prefix} if prefix else set[str]()

@@ -1,4 +1,4 @@
-"""What a tokenizer makes of texts: their ids, how much is cut, what it does not know.
+"""Texts as a tokenizer reads them: their ids, the share that is cut, the tokens it lacks.
 
 N texts, T tokens.
 """
@@ -25,27 +25,27 @@ KEPT = 0.99  # the share of texts that a proposed length keeps whole
 
 @dataclass(frozen=True)
 class Reading:
-    """Texts as a tokenizer reads them."""
+    """The token ids of texts, and counts about them."""
 
     input_ids: list[Ids]
-    whole: npt.NDArray[np.int64]  # [N]: tokens of each text if nothing were cut
-    tokens: int  # of the texts' own, special pieces around them aside
-    unknown: int  # of those
-    words: Counter[str]  # that are unknown, as the texts write them
+    whole: npt.NDArray[np.int64]  # [N]: tokens of each text before cutting
+    tokens: int  # without the special pieces around a text
+    unknown: int  # how many of these are unknown
+    words: Counter[str]  # unknown words, as the texts write them
 
     @property
     def unknown_fraction(self) -> float:
-        """The share of unknown tokens; a text of which nothing is left counts as one."""
+        """The share of unknown tokens; a text without any token counts as one unknown token."""
         return self.unknown / max(1, self.tokens)
 
     @property
     def common_unknown(self) -> str:
-        """Examples of what is unknown."""
+        """The most frequent unknown words, for a message."""
         words = ", ".join(repr(word[:30]) for word, _ in self.words.most_common(5))
         return f"most often {words}" if words else "texts of which nothing is left"
 
     def cut_fraction(self, max_length_tokens: int) -> float:
-        """The share of texts that are longer."""
+        """The share of texts longer than `max_length_tokens`."""
         return float(np.mean(self.whole > max_length_tokens))
 
     @property
@@ -55,7 +55,7 @@ class Reading:
 
 
 def read_texts(tokenizer: Tokenizer, texts: Sequence[str], *, unknown_id: int | None) -> Reading:
-    """The texts' ids, and what there is to tell of them. Raises DataError if one can't be read."""
+    """The texts' ids and counts. Raises DataError if the tokenizer can't read a text."""
     around = tokenizer.num_special_tokens_to_add(False)
     ids: list[Ids] = []
     whole: list[int] = []
@@ -76,7 +76,7 @@ def read_texts(tokenizer: Tokenizer, texts: Sequence[str], *, unknown_id: int | 
 
 
 def require_known(reading: Reading, limit: float, *, where: object) -> None:
-    """Raise DataError if more than that share of the tokens is unknown to the tokenizer."""
+    """Raise DataError if the share of unknown tokens is above `limit`."""
     if reading.unknown_fraction <= limit:
         return
     raise DataError(

@@ -1,4 +1,4 @@
-"""A tokenizer at work: read from its file, encoding texts, held against ids that are known."""
+"""A tokenizer in use: read from its file, encoding texts, compared with known ids."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _BATCH = 1000
 
 @contextmanager
 def refusing(what: str, where: object) -> Iterator[None]:
-    """DataError for whatever the tokenizers library makes of a file or text that it can't use.
+    """Raise DataError for any failure of the tokenizers library inside the `with` block.
 
-    It raises plain Exception, and its panics are no Exceptions at all.
+    The library raises plain Exception, and its panics derive from BaseException alone.
     """
     try:
         yield
@@ -31,14 +31,14 @@ def refusing(what: str, where: object) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        found = " ".join(str(error).split())[:200]
-        raise DataError(what, where=where, found=found or type(error).__name__) from error
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(what, where=where, found=reason or type(error).__name__) from error
 
 
 def read_tokenizer(path: Path, max_length_tokens: int) -> Tokenizer:
-    """A saved tokenizer that cuts at the maximum length, on the side that it is saved with.
+    """A saved tokenizer that cuts at the maximum length, on its saved side, and does not pad.
 
-    Padding is left to us.
+    Raises DataError if the file holds no tokenizer.
     """
     with refusing("not a tokenizer", path):
         tokenizer = Tokenizer.from_file(str(path))
@@ -49,12 +49,12 @@ def read_tokenizer(path: Path, max_length_tokens: int) -> Tokenizer:
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Ids]:
-    """Token ids of each text, unpadded, with special tokens. Raises DataError as `encode_each`."""
+    """Token ids int32 of each text, unpadded, with special tokens. Raises as `encode_each`."""
     return [ids_of(encoding) for encoding in encode_each(tokenizer, texts)]
 
 
 def encode_each(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[Encoding]:
-    """All that the tokenizer says of each text. Raises DataError for one that it can't read."""
+    """The full encoding of each text. Raises DataError for a text that can't be read."""
     for start in range(0, len(texts), _BATCH):
         batch = list(texts[start : start + _BATCH])
         place = f"texts {start + 1} to {start + len(batch)}"
@@ -64,15 +64,15 @@ def encode_each(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[Encoding
 
 
 def ids_of(encoding: Encoding) -> Ids:
-    """The token ids of an encoded text."""
+    """The token ids of an encoded text, int32."""
     return np.asarray(encoding.ids, dtype=np.int32)
 
 
-def require_same_tokens(found: Sequence[Ids], prepared: Sequence[Ids], *, where: object) -> None:
-    """Raise DataError unless a tokenizer gave the token ids that the models were made with."""
+def require_same_tokens(encoded: Sequence[Ids], prepared: Sequence[Ids], *, where: object) -> None:
+    """Raise DataError unless a tokenizer's ids equal the prepared ids, row by row."""
     wrong = [
         row
-        for row, (a, b) in enumerate(zip(found, prepared, strict=True))
+        for row, (a, b) in enumerate(zip(encoded, prepared, strict=True))
         if not np.array_equal(a, b)
     ]
     if wrong:

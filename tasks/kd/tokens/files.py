@@ -1,7 +1,8 @@
-"""Which tokenizer a model folder holds, by names, first bytes and small JSON: cheap, for `check`.
+"""The tokenizer of a model folder, found by file names, first bytes and small JSON files.
 
-A folder's tokenizer is its tokenizer.json. One without is made of the vocabulary files that its
-class reads (`vocabularies.py`). What can't be either is refused here, with what helps.
+That is cheap enough for `stillhouse check`. A folder's tokenizer is its tokenizer.json. Without
+it, the tokenizer is built from the vocabulary files that its class reads (`vocabularies.py`).
+Any other folder is refused here, with advice.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from tasks.kd.file_contents import read_object, require_content
 
 TOKENIZER, SETTINGS, CONFIG = "tokenizer.json", "tokenizer_config.json", "config.json"
 SIDES = ("left", "right")
-# As transformers names them in tokenizer_config.json and special_tokens_map.json.
+# The names of tokenizer_config.json and special_tokens_map.json.
 PIECES = ("cls_token", "sep_token", "pad_token", "unk_token", "mask_token")
 _PLAIN = "PreTrainedTokenizerFast"
 
-# The tokenizers of transformers 5 that are Python alone, so that nothing else gives their tokens.
+# The tokenizers of transformers 5 that exist in Python alone: nothing else makes their tokens.
 SLOW = frozenset(
     {
         "BartphoTokenizer", "BertGenerationTokenizer", "BertJapaneseTokenizer",
@@ -39,10 +40,10 @@ SLOW = frozenset(
 
 @dataclass(frozen=True)
 class Kind:
-    """What a tokenizer class of transformers reads where there is no tokenizer.json."""
+    """What a tokenizer class of transformers reads if there is no tokenizer.json."""
 
     files: tuple[str, ...] = ()
-    pieces: Mapping[str, str] = field(default_factory=dict)  # unless the configuration says others
+    pieces: Mapping[str, str] = field(default_factory=dict)  # unless the configuration names others
 
 
 _BERT_PIECES = {
@@ -74,7 +75,7 @@ _KINDS = {
     "XLMRobertaTokenizer": XLM_ROBERTA,
     "DebertaV2Tokenizer": DEBERTA,
 }
-# The class that transformers takes for a family where no file names one.
+# The class that transformers uses for a family if no file names one.
 _CLASSES = {
     "bert": "BertTokenizer",
     "distilbert": "BertTokenizer",
@@ -88,35 +89,35 @@ _CLASSES = {
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """A model folder's tokenizer as its files describe it."""
+    """A model folder's tokenizer, as its files describe it."""
 
     folder: Path
     config: Mapping[str, Any]
-    settings: Mapping[str, Any]  # of tokenizer_config.json, over special_tokens_map.json
+    settings: Mapping[str, Any]  # tokenizer_config.json's, then special_tokens_map.json's
     tokenizer_class: str
 
     @property
     def kind(self) -> Kind:
-        """What its class reads and how its special pieces are called."""
+        """The class's files and special pieces."""
         return _KINDS.get(self.tokenizer_class, PLAIN)
 
     @property
     def has_json(self) -> bool:
-        """Whether there is a tokenizer.json, which is then what counts."""
+        """Whether there is a tokenizer.json, which then decides."""
         return (self.folder / TOKENIZER).is_file()
 
     @property
     def places(self) -> str:
-        """The files that say how a text is read, for a message."""
+        """The files that define the tokenizer, for a message."""
         names = (TOKENIZER,) if self.has_json else self.kind.files
         return ", ".join(str(self.folder / name) for name in names)
 
 
 def find_tokenizer(folder: Path) -> TokenizerFiles:
-    """What the folder's tokenizer is.
+    """The folder's tokenizer, as its files describe it.
 
-    Raises DataError where there is none, where its files are cut or are something else, and where
-    it is of a class whose tokens nothing but that class gives.
+    Raises DataError if there is none, if its files are cut or hold something else, and if only the
+    code of its class can make its tokens.
     """
     settings = {**_read(folder, "special_tokens_map.json"), **_read(folder, SETTINGS)}
     config = _read(folder, CONFIG)
@@ -138,7 +139,7 @@ def find_tokenizer(folder: Path) -> TokenizerFiles:
 
 
 def name_piece(files: TokenizerFiles, role: str) -> str | None:
-    """The special piece that the configuration names for a role, None where it names none."""
+    """The special piece that the configuration names for a role; None if it names none."""
     value = files.settings.get(role)
     if isinstance(value, Mapping):
         value = value.get("content")
@@ -153,13 +154,13 @@ def name_piece(files: TokenizerFiles, role: str) -> str | None:
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
-    """An object of small JSON; empty where there is no such file."""
+    """The object in a small JSON file; empty if there is no such file."""
     path = folder / name
     return read_object(path) if path.is_file() else {}
 
 
 def _name_class(folder: Path, config: dict[str, Any], settings: dict[str, Any]) -> str:
-    """The tokenizer's class, as transformers picks it, without the suffix of fast ones."""
+    """The tokenizer's class, as transformers picks it, without the suffix `Fast`."""
     named = settings.get("tokenizer_class") or config.get("tokenizer_class")
     if named is None:
         return _CLASSES.get(str(config.get("model_type")), _PLAIN)
@@ -173,25 +174,25 @@ def _name_class(folder: Path, config: dict[str, Any], settings: dict[str, Any]) 
 
 
 def _require_no_code(files: TokenizerFiles) -> None:
-    """Raise DataError for a tokenizer that is a program and not a file."""
+    """Raise DataError for a tokenizer that is a program rather than a file."""
     folder, settings, named = files.folder, files.settings, files.tokenizer_class
     splitter = settings.get("word_tokenizer_type")
     codes = (folder / "bpe.codes").is_file() and not files.has_json
     if settings.get("auto_map"):
-        found = "auto_map: code of its own, which is never run"
+        reason = "auto_map: code of its own, which is never run"
     elif splitter not in (None, "basic"):
-        found = f"word_tokenizer_type {splitter!r}: words are split by that program"
+        reason = f"word_tokenizer_type {splitter!r}: words are split by that program"
     elif named in SLOW:
-        found = f"tokenizer_class {named}, which is Python alone"
+        reason = f"tokenizer_class {named}, which is Python alone"
     elif codes:
-        found = "bpe.codes (as BERTweet and PhoBERT have), which Python alone reads"
+        reason = "bpe.codes (as BERTweet and PhoBERT have), which Python alone reads"
     else:
         return
     raise DataError(
         "this kind of tokenizer can't be served: it is no file that the tokenizers library reads",
         where=folder,
         expected=TOKENIZER,
-        found=found,
+        found=reason,
         advice=_how_to_convert(files),
     )
 
@@ -216,7 +217,7 @@ def _how_to_convert(files: TokenizerFiles) -> str:
 
 
 def _require_vocabulary(files: TokenizerFiles) -> None:
-    """Raise DataError unless the vocabulary files of its class are there, and can be read here."""
+    """Raise DataError unless its class's vocabulary files exist and can be read here."""
     folder, wanted = files.folder, files.kind.files
     missing = [name for name in wanted if not (folder / name).is_file()]
     if missing or not wanted:
@@ -243,7 +244,7 @@ def _require_vocabulary(files: TokenizerFiles) -> None:
 
 
 def _require_whole(path: Path) -> None:
-    """Raise DataError for a file that can't be a JSON object, by its first and last bytes."""
+    """Raise DataError unless the file's first and last bytes are those of a JSON object."""
     require_content(path)
     with path.open("rb") as file:
         first = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]

@@ -1,12 +1,12 @@
 """A model folder's tokenizer: the one its weights were trained with, to its last special piece.
 
-What counts is tokenizer.json, read by the tokenizers library itself, as transformers 4 read it.
-Where there is none, the tokenizer is made of the vocabulary files (`vocabularies.py`).
+tokenizer.json decides, read by the tokenizers library itself, as transformers 4 read it. Without
+it, the tokenizer is built from the vocabulary files (`vocabularies.py`).
 Differs from transformers 5: its classes for BERT, DistilBERT, ELECTRA, MPNet, RoBERTa, XLM-R and
 DeBERTa take the vocabulary of tokenizer.json and write normaliser, pre-tokenizer and
-post-processor anew, from tokenizer_config.json and their own defaults. Where that file contradicts
-tokenizer.json nobody can tell which of both the weights know, and it is refused
-(`tokenizer_checks.py`).
+post-processor anew, from tokenizer_config.json and their own defaults. If that file contradicts
+tokenizer.json, nobody can tell which of the two the weights know, and the folder is refused
+(`checks.py`).
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ from tasks.kd.tokens.vocabularies import build_tokenizer
 if TYPE_CHECKING:
     from tasks.kd.data.examples.prepared import Ids
 
-# The positions of these begin after the padding id.
+# Families whose positions begin after the padding id.
 _POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "mpnet")
 
 
 @dataclass(frozen=True)
 class ModelTokenizer:
-    """A tokenizer that neither cuts nor pads, and what its folder says besides."""
+    """A tokenizer that neither cuts nor pads, with its folder's settings."""
 
     files: TokenizerFiles
     tokenizer: Tokenizer
@@ -60,7 +60,7 @@ class ModelTokenizer:
 
     @property
     def unknown_id(self) -> int | None:
-        """The id of what is in no word of the vocabulary; None where every text has its pieces."""
+        """The id of unknown pieces; None if the vocabulary can spell every text."""
         model = json.loads(self.tokenizer.to_str())["model"]
         if model.get("unk_id") is not None:
             return int(model["unk_id"])
@@ -69,7 +69,7 @@ class ModelTokenizer:
 
     @property
     def positions(self) -> int | None:
-        """How many tokens the model reads at most; None if its configuration does not say."""
+        """The longest text the model reads, in tokens; None if its configuration does not say."""
         positions = self.files.config.get("max_position_embeddings")
         if not isinstance(positions, int):
             return None
@@ -77,7 +77,10 @@ class ModelTokenizer:
         return positions - (self.pad_token_id + 1 if after else 0)
 
     def cut_at(self, max_length_tokens: int) -> Tokenizer:
-        """The same tokenizer, cutting longer texts on the teacher's side. Raises DataError."""
+        """A copy that cuts longer texts on the teacher's side.
+
+        Raises DataError if it can't be saved.
+        """
         with refusing("the tokenizer can't be saved and read again", self.files.places):
             tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
         tokenizer.enable_truncation(max_length_tokens, direction=self.truncation_side)
@@ -87,8 +90,8 @@ class ModelTokenizer:
 def load_tokenizer(folder: Path) -> ModelTokenizer:
     """The tokenizer of a model folder.
 
-    Raises DataError where there is none, where its files are broken or contradict one another, and
-    where it has ids that the model's table of embeddings lacks.
+    Raises DataError if there is none, if its files are broken or contradict one another, and if it
+    has ids that the model's embedding table lacks.
     """
     files = find_tokenizer(folder)
     if files.has_json:
@@ -116,10 +119,10 @@ def load_tokenizer(folder: Path) -> ModelTokenizer:
 def read_own(
     model: ModelTokenizer, texts: Sequence[str], max_length_tokens: int
 ) -> tuple[list[Ids], list[int]]:
-    """Ids of the texts by the folder's own tokenizer.json, as the tokenizers library reads it.
+    """The texts' ids by the folder's tokenizer.json as it stands, and the rows that they belong to.
 
-    And the rows that they are of: not those that hold the letters of a special piece which the
-    configuration alone makes one. Of a folder without the file, by the vocabulary read anew.
+    Rows are left out if their text holds the letters of a piece that the configuration alone makes
+    a special one. Without tokenizer.json, the vocabulary files are read anew.
     """
     path, rows = model.files.folder / TOKENIZER, list(range(len(texts)))
     own = Tokenizer.from_file(str(path)) if model.files.has_json else build_tokenizer(model.files)
@@ -133,9 +136,10 @@ def read_own(
 
 
 def write_tokenizer_folder(model: ModelTokenizer, out: Path, max_length_tokens: int) -> None:
-    """Write tokenizer.json, cutting at the maximum length, and tokenizer_config.json.
+    """Write tokenizer.json, which cuts at the maximum length, and tokenizer_config.json.
 
-    The class that the latter names keeps the former as it is, in transformers 4 and 5.
+    The class that tokenizer_config.json names keeps tokenizer.json as it is, in transformers 4
+    and 5.
     """
     out.mkdir(parents=True, exist_ok=True)
     model.cut_at(max_length_tokens).save(str(out / TOKENIZER))
@@ -151,21 +155,22 @@ def write_tokenizer_folder(model: ModelTokenizer, out: Path, max_length_tokens: 
 
 
 def compare_tokenizers(own: ModelTokenizer, other: ModelTokenizer) -> tuple[str, str] | None:
-    """The first part in which two tokenizers differ, and how the other's is; None if in none.
+    """The first part in which two tokenizers differ, and the other's; None if they are equal.
 
-    What is written around a text is compared as ids: it is said in several ways.
+    The pieces around a text are compared as they come out, since files can define them in several
+    ways.
     """
-    known, found = (_parts(model) for model in (own, other))
+    known, theirs = (_parts(model) for model in (own, other))
     for part, value in known.items():
-        if found[part] != value:
-            return part, _difference(part, found[part], value)
+        if theirs[part] != value:
+            return part, _difference(part, theirs[part], value)
     return None
 
 
 def _parts(model: ModelTokenizer) -> dict[str, Any]:
     written = json.loads(model.tokenizer.to_str())
     for token in written["added_tokens"]:
-        # How it is found in a text, which matters to texts that contain it as letters, alone.
+        # These say how a text's letters become the piece, and concern only texts that hold them.
         for manner in ("lstrip", "rstrip", "normalized", "single_word", "special"):
             token.pop(manner)
     names = ("model", "added_tokens", "normalizer", "pre_tokenizer")
@@ -173,23 +178,23 @@ def _parts(model: ModelTokenizer) -> dict[str, Any]:
     return parts | {"pieces around a text": model.tokenizer.encode("").tokens}
 
 
-def _difference(part: str, found: Any, expected: Any) -> str:
-    """What is found instead, in a line; of two vocabularies the first token that differs."""
+def _difference(part: str, theirs: Any, expected: Any) -> str:
+    """The other's part in one line; for two vocabularies, the first token that differs."""
     if part == "model":
-        words, known = (value.get("vocab") for value in (found, expected))
+        words, known = (value.get("vocab") for value in (theirs, expected))
         if isinstance(words, dict) and isinstance(known, dict) and words != known:
             first = min(word for word, _ in words.items() ^ known.items())
             return f"{len(words)} tokens for its {len(known)}, the first unlike one {first!r}"
-    return json.dumps(found, sort_keys=True)[:200]
+    return json.dumps(theirs, sort_keys=True)[:200]
 
 
 # --- what stands beside the vocabulary -----------------------------------------------------------
 
 
 def _add_tokens(files: TokenizerFiles, tokenizer: Tokenizer) -> None:
-    """Add what added_tokens.json and the configuration have beyond the vocabulary, in order of id.
+    """Add the tokens that added_tokens.json and the configuration list, in order of id.
 
-    Raises DataError where an id is not the one that it says.
+    Raises DataError if a token gets another id than its file says.
     """
     for number, token, place in _list_added(files, tokenizer):
         known = tokenizer.token_to_id(token.content)
@@ -207,24 +212,27 @@ def _add_tokens(files: TokenizerFiles, tokenizer: Tokenizer) -> None:
 
 
 def _list_added(files: TokenizerFiles, tokenizer: Tokenizer) -> list[tuple[int, AddedToken, Path]]:
-    """Tokens with their ids. Beside the newer list, transformers adds nothing of the older file."""
-    found: dict[int, tuple[AddedToken, Path]] = {}
+    """Tokens with their ids and files. A newer list limits the older file to known tokens.
+
+    transformers does the same: beside the newer list it adds nothing of the older file.
+    """
+    listed: dict[int, tuple[AddedToken, Path]] = {}
     newer, older = files.settings.get("added_tokens_decoder"), files.folder / "added_tokens.json"
     if older.is_file():
         with refusing("not a list of added tokens", older):
             for content, number in read_object(older).items():
                 if not newer or tokenizer.token_to_id(str(content)) is not None:
-                    found[int(number)] = AddedToken(str(content), normalized=False), older
+                    listed[int(number)] = AddedToken(str(content), normalized=False), older
     path = files.folder / SETTINGS
     with refusing("not a list of added tokens", f"{path}, added_tokens_decoder"):
         for number, fields in dict(newer or {}).items():
             known = {name: value for name, value in dict(fields).items() if name != "__type"}
-            found[int(number)] = AddedToken(**known), path
-    return [(number, *found[number]) for number in sorted(found)]
+            listed[int(number)] = AddedToken(**known), path
+    return [(number, *listed[number]) for number in sorted(listed)]
 
 
 def _name_pieces(files: TokenizerFiles, tokenizer: Tokenizer) -> dict[str, str]:
-    """The special pieces by role: those that are named, and those of its class that are there."""
+    """Special pieces by role: the named ones, else those of its class that the vocabulary has."""
     pieces: dict[str, str] = {}
     for role in (*PIECES, "bos_token", "eos_token"):
         usual = files.kind.pieces.get(role)
@@ -240,9 +248,9 @@ def _name_pieces(files: TokenizerFiles, tokenizer: Tokenizer) -> dict[str, str]:
 
 
 def _register(files: TokenizerFiles, tokenizer: Tokenizer, pieces: Mapping[str, str]) -> None:
-    """Have special pieces found in texts as such, as transformers has them.
+    """Register special pieces, so that texts which hold them give their ids, as in transformers.
 
-    Those of the vocabulary, and those beyond it that the configuration lists besides.
+    They are the vocabulary's pieces, and the ones beyond it that the configuration lists.
     """
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     takes_blank = files.kind in (BYTE_BPE, MPNET, XLM_ROBERTA)
@@ -254,13 +262,13 @@ def _register(files: TokenizerFiles, tokenizer: Tokenizer, pieces: Mapping[str, 
     for token in _list_more(files):
         is_new = tokenizer.token_to_id(token.content) is None
         is_beyond = is_new and type(rows) is int and tokenizer.get_vocab_size() >= rows
-        if token.content not in {*known, ""} and not is_beyond:  # no weight has seen the latter
+        if token.content not in {*known, ""} and not is_beyond:  # no weight exists beyond the table
             tokenizer.add_special_tokens([token])
 
 
 def _list_more(files: TokenizerFiles) -> list[AddedToken]:
-    """The special pieces without a role: additional ones, as version 5 calls them extra ones."""
-    found = []
+    """Special pieces without a role: additional ones, which version 5 calls extra ones."""
+    tokens = []
     for name in ("additional_special_tokens", "extra_special_tokens"):
         listed = files.settings.get(name) or []
         with refusing("not a list of special pieces", f"{files.folder / SETTINGS}, {name}"):
@@ -269,15 +277,15 @@ def _list_more(files: TokenizerFiles) -> list[AddedToken]:
             for one in listed.values() if isinstance(listed, Mapping) else listed:
                 fields = dict(one) if isinstance(one, Mapping) else {"content": one}
                 fields = {key: value for key, value in fields.items() if key != "__type"}
-                found.append(AddedToken(**{"normalized": False, **fields, "special": True}))
-    return found
+                tokens.append(AddedToken(**{"normalized": False, **fields, "special": True}))
+    return tokens
 
 
 def _find_padding(files: TokenizerFiles, tokenizer: Tokenizer, piece: str | None) -> int:
-    """The padding id. Raises DataError where there is none, or where positions count from another.
+    """The padding id. Raises DataError if there is none, or if positions count from another id.
 
-    Padding is masked, so that in most families any id does; RoBERTa, XLM-R and MPNet count
-    positions from config.json's.
+    Padding is masked, so any id works in most families. RoBERTa, XLM-R and MPNet count positions
+    from config.json's padding id.
     """
     said = files.config.get("pad_token_id")
     number = said if piece is None else tokenizer.token_to_id(piece)
@@ -300,7 +308,7 @@ def _find_padding(files: TokenizerFiles, tokenizer: Tokenizer, piece: str | None
 
 
 def _require_rows(files: TokenizerFiles, tokenizer: Tokenizer) -> None:
-    """Raise DataError for ids beyond the model's table of embeddings, and where there are none."""
+    """Raise DataError for ids beyond the model's embedding table, and if there are no words."""
     rows, vocabulary = files.config.get("vocab_size"), tokenizer.get_vocab()
     special = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
     if not vocabulary.keys() - set(special):

@@ -1,10 +1,10 @@
-"""Tokenizers made of vocabulary files, for model folders without a tokenizer.json.
+"""Tokenizers built from vocabulary files, for model folders without a tokenizer.json.
 
-As transformers 4 makes them of the same files: WordPiece of vocab.txt, byte-level BPE of
-vocab.json and merges.txt, Unigram of a sentencepiece model.
-Differs from transformers 5: DeBERTa's sentencepiece model keeps its own normaliser (there it is
-left out, so that `①` and `ﬁ` are unknown), and a vocabulary of cased words is not lower-cased
-unless the configuration asks for it.
+They equal those that transformers 4 builds from the same files: WordPiece from vocab.txt,
+byte-level BPE from vocab.json and merges.txt, Unigram from a sentencepiece model.
+Differs from transformers 5: DeBERTa's sentencepiece model keeps its own normaliser (transformers
+5 leaves it out, so that `①` and `ﬁ` are unknown), and a vocabulary of cased words is not
+lower-cased unless the configuration asks for it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CASED = 0.01
 
 
 def build_tokenizer(files: TokenizerFiles) -> Tokenizer:
-    """The tokenizer that the folder's vocabulary files describe. Raises DataError."""
+    """The tokenizer of the folder's vocabulary files. Raises DataError if they can't be used."""
     with refusing("the vocabulary can't be used", files.places):
         if files.kind in (WORDPIECE, MPNET):
             return _build_wordpiece(files)
@@ -41,7 +41,7 @@ def build_tokenizer(files: TokenizerFiles) -> Tokenizer:
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
-    """Pieces and their ids, of a vocab.txt or vocab.json. Raises DataError."""
+    """Pieces and their ids, from a vocab.txt or vocab.json. Raises DataError for other content."""
     with refusing("not a vocabulary", path):
         if path.suffix == ".json":
             words = read_object(path)
@@ -55,7 +55,7 @@ def read_vocabulary(path: Path) -> dict[str, int]:
 
 
 def read_flag(files: TokenizerFiles, name: str) -> bool | None:
-    """What tokenizer_config.json says of a field that is true or false, None if nothing."""
+    """A field of tokenizer_config.json; None if absent. Raises DataError unless it is a boolean."""
     value = files.settings.get(name)
     if value is not None and not isinstance(value, bool):
         raise DataError(
@@ -65,7 +65,7 @@ def read_flag(files: TokenizerFiles, name: str) -> bool | None:
 
 
 def is_cased(words: list[str]) -> bool:
-    """Whether a vocabulary holds words with capitals, [CLS] and the like aside."""
+    """Whether over 1 % of a vocabulary's words have capitals; [CLS] and the like don't count."""
     plain = [word for word in words if not (word[:1] in "[<" and word[-1:] in "]>")]
     capitals = sum(word != word.lower() for word in plain)
     return capitals > _CASED * len(plain)
@@ -76,7 +76,7 @@ def _piece(files: TokenizerFiles, role: str) -> str:
 
 
 def _ends(files: TokenizerFiles, words: dict[str, int]) -> tuple[tuple[str, int], tuple[str, int]]:
-    """The pieces around a text, with their ids."""
+    """The pieces before and after a text, with their ids."""
     cls, sep = _piece(files, "cls_token"), _piece(files, "sep_token")
     lacking = [piece for piece in (cls, sep) if piece not in words]
     if lacking:
@@ -134,7 +134,7 @@ def _build_byte_bpe(files: TokenizerFiles) -> Tokenizer:
 
 
 def _build_unigram(files: TokenizerFiles) -> Tokenizer:
-    """As the converter of the class makes it, that stands in transformers for this purpose."""
+    """The tokenizer that transformers' own converter makes for the class."""
     from transformers.convert_slow_tokenizer import SLOW_TO_FAST_CONVERTERS
 
     if read_flag(files, "split_by_punct"):
@@ -170,13 +170,13 @@ def require_same_pieces(files: TokenizerFiles, tokenizer: Tokenizer, texts: list
         theirs = [own.encode(text, out_type=str) for text in given]
     pieces = [one.tokens for one in tokenizer.encode_batch(texts, add_special_tokens=False)]
     special = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
-    for text, found, expected in zip(texts, pieces, theirs, strict=True):
-        if found == expected or any(piece in text for piece in special):
+    for text, made, expected in zip(texts, pieces, theirs, strict=True):
+        if made == expected or any(piece in text for piece in special):
             continue
         raise DataError(
             "sentencepiece cuts a text in other pieces than the tokenizer made of its model",
             where=path,
             expected=" ".join(expected)[:120],
-            found=" ".join(found)[:120],
+            found=" ".join(made)[:120],
             advice="Save a tokenizer.json with the transformers that the model was trained with.",
         )

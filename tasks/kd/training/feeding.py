@@ -13,8 +13,8 @@ import torch
 from tasks.kd.data.examples.batching import Rows, micro_batches
 from tasks.kd.data.examples.padding import Batch, pad
 from tasks.kd.data.examples.prepared import Split
+from tasks.kd.data.examples.targets import Targets
 from tasks.kd.processes import ranks
-from tasks.kd.targets.targets import Targets
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,13 @@ from accelerate import PartialState
 from tasks.kd.data.examples.batching import Rows, epoch_batches, split_by_tokens
 from tasks.kd.data.examples.padding import pad
 from tasks.kd.data.examples.prepared import Split
+from tasks.kd.data.examples.targets import Targets
 from tasks.kd.data.examples.trainable import Trainable
 from tasks.kd.errors import NonFiniteLossError
 from tasks.kd.processes import ranks
 from tasks.kd.recipe.compute import Compute
 from tasks.kd.recipe.phases import Moment, Phase
 from tasks.kd.recipe.training import Optimizer
-from tasks.kd.targets.targets import Targets
 from tasks.kd.training import checkpoint
 from tasks.kd.training.checkpoint import Checkpoint, Checkpoints, State
 from tasks.kd.training.feeding import Feed, Work

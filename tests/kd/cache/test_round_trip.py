@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from tasks.kd.cache.reading.audit import audit, tolerance
 from tasks.kd.cache.writing.job import distinct
 from tasks.kd.data.examples.prepared import Split
+from tasks.kd.data.examples.targets import Targets
 from tasks.kd.recipe.streams import kind_of, plan
-from tasks.kd.targets.targets import LiveTargets, Targets
+from tasks.kd.targets.targets import LiveTargets
 from tests.kd.cache.conftest import (
     CODECS,
     STREAMS,

@@ -64,13 +64,10 @@ def test_a_configuration_that_says_nothing_changes_nothing(
 
 def test_losses_of_both_splits_are_told(params: PrepareData, tmp_path: Path) -> None:
     raw = read(tmp_path, params, None, train=["x,a", "x,a", ",", "z,a"], test=["z,a", ","])
-    assert raw.card == {
-        "dropped": {
-            "repeated": 1, "contradictory": 0, "in_test_split": 1, "unreadable": 0, "blank": 1
-        },
-        "dropped_from_test": {"unreadable": 0, "blank": 1},
-        "replaced": {"train": 0, "test": 0},
-    }  # fmt: skip
+    reasons = ("repeated", "contradictory", "in_test_split", "unreadable", "blank")
+    assert raw.dropped == dict(zip(reasons, (1, 0, 1, 0, 1), strict=True))
+    assert raw.tables["test"].dropped == {"unreadable": 0, "blank": 1}
+    assert {split: table.replaced for split, table in raw.tables.items()} == {"train": 0, "test": 0}
     assert raw.describe_losses() == (
         "left out of train: 1 repeated, 1 in the test split, 1 blank; left out of test: 1 blank"
     )

@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
 
+from tasks.kd.documents.evaluation import Right
 from tasks.kd.errors import DataError, ShapeError
 from tasks.kd.evaluation import figures as evaluation
 from tasks.kd.evaluation.figures import (
     Answers,
+    Comparison,
     Outcome,
     bin_confidence,
     cka_matrix,
@@ -42,40 +44,37 @@ def answers(
     return Answers(np.asarray(labels, dtype=np.int64), outcome(teacher), outcome(student))
 
 
-def compare(given: Answers, *, resamples: int = 400, seed: int = 1) -> dict[str, Any]:
+def compare(given: Answers, *, resamples: int = 400, seed: int = 1) -> Comparison:
     """Figures with 95 % intervals."""
     return compare_outcomes(given, resamples=resamples, confidence=0.95, seed=seed)
 
 
 def test_figures_of_the_case_worked_by_hand() -> None:
     found = compare(answers())
-    assert found["teacher"]["accuracy"]["value"] == pytest.approx(5 / 6)
-    assert found["student"]["accuracy"]["value"] == pytest.approx(3 / 6)
-    assert found["retention"]["value"] == pytest.approx(3 / 5)
-    assert found["agreement"]["value"] == pytest.approx(4 / 6)
+    assert found.teacher.accuracy.value == pytest.approx(5 / 6)
+    assert found.student.accuracy.value == pytest.approx(3 / 6)
+    assert found.retention.value == pytest.approx(3 / 5)
+    assert found.agreement.value == pytest.approx(4 / 6)
     # F1 of the teacher: 1, 2*2/(3+2), 0; of the student: 2*2/(3+3), 2*1/(3+2), 0
-    assert found["teacher"]["macro_f1"]["value"] == pytest.approx((1 + 4 / 5 + 0) / 3)
-    assert found["student"]["macro_f1"]["value"] == pytest.approx((2 / 3 + 2 / 5 + 0) / 3)
+    assert found.teacher.macro_f1.value == pytest.approx((1 + 4 / 5 + 0) / 3)
+    assert found.student.macro_f1.value == pytest.approx((2 / 3 + 2 / 5 + 0) / 3)
     # the constant answer 0 makes 3 errors of 6, the teacher 1, the student 3
-    assert found["teacher"]["lead"]["value"] == pytest.approx(2 / 3)
-    assert found["student"]["lead"]["value"] == pytest.approx(0)
+    assert found.teacher.lead is not None
+    assert found.student.lead is not None
+    assert found.teacher.lead.value == pytest.approx(2 / 3)
+    assert found.student.lead.value == pytest.approx(0)
     # one bin: |0.9 - accuracy|
-    assert found["teacher"]["ece"]["value"] == pytest.approx(0.9 - 5 / 6)
-    assert found["student"]["ece"]["value"] == pytest.approx(0.9 - 3 / 6)
-    assert found["retention"]["n"] == 6
-    assert count_right(answers()) == {
-        "both": 3,
-        "teacher_only": 2,
-        "student_only": 0,
-        "neither": 1,
-    }
+    assert found.teacher.ece.value == pytest.approx(0.9 - 5 / 6)
+    assert found.student.ece.value == pytest.approx(0.9 - 3 / 6)
+    assert found.retention.n == 6
+    assert count_right(answers()) == Right(both=3, teacher_only=2, student_only=0, neither=1)
 
 
 def test_examples_of_one_label_give_no_lead() -> None:
     found = compare(answers([0] * 6, [0, 0, 0, 0, 0, 1], [0] * 6))
-    assert "lead" not in found["teacher"]
-    assert "lead" not in found["student"]
-    assert found["teacher"]["accuracy"]["value"] == pytest.approx(5 / 6)
+    assert "lead" not in found.teacher.as_json()
+    assert "lead" not in found.student.as_json()
+    assert found.teacher.accuracy.value == pytest.approx(5 / 6)
 
 
 def test_calibration_error_weighs_each_bin_by_its_examples() -> None:
@@ -84,8 +83,8 @@ def test_calibration_error_weighs_each_bin_by_its_examples() -> None:
     labels = np.zeros(4, dtype=np.int64)
     found = compare(Answers(labels, Outcome(classes, sure), outcome([0] * 4, 1.0)))
     expected = (3 * abs(0.95 - 2 / 3) + 1 * abs(0.40 - 0)) / 4
-    assert found["teacher"]["ece"]["value"] == pytest.approx(expected)
-    assert found["student"]["ece"]["value"] == 0
+    assert found.teacher.ece.value == pytest.approx(expected)
+    assert found.student.ece.value == 0
 
 
 def test_reliability_bins_hold_all_examples_and_are_closed_above() -> None:
@@ -109,15 +108,15 @@ def test_figures_are_those_of_scikit_learn(rows: list[tuple[int, int, int]]) -> 
     found = compare(case, resamples=200)
     for who, classes in (("teacher", teacher), ("student", student)):
         expected = f1_score(labels, classes, average="macro", zero_division=0)
-        assert found[who]["macro_f1"]["value"] == pytest.approx(expected)
+        assert getattr(found, who).macro_f1.value == pytest.approx(expected)
         confusion = count_confusion(case.labels, np.asarray(classes), 5)
         assert (confusion == confusion_matrix(labels, classes, labels=range(5))).all()
         scores = precision_recall_fscore_support(labels, classes, labels=range(5), zero_division=0)
         table = compare_classes(case, list("abcde"))
         for place, figure in enumerate(("precision", "recall", "f1")):
-            measured = [row[f"{who}_{figure}"] for row in table]
+            measured = [getattr(row, f"{who}_{figure}") for row in table]
             assert measured == pytest.approx(list(scores[place]))
-        assert [row["support"] for row in table] == list(scores[3])
+        assert [row.support for row in table] == list(scores[3])
 
 
 def test_a_resample_is_what_drawing_examples_one_by_one_gives(
@@ -140,9 +139,9 @@ def test_intervals_depend_on_the_seed_alone() -> None:
 def test_intervals_hold_the_value_and_narrow_with_examples() -> None:
     few, many = (compare(answers(LABELS * k, TEACHER * k, STUDENT * k)) for k in (5, 80))
     for found in (few, many):
-        for figure in (found["retention"], found["agreement"], found["teacher"]["accuracy"]):
-            assert figure["low"] <= figure["value"] <= figure["high"]
-    widths = [found["retention"]["high"] - found["retention"]["low"] for found in (few, many)]
+        for figure in (found.retention, found.agreement, found.teacher.accuracy):
+            assert figure.low <= figure.value <= figure.high
+    widths = [found.retention.high - found.retention.low for found in (few, many)]
     assert widths[1] < widths[0] / 2
 
 
@@ -153,15 +152,15 @@ def test_a_95_percent_interval_covers_the_truth_about_as_often() -> None:
         labels = np.zeros(150, dtype=np.int64)
         classes = (random.random(150) > 0.8).astype(np.int64)
         case = Answers(labels, Outcome(classes, np.ones(150)), Outcome(classes, np.ones(150)))
-        accuracy = compare(case, resamples=300)["teacher"]["accuracy"]
-        covered += accuracy["low"] <= 0.8 <= accuracy["high"]
+        accuracy = compare(case, resamples=300).teacher.accuracy
+        covered += accuracy.low <= 0.8 <= accuracy.high
     assert 0.89 <= covered / 200 <= 0.99
 
 
 def test_both_models_are_resampled_by_the_same_draws() -> None:
     case = answers(LABELS * 20, TEACHER * 20, TEACHER * 20)
-    retention = compare(case)["retention"]
-    assert (retention["low"], retention["value"], retention["high"]) == (1, 1, 1)
+    retention = compare(case).retention
+    assert (retention.low, retention.value, retention.high) == (1, 1, 1)
 
 
 def test_scores_are_a_softmax_and_large_logits_do_not_overflow() -> None:

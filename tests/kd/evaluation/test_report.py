@@ -6,19 +6,19 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from jinja2 import UndefinedError
 
+from tasks.kd.documents.evaluation import Metrics, ModelMetrics
+from tasks.kd.documents.history import Record
 from tasks.kd.evaluation.figures import (
     Answers,
     Bin,
     bin_confidence,
     compare_classes,
     compare_outcomes,
-    count_confusion,
+    count_confusions,
     count_right,
     read_outcome,
 )
@@ -35,6 +35,17 @@ from tasks.kd.evaluation.report import (
     summarise,
     write_report,
 )
+from tests.makers.documents import (
+    change,
+    make_cost,
+    make_data_card,
+    make_dev_record,
+    make_latency,
+    make_level_record,
+    make_metrics,
+    make_split_card,
+    make_train_record,
+)
 
 ATTACK = "<script>alert('label')</script>"
 NAMES = ["grain", ATTACK, "price $x$ & more"]
@@ -49,19 +60,21 @@ SECTIONS = [
     "definitions",
 ]
 
-DATA_CARD = {
-    "max_length_tokens": 64,
-    "splits": {
-        "train": {
-            "examples": 1200,
-            "cut_fraction": 0.125,
-            "tokens_for_99_percent": 310,
-            "unknown_fraction": 0.0123,
-        }
+DATA_CARD = make_data_card(
+    NAMES,
+    max_length_tokens=64,
+    splits={
+        "train": make_split_card(
+            NAMES,
+            examples=1200,
+            cut_fraction=0.125,
+            tokens_for_99_percent=310,
+            unknown_fraction=0.0123,
+        )
     },
-    "dropped": {"repeated": 3, "in_test_split": 0, "unreadable": {"replaced": 1, "left_out": 0}},
-    "warnings": [f"12.5% of the texts are cut {ATTACK}"],
-}
+    dropped={"repeated": 3, "in_test_split": 0, "unreadable": 1},
+    warnings=(f"12.5% of the texts are cut {ATTACK}",),
+)
 
 
 def make_answers(classes: int) -> Answers:
@@ -73,43 +86,40 @@ def make_answers(classes: int) -> Answers:
     return Answers(labels, read_outcome(teacher, classes), read_outcome(student, classes))
 
 
-def make_metrics(answers: Answers, names: list[str]) -> dict[str, Any]:
-    """A metrics.json."""
-    metrics = compare_outcomes(answers, resamples=200, confidence=0.95, seed=1)
-    latency = {"p50": 4.0, "p95": 9.0, "mean": 5.0}
-    cost = {"latency_ms": latency, "size_bytes": 90_000_000, "parameters": 22_000_000, "layers": 6}
-    metrics["teacher"] |= cost
-    half = {key: value / 2 for key, value in latency.items()}
-    metrics["student"] |= cost | {"latency_ms": half, "size_bytes": 30_000_000, "layers": 3}
-    pair = {"teacher": answers.teacher, "student": answers.student}
-    return metrics | {
-        "recipe": "triage",
-        "labels": names,
-        "examples": len(answers.labels),
-        "served_file": "model.onnx",
-        "right": count_right(answers),
-        "per_class": compare_classes(answers, names),
-        "confusion": {
-            who: count_confusion(answers.labels, outcome.classes, len(names)).tolist()
-            for who, outcome in pair.items()
-        },
-        "similarity": {"cka": [[1.0, 0.5, 0.1], [0.2, 0.4, 0.9]]},
+def measure(answers: Answers, names: list[str]) -> Metrics:
+    """The metrics of those answers; the student costs half the time and a third of the space."""
+    compared = compare_outcomes(answers, resamples=200, confidence=0.95, seed=1)
+    costs = {
+        "teacher": make_cost(latency_ms=make_latency(4.0), size_bytes=90_000_000, layers=6),
+        "student": make_cost(latency_ms=make_latency(2.0), size_bytes=30_000_000, layers=3),
     }
+    return make_metrics(
+        names,
+        recipe="triage",
+        examples=len(answers.labels),
+        teacher=ModelMetrics(**compared.teacher.given, **costs["teacher"].given),
+        student=ModelMetrics(**compared.student.given, **costs["student"].given),
+        retention=compared.retention,
+        agreement=compared.agreement,
+        right=count_right(answers),
+        per_class=compare_classes(answers, names),
+        confusion=count_confusions(answers, len(names)),
+    )
 
 
-def make_history() -> list[dict[str, Any]]:
+def make_two_phases() -> list[Record]:
     """Two phases of a training."""
-    steps = []
+    records: list[Record] = []
     for step in range(1, 41):
         phase = "imitate" if step <= 20 else "predict"
-        levels = {"hidden.mse": {"raw": 1 / step, "weighted": 2 / step}}
+        levels = {"hidden.mse": make_level_record(1 / step)}
         if phase == "predict":
-            levels["prediction.kl"] = {"raw": 0.3, "weighted": 0.3}
-        record = {"step": step, "epoch": step / 10, "phase": phase}
-        steps.append(record | {"split": "train", "loss": 2 / step + 0.3, "levels": levels})
+            levels["prediction.kl"] = make_level_record(0.3, 1.0)
+        loss = 2 / step + 0.3
+        records.append(make_train_record(step, phase=phase, loss=loss, levels=levels))
         if step % 10 == 0:
-            steps.append(record | {"split": "dev", "accuracy": step / 50, "loss": 1.0})
-    return steps
+            records.append(make_dev_record(step, phase=phase, accuracy=step / 50, loss=1.0))
+    return records
 
 
 @pytest.fixture(scope="module")
@@ -118,13 +128,13 @@ def contents() -> Contents:
     answers = make_answers(3)
     mistake = Mistake(f"{ATTACK} " + "word " * 200, ATTACK, "grain", 0.75, 0.99)
     return Contents(
-        metrics=make_metrics(answers, NAMES),
+        metrics=measure(answers, NAMES),
         data_card=DATA_CARD,
         confidence=0.95,
         teacher_bins=bin_confidence(answers.labels, answers.teacher),
         student_bins=bin_confidence(answers.labels, answers.student),
-        teacher_history=make_history(),
-        student_history=make_history(),
+        teacher_history=make_two_phases(),
+        student_history=make_two_phases(),
         mistakes=[mistake],
         lineage=[("Teacher", "3d1c" * 16), ("Recipe", ATTACK)],
     )
@@ -199,7 +209,7 @@ def test_texts_and_labels_are_escaped(page: str) -> None:
 
 def test_it_says_the_result_in_one_sentence(contents: Contents, page: str) -> None:
     sentence = summarise(contents.metrics)
-    retention = percent(contents.metrics["retention"]["value"])
+    retention = percent(contents.metrics.retention.value)
     expected = f"keeps {retention} of its teacher’s accuracy, in 33 % of the space"
     assert expected.replace(" %", "\u202f%") in sentence
     assert sentence.endswith("50\u202f% of the time.")
@@ -209,9 +219,9 @@ def test_it_says_the_result_in_one_sentence(contents: Contents, page: str) -> No
 def test_figures_stand_beside_their_intervals(contents: Contents, page: str) -> None:
     for who in ("teacher", "student"):
         for name in ("accuracy", "lead", "macro_f1", "ece"):
-            figure = contents.metrics[who][name]
-            low, high = 100 * figure["low"], 100 * figure["high"]
-            shown = f"<td>{percent(figure['value'])}<small>{low:.1f} to {high:.1f}</small></td>"
+            figure = getattr(getattr(contents.metrics, who), name)
+            low, high = 100 * figure.low, 100 * figure.high
+            shown = f"<td>{percent(figure.value)}<small>{low:.1f} to {high:.1f}</small></td>"
             assert shown in page
 
 
@@ -245,11 +255,11 @@ def test_the_same_contents_make_the_same_page(contents: Contents, page: str) -> 
     assert render_report(contents, draw_plots(contents)) == page
 
 
-def test_a_figure_that_is_missing_is_an_error(contents: Contents) -> None:
-    metrics = {key: value for key, value in contents.metrics.items() if key != "agreement"}
-    lacking = replace(contents, metrics=metrics)
-    with pytest.raises(UndefinedError, match="agreement"):
-        render_report(lacking, draw_plots(lacking))
+def test_a_test_split_of_one_label_has_no_lead_to_show(contents: Contents) -> None:
+    metrics = contents.metrics
+    teacher, student = (change(who, lead=None) for who in (metrics.teacher, metrics.student))
+    lacking = replace(contents, metrics=change(metrics, teacher=teacher, student=student))
+    assert "Lead over the best" not in render_report(lacking, draw_plots(lacking))
 
 
 def test_a_given_teacher_and_a_student_without_faults_still_make_a_page(
@@ -263,7 +273,7 @@ def test_a_given_teacher_and_a_student_without_faults_still_make_a_page(
 def test_sixty_classes_are_drawn_without_numbers(contents: Contents) -> None:
     names = [f"label {i}" for i in range(60)]
     answers = make_answers(60)
-    many = replace(contents, metrics=make_metrics(answers, names))
+    many = replace(contents, metrics=measure(answers, names))
     svg = as_svg(draw_plots(many)["confusion-teacher"])
     assert "label 3" not in svg
     assert "label 59" in render_report(many, draw_plots(many))
@@ -298,5 +308,5 @@ def test_what_is_left_out_of_the_texts_is_told(page: str) -> None:
     text = re.sub(r"<[^>]+>", " ", section[0])
     assert re.search(r"Cut at 64 tokens", text)
     assert re.search(r"train\s+1\u202f200\s+12.5\u202f%\s+310\s+1.23\u202f%", text)
-    assert "Left out: 3 repeated, 1 unreadable replaced." in text
+    assert "Left out: 3 repeated, 1 unreadable." in text
     assert "12.5% of the texts are cut" in text

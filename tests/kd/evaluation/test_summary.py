@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from tasks.kd.digests import read_json
+from tasks.kd.documents.evaluation import Latency
+from tasks.kd.documents.history import Record
 from tasks.kd.evaluation.summary import write_curves, write_summary
+from tests.makers.documents import (
+    make_dev_record,
+    make_figure,
+    make_metrics,
+    make_model_metrics,
+    make_notice_record,
+    make_train_record,
+)
 
 
 def test_the_summary_is_flat_and_says_megabytes_and_milliseconds(tmp_path: Path) -> None:
-    def figure(value: float) -> dict[str, float]:
-        return {"value": value, "low": 0.0, "high": 1.0, "n": 10}
-
-    def side(accuracy: float) -> dict[str, Any]:
-        return {
-            "accuracy": figure(accuracy),
-            "macro_f1": figure(0.71234),
-            "size_bytes": 17_540_642,
-            "latency_ms": {"p50": 2.71, "p95": 3.29, "mean": 2.8},
-        }
-
-    metrics = {
-        "student": side(0.96),
-        "teacher": side(0.95),
-        "retention": figure(1.0105263),
-        "agreement": figure(0.977),
-    }
+    latency = Latency(p50=2.71, p95=3.29, mean=2.8)
+    student = make_model_metrics(
+        accuracy=make_figure(0.96),
+        macro_f1=make_figure(0.71234),
+        size_bytes=17_540_642,
+        latency_ms=latency,
+    )
+    metrics = make_metrics(
+        teacher=make_model_metrics(accuracy=make_figure(0.95)),
+        student=student,
+        retention=make_figure(1.0105263),
+        agreement=make_figure(0.977),
+    )
     write_summary(tmp_path, metrics)
     assert read_json(tmp_path / "summary.json") == {
         "accuracy": 0.96,
@@ -41,11 +46,11 @@ def test_the_summary_is_flat_and_says_megabytes_and_milliseconds(tmp_path: Path)
 
 
 def test_curves_hold_steps_and_dev_figures_apart(tmp_path: Path) -> None:
-    history = [
-        {"split": "train", "step": 1, "loss": 0.5, "levels": {}},
-        {"split": "notice", "step": 1, "message": "a remark"},
-        {"split": "train", "step": 2, "loss": 0.25},
-        {"split": "dev", "step": 2, "loss": 0.3, "accuracy": 0.8},
+    history: list[Record] = [
+        make_train_record(1, loss=0.5, levels={}),
+        make_notice_record(1),
+        make_train_record(2, loss=0.25),
+        make_dev_record(2, loss=0.3, accuracy=0.8),
     ]
     write_curves(tmp_path, history)
     assert (tmp_path / "learning_train.csv").read_text() == "step,loss\n1,0.5\n2,0.25\n"

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from tasks.kd.data.examples.prepared import Ids
-from tasks.kd.digests import read_json
+from tasks.kd.documents.exported import Contract, ExportReport
 from tasks.kd.errors import ExportError
 from tasks.kd.export import onnx as export
 from tasks.kd.export.int8 import write_int8
 from tasks.kd.export.onnx import (
+    Papers,
     Trained,
     export_student,
     require_agreement,
@@ -26,28 +27,29 @@ from tasks.kd.export.onnx import (
 from tasks.kd.export.running import predict_onnx, predict_torch, run_session
 from tasks.kd.recipe.sections import ExportStudent
 from tasks.kd.tokens.encoding import encode, read_tokenizer
+from tests.makers.documents import (
+    FINGERPRINT,
+    make_data_card,
+    make_split_card,
+    make_student_report,
+    make_teacher_report,
+)
 from tests.makers.tiny import LABELS, MAX_LENGTH, tiny_model, tiny_texts, tiny_tokenizer
 
-CARD = {
-    "recipe": "tiny",
-    "data_card": {
-        "splits": {
-            name: {"examples": 1234, "unlabelled": unlabelled, "tokens": 5}
+PAPERS = Papers(
+    recipe="tiny",
+    data_card=make_data_card(
+        LABELS,
+        splits={
+            name: make_split_card(LABELS, examples=1234, unlabelled=unlabelled, tokens=5)
             for name, unlabelled in (("train", 1000), ("dev", 0), ("test", 0))
         },
-        "encoded_sha256": "b" * 64,
-        "tokenizer_sha256": "a" * 64,
-    },
-    "teacher_report": {"parameters": 10, "dev_accuracy": 0.9, "teacher_sha256": "d" * 64},
-    "student_report": {
-        "parameters": 5,
-        "dev_accuracy": 0.8,
-        "student_sha256": "e" * 64,
-        "cache_fingerprint": "f" * 64,
-    },
-    "teacher_config": {"model_type": "bert", "num_hidden_layers": 4, "hidden_size": 16},
-    "student_config": {"model_type": "bert", "num_hidden_layers": 2, "hidden_size": 16},
-}
+    ),
+    teacher_report=make_teacher_report(),
+    student_report=make_student_report(),
+    teacher_config={"model_type": "bert", "num_hidden_layers": 4, "hidden_size": 16},
+    student_config={"model_type": "bert", "num_hidden_layers": 2, "hidden_size": 16},
+)
 
 
 def settings(**changes: Any) -> ExportStudent:
@@ -76,7 +78,7 @@ def trained(folder: Path) -> Trained:
         labels=tuple(LABELS),
         max_length_tokens=MAX_LENGTH,
         pad_token_id=0,
-        card=CARD,
+        papers=PAPERS,
     )
 
 
@@ -87,32 +89,32 @@ def examples(trained: Trained) -> list[Ids]:
 
 
 @pytest.fixture(scope="module")
-def report(trained: Trained, examples: list[Ids], folder: Path) -> dict[str, Any]:
+def report(trained: Trained, examples: list[Ids], folder: Path) -> ExportReport:
     """The report of the one export."""
     return export_student(trained, examples, params=settings(), out=folder)
 
 
 @pytest.fixture(scope="module")
-def exported(report: dict[str, Any], folder: Path) -> Path:
+def exported(report: ExportReport, folder: Path) -> Path:
     """The float32 file."""
-    assert report["serve"] == "model.onnx"
+    assert report.serve == "model.onnx"
     return folder / "model.onnx"
 
 
-def test_the_export_says_what_it_measured(report: dict[str, Any], folder: Path) -> None:
-    assert report == read_json(folder / "report.json")
-    assert report["max_logit_difference"] < 1e-4
-    assert report["parity_examples"] == 40
-    assert report["int8_agreement"] > 0.8
-    assert report["int8_agreement_suffices"] is True
-    assert report["sizes"] == {
+def test_the_export_says_what_it_measured(report: ExportReport, folder: Path) -> None:
+    assert report == ExportReport.read(folder)
+    assert report.max_logit_difference < 1e-4
+    assert report.parity_examples == 40
+    assert report.int8_agreement > 0.8
+    assert report.int8_agreement_suffices is True
+    assert report.sizes == {
         name: (folder / name).stat().st_size for name in ("model.onnx", "model.int8.onnx")
     }
-    assert report["sizes"]["model.int8.onnx"] < report["sizes"]["model.onnx"]
+    assert report.sizes["model.int8.onnx"] < report.sizes["model.onnx"]
 
 
 def test_a_server_finds_its_contract(exported: Path) -> None:
-    assert read_json(exported.parent / "student.json") == {
+    assert Contract.read(exported.parent).as_json() == {
         "labels": LABELS,
         "max_length_tokens": MAX_LENGTH,
         "pad_token_id": 0,
@@ -211,7 +213,7 @@ def test_int8_that_disagrees_is_recorded_but_not_served(
     monkeypatch.setattr(export, "write_onnx", copy)
     monkeypatch.setattr(export, "measure_agreement", lambda *_args, **_named: 0.4)
     report = export_student(trained, examples, params=settings(), out=tmp_path)
-    assert report["int8_agreement_suffices"] is False
+    assert report.int8_agreement_suffices is False
     with pytest.raises(ExportError, match=r"agreement of at least 0\.5"):
         export_student(trained, examples, params=settings(serve="int8"), out=tmp_path)
 
@@ -260,6 +262,7 @@ def test_the_model_card_quotes_what_it_was_given(exported: Path) -> None:
     assert "3. `` ship 'it' ``\n" in card
     assert "| train | 1,234, of them 1,000 of random tokens | 5 |\n| dev | 1,234 | 5 |\n" in card
     assert "| `model.onnx` |" in card
-    for digest in ("a", "b", "d", "e", "f"):
-        assert digest * 64 in card
+    for digest in ("a" * 64, "b" * 64, "d" * 64, "e" * 64, FINGERPRINT):
+        assert digest in card
+    assert "best constant answer (0.5000) it removes | 0.7000 | 0.8000 |" in card
     assert "one text at a time" not in card

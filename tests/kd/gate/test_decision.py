@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tasks.kd.documents.decision import DecisionRecord
 from tasks.kd.errors import DataError
 from tasks.kd.gate import decision as gate_module
 from tasks.kd.gate import paired as paired_module
@@ -29,6 +30,7 @@ from tasks.kd.gate.paired import (
     score_ratio,
 )
 from tasks.kd.recipe.sections import Gate
+from tests.makers.documents import make_decision_record
 
 GATE = Gate(
     min_accuracy=0.9,
@@ -279,17 +281,16 @@ def test_an_empty_champion_prediction_is_refused() -> None:
 def test_a_decision_survives_json() -> None:
     candidate = make_candidate()
     decision = decide(candidate, make_champion(candidate, range(70)), GATE)
-    text = json.dumps(decision.as_dict(), allow_nan=False)
-    assert Decision.from_dict(json.loads(text)) == decision
+    text = json.dumps(decision.record.as_json())
+    assert Decision.from_record(DecisionRecord.parse(text, "here")) == decision
 
 
 def test_a_record_that_says_promote_against_its_own_rules_reads_as_a_refusal() -> None:
-    record = decide(make_candidate(student_wrong=400), None, GATE).as_dict()
-    record["verdict"] = "promote"
-    assert Decision.from_dict(record).verdict == "refuse"
-    assert Decision.from_dict({"verdict": "promote", "rules": [], "against": None}) == Decision(
-        "refuse", (), None
-    )
+    record = decide(make_candidate(student_wrong=400), None, GATE).record
+    record = DecisionRecord(**{**record.given, "verdict": "promote"})
+    assert Decision.from_record(record).verdict == "refuse"
+    nothing = make_decision_record(rules=())
+    assert Decision.from_record(nothing) == Decision("refuse", (), None)
 
 
 def test_the_markdown_names_each_rule_and_its_numbers() -> None:

@@ -7,7 +7,8 @@ from pydantic import ValidationError
 from tasks.kd.errors import ParamsError
 from tasks.kd.levels.losses.prediction import kl
 from tasks.kd.levels.losses.temperature import LEAST, cwsm, flsw
-from tasks.kd.recipe.schedules import TemperatureSchedule, WeightSchedule, value_at
+from tasks.kd.recipe.schedules import TemperatureSchedule, WeightSchedule
+from tasks.kd.recipe.values import value_at
 
 
 def test_a_constant_is_itself() -> None:

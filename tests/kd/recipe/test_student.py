@@ -69,21 +69,21 @@ def test_every_start_is_a_recipe(root: Path, student: Any) -> None:
         ),
         (
             {"initial": {"kind": "random", "embeddings": "new"}, "given": CHECKPOINT},
-            "fetch_sources.student: a model that kind random makes no use of",
+            "fetch_sources.student: a model that initial.kind random makes no use of",
         ),
-        ({"given": CHECKPOINT}, "a model that kind teacher_layers makes no use of"),
+        ({"given": CHECKPOINT}, "a model that initial.kind teacher_layers makes no use of"),
         (
             {"initial": {"kind": "random", "embeddings": "pca"}, "hidden_size": 768},
             "embeddings of width 384 have no 768 principal components",
         ),
-        ({"initial": REDUCED, "hidden_size": 768}, "hidden_size 768 can't be reduced from the"),
+        ({"initial": REDUCED, "hidden_size": 768}, "hidden_size: 768 can't be reduced from the"),
         (
             {"initial": REDUCED, "intermediate_size": 2000},
-            "intermediate_size 2000 can't be reduced from the teacher's 1536",
+            "intermediate_size: 2000 can't be reduced from the teacher's 1536",
         ),
         (
             {"initial": REDUCED, "attention_heads": 24},
-            "attention_heads 24 can't be reduced from the teacher's 12",
+            "attention_heads: 24 can't be reduced from the teacher's 12",
         ),
         (
             {"initial": REDUCED, **NARROW, "attention_heads": 3},

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from tasks.kd.data.examples.prepared import NO_LABEL
+from tasks.kd.data.examples.targets import NoTargets
 from tasks.kd.data.examples.trainable import Trainable
 from tasks.kd.errors import ShapeError
-from tasks.kd.levels import losses
+from tasks.kd.levels.losses.prediction import labels
 from tasks.kd.levels.objective import Objective
-from tasks.kd.targets.targets import NoTargets
 from tasks.kd.teacher.fine_tuning import FineTuning, cross_entropy
 from tasks.kd.training.loop import Parts, train
 from tests.kd.conftest import make_split, make_teacher
@@ -50,7 +50,7 @@ def test_its_numbers_are_those_of_the_level() -> None:
     logits_BC, labels_B = torch.randn(9, 4, requires_grad=True), torch.randint(4, (9,))
     labels_B[3] = NO_LABEL
     gradients = []
-    for loss in (losses.labels, cross_entropy):
+    for loss in (labels, cross_entropy):
         total = loss(logits_BC, labels_B)
         assert total.count == 9
         gradients.append((total.sum.detach(), *torch.autograd.grad(total.sum, logits_BC)))

@@ -16,7 +16,7 @@ from tasks.kd.training import loop as training
 from tasks.kd.training import precision
 from tasks.kd.training.loop import Parts, train
 from tasks.kd.training.precision import FIRST_SCALE, forward_pass, prepared, require_means
-from tests.kd.levels.test_objective import EVERY_LEVEL, batch_of, phase_with
+from tests.makers.levels import EVERY_LEVEL, batch_of, phase_with
 from tests.makers.training_setup import (
     HIDDEN,
     KL,

@@ -9,8 +9,9 @@ import torch
 
 from tasks.kd.cache.reading.reader import CachedTargets
 from tasks.kd.data.examples.prepared import Ids
+from tasks.kd.data.examples.targets import Targets
 from tasks.kd.errors import CacheCorruptError
-from tasks.kd.targets.targets import LiveTargets, Targets
+from tasks.kd.targets.targets import LiveTargets
 
 # Padded and unpadded passes differ by about 2e-6 per state in float32; a wrong record by about 1.
 _NUMERICS = 1e-4

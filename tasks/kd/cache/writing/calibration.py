@@ -16,10 +16,11 @@ from tasks.kd.cache.format.codec import Codec, Moments, Statistics, decode, enco
 from tasks.kd.data.examples.batching import split_by_tokens
 from tasks.kd.data.examples.padding import pad
 from tasks.kd.data.examples.prepared import Ids
+from tasks.kd.data.examples.targets import Targets
 from tasks.kd.encoders.families import ATTENTION_FAMILIES, depth, width
 from tasks.kd.errors import DataError, NonFiniteLossError
 from tasks.kd.recipe.streams import kind_of, layer_of
-from tasks.kd.targets.targets import Targets, derive, run_teacher
+from tasks.kd.targets.targets import derive, run_teacher
 
 EXAMPLES = 256
 # Smaller batches than the writer's: attention is compared in float64, which would be all its peak.

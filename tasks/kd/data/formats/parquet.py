@@ -27,8 +27,7 @@ _NO_CLASS = -1  # a missing label, as `datasets` numbers it
 def read_parquet(part: Part, columns: Columns) -> Iterator[Record]:
     """Every row's two cells; numbers of classes become their names where the file has them.
 
-    Raises DataError for a file that is not whole, for a missing column, and for one that can't be
-    text.
+    Raises DataError for a file that is not whole, and for a column that is missing or not text.
     """
     with _open(part) as file:
         schema = file.schema_arrow

@@ -1,6 +1,6 @@
-"""The families of encoders: their modules' paths, their field names, what each can be used for.
+"""The families of encoders: their modules' paths, their field names, the levels they support.
 
-Plain data: neither torch nor transformers is loaded to check a recipe against it.
+This is plain data: a recipe is checked against it without loading torch or transformers.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ EMBEDDINGS = "embeddings"
 
 @dataclass(frozen=True)
 class Family:
-    """Paths of modules, below the base model (`layers` and shared ones) or below a layer."""
+    """Paths of a family's modules, below the base model or, within a layer, below that layer."""
 
     layers: str
-    projections: tuple[str, ...]  # query, key, value; one path where they are fused; none: refused
-    norm: str | None = None  # what a layer applies before its projections
-    embeddings: tuple[str, ...] = (EMBEDDINGS,)  # the last that is there gives hidden layer 0
+    projections: tuple[str, ...]  # query, key, value; one path if fused; empty if unsupported
+    norm: str | None = None  # applied by a layer before its projections
+    embeddings: tuple[str, ...] = (EMBEDDINGS,)  # the last one that exists gives hidden layer 0
     each_layer: tuple[str, ...] = ()  # shared by all layers
     first_layer: tuple[str, ...] = ()
     last_layer: tuple[str, ...] = ()
@@ -39,7 +39,7 @@ class Shape:
     intermediate_size: int
 
 
-# Their names in most families' configurations.
+# Names of these sizes in most families' configurations.
 _SIZES = {
     "layers": "num_hidden_layers",
     "hidden_size": "hidden_size",
@@ -96,7 +96,7 @@ ATTENTION_FAMILIES: tuple[str, ...] = tuple(
 
 
 def require_family(family: str, *, where: object = None) -> None:
-    """Raise DataError unless this `model_type` is supported."""
+    """Raise DataError unless the `model_type` is supported."""
     if family not in BY_NAME:
         raise DataError(
             "this family of encoders is not supported",
@@ -107,10 +107,10 @@ def require_family(family: str, *, where: object = None) -> None:
 
 
 def require_attention(family: str, *, where: object = None) -> None:
-    """Raise DataError unless this `model_type` has the attention and relation levels.
+    """Raise DataError unless the `model_type` supports the attention and relation levels.
 
-    DeBERTa's scores are sums of content and position terms (disentangled attention,
-    arXiv:2006.03654, section 3.1), so that no one pair of queries and keys gives them.
+    DeBERTa does not. Its scores are sums of content and position terms (disentangled attention,
+    arXiv:2006.03654, section 3.1), so no single pair of queries and keys gives them.
     """
     require_family(family, where=where)
     if family not in ATTENTION_FAMILIES:
@@ -125,17 +125,20 @@ def require_attention(family: str, *, where: object = None) -> None:
 
 
 def kernel(family: str) -> str:
-    """The attention implementation to load it with: `sdpa` where transformers has that."""
+    """The attention implementation to load a family with: `sdpa` if transformers has it.
+
+    Raises DataError for a family that is not supported.
+    """
     require_family(family)
     return "sdpa" if BY_NAME[family].sdpa else "eager"
 
 
 def reshaped(fields: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
-    """A configuration's fields (all of them) for a like encoder in another shape.
+    """A configuration's fields, all of them, for the same encoder in another shape.
 
-    What was as wide as the encoder stays so: ELECTRA's and DeBERTa's embeddings where they are not
-    factorised, DeBERTa's pooler. ModernBERT's pattern of global and local layers goes on, or ends,
-    with the new depth. Raises DataError for a family that is not supported.
+    Parts as wide as the encoder stay as wide as it: ELECTRA's and DeBERTa's embeddings unless
+    factorised, and DeBERTa's pooler. ModernBERT's pattern of global and local layers is continued
+    or cut to the new depth. Raises DataError for a family that is not supported.
     """
     require_family(fields["model_type"])
     names = BY_NAME[fields["model_type"]].fields
@@ -148,19 +151,19 @@ def reshaped(fields: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
         new["attention_head_size"] = shape.hidden_size // shape.attention_heads
     if fields.get("layer_types"):
         new["layer_types"] = _continued(fields["layer_types"], shape.layers)
-        new.pop("global_attn_every_n_layers", None)  # says the same, and is not read beside it
+        new.pop("global_attn_every_n_layers", None)  # redundant: ignored beside layer_types
     return new | {names.get(_SIZES[size], _SIZES[size]): n for size, n in vars(shape).items()}
 
 
 def shape_of(fields: Mapping[str, Any]) -> Shape:
-    """An encoder's size, of its configuration's fields. Raises DataError as `reshaped` does."""
+    """An encoder's size, from its configuration's fields. Raises DataError as `reshaped` does."""
     require_family(fields["model_type"])
     names = BY_NAME[fields["model_type"]].fields
     return Shape(**{size: fields[names.get(name, name)] for size, name in _SIZES.items()})
 
 
 def _continued(types: Sequence[str], layers: int) -> list[str]:
-    """The shortest pattern that repeats in `types`, over that many layers."""
+    """The shortest repeating pattern in `types`, over `layers` layers."""
     period = next(
         n
         for n in range(1, len(types) + 1)

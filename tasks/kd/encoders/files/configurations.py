@@ -1,15 +1,15 @@
-"""A model's config.json: which of its fields the model would be built from, and which not.
+"""A model's config.json: refusing fields that the model would not be built from.
 
-transformers keeps a field that a family's class does not know, and computes without it. Whether
-such a field matters can't be told from the file alone. The rule here:
+transformers keeps a field that a family's class does not know, and computes without it. The file
+alone does not tell whether such a field matters. The rule here:
 
-- A field that the family's class declares, or reads, is as the class says (`DECLARED`, which a
-  test holds against transformers), but for a few that ask for another kind of model (`_FIXED`).
-- A field that it does not know is refused if a word of its name is one of those that a forward
-  pass is described with (`_LIVE`: position, attention, norm, ...), unless it says "nothing" (null,
-  false, zero, empty), is known to be without effect (`_INERT`), or says what the class does anyway
-  (`_AS_BUILT`). So real files pass, which carry generation settings, names of data sets and what
-  old versions wrote; and what another architecture was trained with does not.
+- A field that the family's class declares or reads may hold anything (`DECLARED`, which a test
+  compares with transformers), except a few that ask for another kind of model (`_FIXED`).
+- An unknown field is refused if its name holds a word that describes a forward pass (`_LIVE`:
+  position, attention, norm, ...), unless its value is empty (null, false, zero), it is known to
+  have no effect (`_INERT`), or it says what the class does anyway (`_AS_BUILT`). So real files
+  pass, with their generation settings, names of data sets and fields of old versions. Files of
+  another architecture don't.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ DECLARED: Mapping[str, frozenset[str]] = {
         "pos_att_type position_biased_input relative_attention type_vocab_size"
     ),
 }
-# What a class reads without declaring it.
+# The fields that each class reads without declaring them.
 _READ: Mapping[str, frozenset[str]] = {
     "distilbert": frozenset(("hidden_size", "num_attention_heads", "num_hidden_layers")),
     "modernbert": _words(
@@ -85,7 +85,7 @@ _READ: Mapping[str, frozenset[str]] = {
         "position_buckets share_att_key"
     ),
 }
-# Fields that any class takes, with the only values that make an encoder of plain texts.
+# Fields that any class takes, with the only values that give an encoder of plain texts.
 _FIXED: Mapping[str, tuple[object, ...]] = {
     "is_decoder": (False, None),
     "add_cross_attention": (False, None),
@@ -100,7 +100,7 @@ _INERT = _words(
     "pooler_type reference_compile repad_logits_with_grad sbert_ce_default_activation_function "
     "temperature tie_encoder_decoder tie_weights_ use_bfloat16 num_labels"
 )
-# What each family computes whether a file says so or not.
+# Values that describe what each family computes anyway.
 _AS_BUILT: Mapping[tuple[str, str], tuple[object, ...]] = {
     ("distilbert", "layer_norm_eps"): (1e-12,),
     ("distilbert", "hidden_act"): ("gelu",),
@@ -127,9 +127,9 @@ _ACTIVATION_FIELDS = (
 
 
 def require_plain_config(fields: Mapping[str, Any], where: Path) -> None:
-    """Raise DataError, by name, for fields that the model would not use, or not as they are.
+    """Raise DataError for a field that the model would not use as it stands, by its name.
 
-    And for a configuration of no family that is known.
+    A configuration of an unknown family raises DataError too.
     """
     family = fields.get("model_type")
     if not isinstance(family, str):
@@ -172,7 +172,7 @@ def _would_be_lost(family: str, name: str, value: Any, fields: Mapping[str, Any]
 
 
 def _is_empty(value: Any) -> bool:
-    """Whether a value says nothing: null, false, zero, or a container of such alone."""
+    """Whether a value is null, false, zero, "none" or a container of such values alone."""
     if isinstance(value, dict):
         return all(map(_is_empty, value.values()))
     if isinstance(value, list):

@@ -1,6 +1,6 @@
-"""A model's folder, looked at without loading it: whether each file is what its name says.
+"""A model's folder, checked without loading the model: each file must be what its name says.
 
-Neither torch nor transformers is loaded: `stillhouse check` asks this of every model at hand.
+Neither torch nor transformers is loaded, since `stillhouse check` does this for every local model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tasks.kd.encoders.files.weights import INDEX, WEIGHTS, Tensor, read_headers
 from tasks.kd.errors import DataError
 from tasks.kd.file_contents import read_object, require_content
 
-# What is read of a folder, shards aside; whatever lies beside it may be empty.
+# The files that are read of a folder, besides shards. Other files may be empty.
 _READ = (
     *("config.json", WEIGHTS, INDEX, "tokenizer.json", "tokenizer_config.json"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt"),
@@ -23,7 +23,7 @@ _READ = (
 )
 _PLAIN = ("F64", "F32", "F16", "BF16")
 _COUNTS = ("I64", "I32", "BOOL", "U8")  # of buffers such as position_ids
-# What begins the names of each family's encoder in a classifier.
+# The prefix of each family's encoder weights in a classifier.
 BASES = {
     "bert": "bert",
     "roberta": "roberta",
@@ -35,7 +35,7 @@ BASES = {
     "deberta-v2": "deberta",
 }
 _INSIDE = r"(?:embeddings|embeddings_project|encoder|transformer|layers|final_norm|pooler)\."
-# Parts of names that say how a model was wrapped when it was saved, and how to save it without.
+# Parts of names that show how a model was wrapped when it was saved, and how to save it plain.
 _WRAPPERS = {
     "lora_": ("an adapter that was not merged", "Save what model.merge_and_unload() gives."),
     "base_layer.": ("an adapter that was not merged", "Save what model.merge_and_unload() gives."),
@@ -54,11 +54,11 @@ _QUANTISED = re.compile(
 
 
 def check_model_folder(folder: Path) -> dict[str, Any]:
-    """The fields of the config.json of a model's folder, whose files were found whole.
+    """The fields of a model folder's config.json, after its files were checked.
 
-    Raises DataError, naming the file, for what Git LFS or a web server left in a file's place, for
-    files that are empty or cut, weights in another format or in none, an adapter, weights under
-    the names of a wrapper, and fields of the configuration that the model would not use.
+    Raises DataError, naming the file, for Git LFS pointers, web pages, empty and cut files, missing
+    weights or weights of another format, an adapter, weights under a wrapper's names, and fields of
+    the configuration that the model would not use.
     """
     fields = read_config(folder)
     for path in (folder / name for name in sorted(_READ)):
@@ -70,9 +70,9 @@ def check_model_folder(folder: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The fields of a folder's config.json, of a family that is known.
+    """The fields of a folder's config.json.
 
-    Raises DataError if there is none, and as `require_plain_config`.
+    Raises DataError if there is no such file, and as `require_plain_config` does.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -98,24 +98,24 @@ def _refuse_adapter(folder: Path) -> None:
 
 
 def check_weights(tensors: Mapping[str, Tensor], family: str) -> None:
-    """Raise DataError for weights under a wrapper's names, quantised, or of old positions."""
-    for name, found in tensors.items():
+    """Raise DataError for weights under a wrapper's names, quantised, or of relative positions."""
+    for name, tensor in tensors.items():
         for fault, expected, advice in _find_name_faults(name, BASES[family]):
-            raise DataError(fault, where=found.file, expected=expected, found=name, advice=advice)
-    for name, found in tensors.items():
-        if found.dtype not in (*_PLAIN, *_COUNTS) or _is_code(name, found):
+            raise DataError(fault, where=tensor.file, expected=expected, found=name, advice=advice)
+    for name, tensor in tensors.items():
+        if tensor.dtype not in (*_PLAIN, *_COUNTS) or _is_code(name, tensor):
             raise DataError(
                 "weights that are quantised",
-                where=found.file,
+                where=tensor.file,
                 expected=f"weights of {', '.join(_PLAIN)}",
-                found=f"{name} of {found.dtype}",
+                found=f"{name} of {tensor.dtype}",
                 advice="Give the model as it was before it was quantised.",
             )
 
 
-def _is_code(name: str, found: Tensor) -> bool:
-    """Whether a tensor holds codes or scales of a quantised one."""
-    counts = found.dtype in _COUNTS and name.rpartition(".")[2] in ("weight", "bias")
+def _is_code(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor holds codes or scales of a quantised weight."""
+    counts = tensor.dtype in _COUNTS and name.rpartition(".")[2] in ("weight", "bias")
     return counts or _QUANTISED.search(name) is not None
 
 
@@ -140,7 +140,7 @@ def _find_name_faults(name: str, base: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _unwrapped(name: str) -> str:
-    """What a weight would be called without its wrapper."""
+    """A weight's name without its wrapper."""
     for part in _WRAPPERS:
         if part != "lora_":
             name = name.replace(f".{part}", ".").removeprefix(part)

@@ -1,4 +1,4 @@
-"""The names of a tuned classifier's labels: as its config.json says them, and as the data do."""
+"""A tuned classifier's label names: those of its config.json, and those of the data."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ FIELD = "train_teacher.labels"
 def read_label_names(fields: Mapping[str, Any], where: Path, rows: int | None = None) -> list[str]:
     """The label names of a configuration, in order of id.
 
-    `rows` are the classifier's, where they are known. id2label may be a mapping or a list, its
-    names numbers, its ids texts or `LABEL_0`; it may be missing, or turned around, where label2id
-    or its own values leave no doubt. Raises DataError, naming the file, for all that may mean two
-    things, and for a count that `num_labels` or the classifier contradicts.
+    `rows` is the classifier's number of rows, if known. id2label may be a mapping or a list; its
+    names may be numbers, its ids texts or `LABEL_0`. It may be missing or inverted if label2id or
+    its own values leave no doubt. Raises DataError, naming the file, for an ambiguous mapping, and
+    for a count that `num_labels` or the classifier contradicts.
     """
     named = _read_ids(fields.get("id2label"), "id2label", where)
     other = _read_ids(fields.get("label2id"), "label2id", where)
@@ -46,7 +46,7 @@ def read_label_names(fields: Mapping[str, Any], where: Path, rows: int | None = 
 
 
 def known_label_names(fields: Mapping[str, Any], where: Path) -> list[str] | None:
-    """As `read_label_names`, of a model whose labels may mean nothing: None if none are read."""
+    """The names as `read_label_names` gives them; None where it raises."""
     try:
         return read_label_names(fields, where)
     except DataError:
@@ -54,14 +54,14 @@ def known_label_names(fields: Mapping[str, Any], where: Path) -> list[str] | Non
 
 
 def are_generic(names: Sequence[str]) -> bool:
-    """Whether names are numbers, or what transformers calls labels that were given no names."""
+    """Whether all names are numbers or transformers' names of unnamed labels."""
     return all(_GENERIC.fullmatch(name) for name in names)
 
 
 def rename_labels(names: list[str], labels: Mapping[str, str] | None, where: Path) -> list[str]:
-    """A teacher's label names as the data say them; `labels` is the recipe's map.
+    """A teacher's label names as the data spell them; `labels` is the recipe's map or None.
 
-    Raises DataError unless the map names each of the teacher's labels, once and apart.
+    Raises DataError unless the map gives each of the teacher's labels its own name.
     """
     if labels is None:
         return names
@@ -90,18 +90,18 @@ def rename_labels(names: list[str], labels: Mapping[str, str] | None, where: Pat
 
 
 def order_labels(
-    found: Sequence[str], names: list[str], labels: Mapping[str, str] | None, where: Path
+    of_data: Sequence[str], names: list[str], labels: Mapping[str, str] | None, where: Path
 ) -> list[str]:
-    """All labels of a given teacher, as the data say them and in its order.
+    """All labels of a given teacher, in its order, as the data spell them.
 
-    `found` are those of the data: each must be one of the teacher's. Raises DataError, with what to
-    write where.
+    `of_data` are the data's labels; each must be one of the teacher's. Raises DataError, with
+    advice on what to write where.
     """
     known = rename_labels(names, labels, where)
-    strange = sorted(set(found) - set(known))
+    strange = sorted(set(of_data) - set(known))
     if not strange:
         return known
-    ordered = in_order(found)
+    ordered = in_order(of_data)
     if labels is None and are_generic(names):
         raise DataError(
             "the teacher's labels have no names, and the data's have",
@@ -116,27 +116,27 @@ def order_labels(
         "the teacher's labels are not those of the data: "
         f"{', '.join(strange)[:200]} is none of the teacher's",
         where=where,
-        expected=f"{len(set(found))} labels: {', '.join(sorted(found))}"[:300],
+        expected=f"{len(set(of_data))} labels: {', '.join(sorted(of_data))}"[:300],
         found=f"{len(known)} labels in id2label: {', '.join(known)}"[:300],
         advice=f"If they mean the same, name them in {FIELD} (teacher's name: data's name).",
     )
 
 
 def in_order(labels: Iterable[str]) -> list[str]:
-    """Labels each once, sorted: by number where all are whole numbers, so that 10 follows 9."""
-    found = sorted(set(labels))
-    are_numbers = all(re.fullmatch(r"-?\d+", label) for label in found)
-    return sorted(found, key=int) if are_numbers else found
+    """Distinct labels, sorted: by number if all are whole numbers, so that 10 follows 9."""
+    distinct = sorted(set(labels))
+    are_numbers = all(re.fullmatch(r"-?\d+", label) for label in distinct)
+    return sorted(distinct, key=int) if are_numbers else distinct
 
 
 def paste(names: Sequence[str], others: Sequence[str]) -> str:
-    """A map as YAML on one line, to be pasted into a recipe."""
+    """A map as YAML on one line, ready to paste into a recipe."""
     pairs = zip(names, others, strict=False)
     return "{" + ", ".join(f"{_scalar(name)}: {_scalar(other)}" for name, other in pairs) + "}"
 
 
 def _scalar(text: str) -> str:
-    """A text as YAML reads it back: quoted where it would be taken for something else."""
+    """A text as a YAML scalar: quoted if YAML would read it as something else."""
     is_plain = re.fullmatch(r"[A-Za-z][\w .-]*", text) and text.lower() not in (
         *("true", "false", "null", "yes", "no", "on", "off"),
     )
@@ -147,7 +147,10 @@ def _scalar(text: str) -> str:
 
 
 def _agreed(named: list[str] | None, other: list[str] | None, where: Path) -> list[str] | None:
-    """The names on which id2label and label2id agree; those that are none give way."""
+    """The names on which id2label and label2id agree. Default names give way to real ones.
+
+    Raises DataError if the two contradict each other.
+    """
     if named is None or other is None or named == other:
         return named or other
     if _say_nothing(other):
@@ -163,13 +166,13 @@ def _agreed(named: list[str] | None, other: list[str] | None, where: Path) -> li
 
 
 def _say_nothing(names: list[str]) -> bool:
-    """Whether names are what transformers calls labels without one, or each its own id."""
+    """Whether names are transformers' defaults, or each is its own id."""
     are_ids = names == [str(number) for number in range(len(names))]
     return are_ids or all(_DEFAULT.fullmatch(name) for name in names)
 
 
 def _read_ids(value: Any, field: str, where: Path) -> list[str] | None:
-    """The names of id2label, or of label2id, in order of id; None where it is empty or null."""
+    """The names of id2label or label2id, in order of id; None if the field is empty or null."""
     if value is None or value in ({}, []):
         return None
     if isinstance(value, list):
@@ -180,10 +183,10 @@ def _read_ids(value: Any, field: str, where: Path) -> list[str] | None:
     straight = _by_id([(_id_of(_bare(key)), _name_of(name)) for key, name in pairs])
     turned = _by_id([(_id_of(name), _name_of(key)) for key, name in pairs])
     first, second = (straight, turned) if field == "id2label" else (turned, straight)
-    found = first or second
-    if found is None:
+    names = first or second
+    if names is None:
         raise _unreadable(field, value, where)
-    return found
+    return names
 
 
 def _by_id(pairs: Sequence[tuple[int | None, str | None]]) -> list[str] | None:
@@ -191,12 +194,12 @@ def _by_id(pairs: Sequence[tuple[int | None, str | None]]) -> list[str] | None:
     names = dict(pairs)
     if len(names) != len(pairs) or set(names) != set(range(len(pairs))):
         return None
-    found = [names[i] for i in range(len(pairs))]
-    return [name for name in found if name is not None] if None not in found else None
+    ordered = [names[i] for i in range(len(pairs))]
+    return [name for name in ordered if name is not None] if None not in ordered else None
 
 
 def _bare(key: Any) -> Any:
-    """An id that stands as a key, without the word that some write before it."""
+    """A key's id without the prefix `LABEL_`."""
     return key.strip().removeprefix("LABEL_") if isinstance(key, str) else key
 
 

@@ -1,4 +1,4 @@
-"""Safetensors weights by their headers: one file or shards, whole or cut, or something else.
+"""Safetensors weights, one file or shards, checked by their headers.
 
 Neither torch nor transformers is loaded.
 """
@@ -17,9 +17,9 @@ from tasks.kd.file_contents import read_object, require_content
 
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
-_LARGEST_HEADER = 100_000_000  # bytes, as the format's own reader allows
+_LARGEST_HEADER = 100_000_000  # bytes, the limit of the format's own reader
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.pkl")
-# What other formats begin with.
+# First bytes of other formats.
 _FORMATS = {
     b"PK\x03\x04": "a zip file, as torch.save writes",
     b"\x80": "a pickle",
@@ -31,7 +31,7 @@ _FORMATS = {
 
 @dataclass(frozen=True)
 class Tensor:
-    """What a safetensors header says of one tensor, and the file that holds it."""
+    """A tensor's dtype and shape from a safetensors header, and the file that holds it."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -39,7 +39,10 @@ class Tensor:
 
 
 def read_headers(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of a folder's weights by name, one file's or all shards'. Raises DataError."""
+    """Every tensor of a folder's weights by name, from one file or all shards.
+
+    Raises DataError for weights that are missing, ambiguous, cut or of another format.
+    """
     whole, index = folder / WEIGHTS, folder / INDEX
     if whole.is_file() and index.is_file():
         raise DataError(
@@ -57,7 +60,7 @@ def read_headers(folder: Path) -> dict[str, Tensor]:
 
 
 def classifier_rows(tensors: Mapping[str, Tensor]) -> int | None:
-    """For how many labels the classifier among these weights is; None if there is none."""
+    """The number of labels of the classifier among these weights; None without a classifier."""
     for name in ("classifier.weight", "classifier.out_proj.weight"):
         if name in tensors and len(tensors[name].shape) == 2:
             return tensors[name].shape[0]
@@ -65,7 +68,7 @@ def classifier_rows(tensors: Mapping[str, Tensor]) -> int | None:
 
 
 def require_head(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raise DataError unless a classifier is among a folder's weights."""
+    """Raise DataError unless the folder's weights include a classifier."""
     if classifier_rows(tensors) is not None:
         return
     found = "an encoder alone, or the head of another task"
@@ -81,7 +84,7 @@ def require_head(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file by name. Raises DataError for what is none, or is cut."""
+    """Every tensor of a safetensors file by name. Raises DataError for another or a cut file."""
     require_content(path)
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -130,7 +133,7 @@ def _open_header(path: Path) -> dict[str, Tensor]:
 
 
 def _read_shards(folder: Path, index: Path) -> dict[str, Tensor]:
-    """The tensors of an index's shards, each in the shard that the index names."""
+    """The tensors of an index's shards. Raises DataError for a missing shard or tensor."""
     try:
         places = dict(read_object(index)["weight_map"])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -145,15 +148,15 @@ def _read_shards(folder: Path, index: Path) -> dict[str, Tensor]:
             expected=f"{len(shards)} shards beside it" if shards else "the names of shards",
             found=f"none at {', '.join((outside or absent)[:5])}" if shards else "none",
         )
-    found = {shard: read_header(folder / shard) for shard in shards}
-    lost = sorted(name for name, shard in places.items() if name not in found[shard])
+    headers = {shard: read_header(folder / shard) for shard in shards}
+    lost = sorted(name for name, shard in places.items() if name not in headers[shard])
     if lost:
         raise DataError(
             f"{len(lost)} weights are not in the shard that the index names",
             where=index,
             found=f"none called {', '.join(lost[:5])}",
         )
-    return {name: tensor for shard in shards for name, tensor in found[shard].items()}
+    return {name: tensor for shard in shards for name, tensor in headers[shard].items()}
 
 
 def _no_weights(folder: Path) -> DataError:
@@ -183,7 +186,7 @@ def _no_weights(folder: Path) -> DataError:
 
 
 def _convert(folder: Path, pickles: list[Path]) -> tuple[str | None, str | None]:
-    """What makes safetensors of weights in formats that are never loaded here, for they run code.
+    """Advice and a command to convert pickled weights, which are never loaded: they can run code.
 
     transformers 5 reads no TensorFlow and no Flax weights.
     """

@@ -1,8 +1,9 @@
 """The levels' losses. Each is a pure function that returns a `Total`; no reduction is hidden.
 
 The sum is over valid elements and in float32 (in float64 if the student's tensor is); means over
-channels, heads or classes are inside it. The count is what `COUNTS` says, so that it is known
-from the lengths of the examples before anything is computed. Padding is never read.
+channels, heads or classes are inside it. The count is known from the lengths of the examples before
+anything is computed: it is what the docstring says, and the loss's row in `recipe/losses.py`.
+Padding is never read.
 
 What no recipe can name yet says so: labels there are one class per example.
 
@@ -46,7 +47,6 @@ Relation
 """
 
 from collections.abc import Callable, Mapping
-from typing import Literal
 
 from tasks.kd.levels.losses import attention, geometry, hidden, prediction, relation, tokens
 from tasks.kd.totals import Total
@@ -84,24 +84,3 @@ _LOSSES: tuple[Callable[..., Total], ...] = (
 )
 # Every loss by its name. Tests go through this table.
 FUNCTIONS: Mapping[str, Callable[..., Total]] = {loss.__name__: loss for loss in _LOSSES}
-
-# What each loss counts, for examples of n_i real tokens: their number, the sum of n_i, of n_i
-# squared, or of the cube of n_i, which is then at most ANGLE_TOKENS.
-COUNTS: dict[str, Literal["examples", "tokens", "pairs", "triplets"]] = {
-    **dict.fromkeys(FUNCTIONS, "examples"),
-    **dict.fromkeys(
-        (
-            "attention_kl",
-            "cosine",
-            "layer_norm_mse",
-            "mse",
-            "procrustes",
-            "relation_kl",
-            "token_kl",
-            "token_labels",
-        ),
-        "tokens",
-    ),
-    **dict.fromkeys(("nst", "rkd_distance", "scores_mse"), "pairs"),
-    "rkd_angle": "triplets",
-}
