@@ -17,7 +17,7 @@ from tasks.kd.cache.reading.audit import audit, tolerance
 from tasks.kd.cache.writing.job import distinct
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.data.examples.targets import Targets
-from tasks.kd.recipe.streams import kind_of, plan
+from tasks.kd.recipe.streams import kind_of, plan_streams
 from tasks.kd.targets.targets import LiveTargets
 from tests.kd.cache.conftest import (
     CODECS,
@@ -72,7 +72,7 @@ def test_every_stream_of_every_example_is_the_teacher_s(
     bounds = tolerance(manifest.codec_errors)
     assert max(bounds.values()) < {"float32": 2e-4, "float16": 2e-3}.get(codec, 0.05)
     require_close(cached, live, [split.input_ids[row] for row in (3, 17, 5, 3)], bounds)
-    assert set(manifest.streams) == set(plan(MORE, recompute).stored)  # type: ignore[arg-type]
+    assert set(manifest.streams) == set(plan_streams(MORE, recompute).stored)  # type: ignore[arg-type]
     assert set(manifest.computed) == set(MORE) - set(manifest.streams)
     assert len(manifest.streams["hidden.1"].shards) > 3
 

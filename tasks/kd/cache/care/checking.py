@@ -76,16 +76,16 @@ def choose(
                 )
             recipes.add(name)
             continue
-        found = {one for one in fingerprints if len(name) >= 4 and one.startswith(name)}
-        if len(found) != 1:
+        matches = {one for one in fingerprints if len(name) >= 4 and one.startswith(name)}
+        if len(matches) != 1:
             raise ParamsError(
                 f"{name!r} means no recipe and no entry of the store"
-                if not found
+                if not matches
                 else f"{name!r} means several entries of the store",
-                expected=_one_of(sorted(found) or _near(name, known, fingerprints)),
+                expected=_one_of(sorted(matches) or _near(name, known, fingerprints)),
                 mend="stillhouse cache ls",
             )
-        meant |= found
+        meant |= matches
     return recipes, meant
 
 
@@ -147,22 +147,22 @@ def _required(
         if document.fingerprint in names
     ]
     wanted += [Wanted(document, None) for document in members]
-    found: dict[str, list[Wanted]] = {}
+    required: dict[str, list[Wanted]] = {}
     for one in wanted:
-        found.setdefault(one.document.fingerprint, []).append(one)
-    return found
+        required.setdefault(one.document.fingerprint, []).append(one)
+    return required
 
 
-def _unmet(wanted: list[Wanted], found: list[Entry]) -> Iterator[Fault]:
+def _unmet(wanted: list[Wanted], entries: list[Entry]) -> Iterator[Fault]:
     """What of one fingerprint is not as it is wanted, whatever its files are."""
     document = wanted[0].document
-    for entry in found:
+    for entry in entries:
         others = [w for w in wanted if entry.document not in (None, w.document)]
         if others:
             what = f"{document.title} was written again since: its manifest is another"
             recipes = tuple(w.recipe for w in others if w.recipe is not None)
             yield Fault(entry.fingerprint, what, recipes, entry.remote)
-    if all(entry.state == "unfinished" and not entry.in_use for entry in found):
+    if all(entry.state == "unfinished" and not entry.in_use for entry in entries):
         recipes = tuple(w.recipe for w in wanted if w.recipe is not None)
         what = f"{document.title} is not there, or not finished"
         yield Fault(document.fingerprint, what, recipes)

@@ -54,17 +54,17 @@ def find_waste(
         raise error
     store = kept.store
     entries = read_entries(kept if remote else Kept(store), needs)
-    found = [_as_waste(store, entry, others) for entry in entries if not entry.recipes]
-    found += _temporaries(store, {waste.name for waste in found})
-    found += [_trial(folder) for folder in sorted(store.folder.glob(f"{TRIAL}*"))]
+    waste = [_as_waste(store, entry, others) for entry in entries if not entry.recipes]
+    waste += _temporaries(store, {one.name for one in waste})
+    waste += [_trial(folder) for folder in sorted(store.folder.glob(f"{TRIAL}*"))]
     if kept.remote is not None:
         digests = needs.digests
         copies = store.folder.glob(f"{COPIES}/[!.]*/*")
         unneeded = tuple(sorted(path for path in copies if path.parent.name not in digests))
         if unneeded:
             why = "copies of what no recipe needs"
-            found.append(Waste(COPIES, "copies", why, _bytes(unneeded), paths=unneeded))
-    return found
+            waste.append(Waste(COPIES, "copies", why, _bytes(unneeded), paths=unneeded))
+    return waste
 
 
 def remove(kept: Kept, waste: Waste) -> bool:

@@ -41,8 +41,8 @@ TRIAL = "trial-"  # begins the name of what `choice.measure` and `compare` put b
 class Kept:
     """A store to be cared for: this machine's folder and, where its place is a URL, what is there.
 
-    Other than `open_store`, which a stage reads and writes through, this makes nothing and evicts
-    nothing.
+    Unlike `open_cache_store`, which a stage reads and writes through, this makes nothing and
+    evicts nothing.
     """
 
     store: Store
@@ -81,11 +81,11 @@ class Needs:
     @cached_property
     def recipes(self) -> dict[str, tuple[str, ...]]:
         """Recipes by the fingerprint of what they need."""
-        found: dict[str, tuple[str, ...]] = {}
+        recipes: dict[str, tuple[str, ...]] = {}
         for recipe, manifest in self.manifests.items():
             for name in (manifest.fingerprint, *(doc.fingerprint for doc in self.read_by(recipe))):
-                found[name] = (*found.get(name, ()), recipe)
-        return found
+                recipes[name] = (*recipes.get(name, ()), recipe)
+        return recipes
 
     @property
     def digests(self) -> set[str]:
@@ -97,14 +97,14 @@ class Needs:
 
 def read_needs(manifests: Mapping[str, Path]) -> Needs:
     """What recipes need, from the path of each one's present manifest."""
-    found: dict[str, Manifest | Live] = {}
+    present: dict[str, Manifest | Live] = {}
     faults: dict[str, CacheError] = {}
     for recipe, path in manifests.items():
         try:
-            found[recipe] = read_recipe_manifest(path)
+            present[recipe] = read_recipe_manifest(path)
         except CacheError as error:
             faults[recipe] = error
-    return Needs(found, faults)
+    return Needs(present, faults)
 
 
 def files_of(document: Document) -> tuple[File, ...]:
@@ -166,22 +166,24 @@ class Entry:
         """Fingerprints of a cache's streams and pieces."""
         if not isinstance(self.document, Manifest):
             return ()
-        found: dict[str, Stream | Piece] = {**self.document.streams, **self.document.pieces}
+        members: dict[str, Stream | Piece] = {**self.document.streams, **self.document.pieces}
         names = (*in_order(self.document.streams), *in_order(self.document.pieces))
-        return tuple(found[name].fingerprint for name in names)
+        return tuple(members[name].fingerprint for name in names)
 
 
 def read_entries(kept: Kept, needs: Needs) -> list[Entry]:
     """All entries, each cache before its streams and pieces. Reads manifests, no more."""
     here = [_read_here(kept.store, name, needs) for name in kept.store.entries()]
     there = [_read_there(kept.remote, name, needs) for name in _names(kept.remote)]
-    found = [entry for entry in (*here, *there) if entry is not None]
+    entries = [entry for entry in (*here, *there) if entry is not None]
     order: dict[tuple[bool, str], int] = {}
-    for entry in sorted(found, key=lambda e: (e.remote, not e.recipes, e.fingerprint)):
+    for entry in sorted(entries, key=lambda e: (e.remote, not e.recipes, e.fingerprint)):
         if entry.members:
             for name in (entry.fingerprint, *entry.members):
                 order.setdefault((entry.remote, name), len(order))
-    return sorted(found, key=lambda e: (order.get((e.remote, e.fingerprint), len(order)), e.remote))
+    return sorted(
+        entries, key=lambda e: (order.get((e.remote, e.fingerprint), len(order)), e.remote)
+    )
 
 
 def _names(remote: Remote | None) -> list[str]:
@@ -252,10 +254,10 @@ def _named(document: Document, name: str, where: object) -> Document:
 
 def sizes_of(folder: Path) -> dict[str, int]:
     """Bytes by name of what lies in an entry's folder, but for its locks."""
-    found = {}
+    sizes = {}
     with suppress(FileNotFoundError):
         for path in folder.iterdir():
             with suppress(FileNotFoundError):
                 if path.name not in (LOCK, USE) and path.is_file():
-                    found[path.name] = path.stat().st_size
-    return found
+                    sizes[path.name] = path.stat().st_size
+    return sizes

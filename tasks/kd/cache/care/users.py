@@ -77,7 +77,7 @@ def read_users(store: Store, *, apart_from: Path) -> list[User]:
     Raises CacheCorruptError for a note that can't be read: what it protects is not known.
     """
     own = (socket.gethostname(), str(apart_from.resolve()))
-    found = []
+    users = []
     for path in sorted((store.folder / USERS).glob("*.json")):
         try:
             said = read_json(path)
@@ -99,8 +99,8 @@ def read_users(store: Store, *, apart_from: Path) -> list[User]:
                 advice="It may protect what another repository needs: remove it if none does.",
             ) from None
         if (user.machine, user.root) != own:
-            found.append(user)
-    return found
+            users.append(user)
+    return users
 
 
 def forget(users: Iterable[User]) -> None:

@@ -12,7 +12,7 @@ from tasks.kd.recipe.streams import (
     kind_of,
     layer_of,
     naive_bytes,
-    plan,
+    plan_streams,
     stream_bytes,
 )
 
@@ -102,7 +102,7 @@ def estimate(
     stored once, and the frozen pieces of the teacher are not in it.
     """
     read = in_order(set(streams))
-    planned = plan(read, recompute)
+    planned = plan_streams(read, recompute)
     length = texts.tokens / max(1, texts.examples) if texts is not None else float(longest)
     share = recompute_share(planned, teacher)
     return Estimate(

@@ -21,7 +21,7 @@ from tasks.kd.cache.format.fingerprint import (
 )
 from tasks.kd.digests import canonical_json, sha256_file, sha256_json, write_json
 from tasks.kd.errors import CacheCorruptError, CacheFormatError, CacheIncompleteError
-from tasks.kd.recipe.streams import in_order, kind_of, plan
+from tasks.kd.recipe.streams import in_order, kind_of, plan_streams
 
 MANIFEST = "manifest.json"
 
@@ -255,7 +255,7 @@ def _wrong_part(manifest: Manifest) -> str | None:
     """What of its streams and pieces is not as its own fields say, if anything."""
     own = dict(manifest.made_of)
     try:
-        planned = plan(own.pop("streams"), own.pop("recompute"))
+        planned = plan_streams(own.pop("streams"), own.pop("recompute"))
         codec, bound = own.pop("codec"), own.pop("max_relative_error")
         made_of: dict[str, list[dict[str, object]]] = {
             name: [

@@ -94,15 +94,15 @@ class CachedTargets:
         for a record whose token ids are not the example's.
         """
         ids_BT, mask_BT = pad(input_ids, self._pad_id)
-        found: dict[str, torch.Tensor] = {}
+        served: dict[str, torch.Tensor] = {}
         if self._index is not None:
             records = self._index.find(input_ids)
             for name, stored in self._stored.items():
-                found[name] = stored.gather(records, input_ids, mask_BT)
+                served[name] = stored.gather(records, input_ids, mask_BT)
         if self.manifest.computed:
-            states = {layer_of(s): x for s, x in found.items() if kind_of(s) == "hidden"}
-            found.update(derive(self._frozen, self.manifest.computed, states, ids_BT, mask_BT))
-        return {name: found[name] for name in self.streams}
+            states = {layer_of(s): x for s, x in served.items() if kind_of(s) == "hidden"}
+            served.update(derive(self._frozen, self.manifest.computed, states, ids_BT, mask_BT))
+        return {name: served[name] for name in self.streams}
 
 
 @dataclass(frozen=True)
@@ -291,13 +291,13 @@ def _require_tensors(
     expected: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
     file: File,
 ) -> None:
-    found = {name: (value.dtype, tuple(value.shape)) for name, value in tensors.items()}
-    if found != expected:
+    held = {name: (value.dtype, tuple(value.shape)) for name, value in tensors.items()}
+    if held != expected:
         raise CacheCorruptError(
             "a file of the teacher cache holds other tensors than its manifest says",
             where=file.name,
             expected=expected,
-            found=found,
+            found=held,
         )
 
 

@@ -121,8 +121,8 @@ class LocalCopies:
         copies = []
         for path in self._folder.glob("[!.]*/*"):
             with suppress(FileNotFoundError):  # another process found it damaged
-                found = path.stat()
-                copies.append((found.st_mtime_ns, found.st_size, path))
+                status = path.stat()
+                copies.append((status.st_mtime_ns, status.st_size, path))
         total = wanted_bytes + sum(size for _, size, _ in copies)
         for _, size, path in sorted(copies):
             if total <= self._limit_bytes:

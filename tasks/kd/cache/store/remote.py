@@ -256,15 +256,15 @@ class Remote:
 
 def _verify(path: Path, file: FileLike, *, where: object) -> None:
     """Raise CacheCorruptError unless a local file has the size and digest that it should."""
-    found: tuple[int, str | None] = path.stat().st_size, None
-    if found[0] == file.bytes:
-        found = file.bytes, sha256_file(path)
-    if found != (file.bytes, file.sha256):
+    actual: tuple[int, str | None] = path.stat().st_size, None
+    if actual[0] == file.bytes:
+        actual = file.bytes, sha256_file(path)
+    if actual != (file.bytes, file.sha256):
         raise CacheCorruptError(
             "a file of the teacher cache differs from its manifest",
             where=where,
             expected=f"{file.bytes} bytes with sha256 {file.sha256}",
-            found=f"{found[0]} bytes" + (f" with sha256 {found[1]}" if found[1] else ""),
+            found=f"{actual[0]} bytes" + (f" with sha256 {actual[1]}" if actual[1] else ""),
         )
 
 

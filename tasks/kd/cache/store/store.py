@@ -221,16 +221,16 @@ class Store:
 
 
 def store_place(environment: Mapping[str, str], root: Path) -> tuple[str, Path]:
-    """Where a repository's teacher caches are, as `open_store` takes it: place and local folder.
+    """The place and the local folder of a repository's teacher caches, for `open_cache_store`.
 
-    That is `.store`, or the folder (from the root) or fsspec URL of STILLHOUSE_STORE.
+    The place is `.store`, or the folder (from the root) or fsspec URL of STILLHOUSE_STORE.
     """
     local = root / ".store"
     place = environment.get("STILLHOUSE_STORE") or str(local)
     return (place if "://" in place else str(root / place)), local
 
 
-def open_store(place: str, local: Path, *, copies_bytes: int) -> Store:
+def open_cache_store(place: str, local: Path, *, copies_bytes: int) -> Store:
     """The store at a folder, or at an fsspec URL with this machine's part of it in `local`.
 
     Of a URL at most `copies_bytes` of what is only read are kept, in `local/copies`.
@@ -251,8 +251,8 @@ def disk_faults(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        found = re.search(r"\(os error (\d+)\)", str(error))  # safetensors gives it in words only
-        number = error.errno if isinstance(error, OSError) else found and int(found[1])
+        said = re.search(r"\(os error (\d+)\)", str(error))  # safetensors gives it in words only
+        number = error.errno if isinstance(error, OSError) else said and int(said[1])
         if number in (errno.ENOSPC, errno.EDQUOT):
             raise CacheQuotaError(
                 "the disk filled up while the teacher cache was written",

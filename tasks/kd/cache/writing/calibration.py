@@ -42,13 +42,13 @@ def deviations(
     """
     layers = tuple(layers)
     order = sorted(range(len(input_ids)), key=lambda i: len(input_ids[i]))
-    found: dict[int, Moments] = {}
+    by_layer: dict[int, Moments] = {}
     for position in sample(order) if layers else ():
         streams = targets.fetch([input_ids[order[position]]])
         for layer in layers:
             states_TD = streams[f"hidden.{layer}"][0]
-            found.setdefault(layer, Moments(states_TD.shape[1])).add(states_TD)
-    return {layer: moments.statistics().deviation_D for layer, moments in found.items()}
+            by_layer.setdefault(layer, Moments(states_TD.shape[1])).add(states_TD)
+    return {layer: moments.statistics().deviation_D for layer, moments in by_layer.items()}
 
 
 @dataclass(frozen=True)
@@ -123,11 +123,11 @@ class Sample:
         differences, norms = dict.fromkeys(computed, 0.0), dict.fromkeys(computed, 0.0)
         for batch in self._held_back if computed else ():
             states = {layer: _decoded(batch, layer, *kept[layer]) for layer in kept}
-            found = derive(self._teacher, computed, states, batch.ids_BT, batch.mask_BT)
+            decoded = derive(self._teacher, computed, states, batch.ids_BT, batch.mask_BT)
             fresh = run_teacher(self._teacher, batch.ids_BT, batch.mask_BT, computed)
             for name in computed:
                 _require_numbers(name, fresh[name], batch.mask_BT)
-                own, theirs = (_real(name, x[name], batch.mask_BT) for x in (found, fresh))
+                own, theirs = (_real(name, x[name], batch.mask_BT) for x in (decoded, fresh))
                 differences[name] += float((own - theirs).double().square().sum())
                 norms[name] += float(theirs.double().square().sum())
         return {
@@ -145,8 +145,8 @@ class Sample:
             exact = batch.states[f"hidden.{layer}"]
             logs = []
             for state in (exact, _decoded(batch, layer, codec, statistics)):
-                found = derive(self._teacher, [name], {layer: state}, batch.ids_BT, batch.mask_BT)
-                raw = found[name].double()
+                derived = derive(self._teacher, [name], {layer: state}, batch.ids_BT, batch.mask_BT)
+                raw = derived[name].double()
                 logs.append(
                     raw.masked_fill(~batch.mask_BT[:, None, None], -torch.inf).log_softmax(-1)
                 )

@@ -122,8 +122,8 @@ def _read(
 ) -> None:
     mask_BT = stored["mask"]
     states: dict[int, torch.Tensor] = {}
-    for stream, found in statistics.items():
-        decoded = decode(stored[stream], stored.get(f"{stream}.scale"), found)  # type: ignore[arg-type]
+    for stream, moments in statistics.items():
+        decoded = decode(stored[stream], stored.get(f"{stream}.scale"), moments)  # type: ignore[arg-type]
         padded = torch.zeros((*mask_BT.shape, decoded.shape[-1]))
         padded[mask_BT] = decoded
         states[layer_of(stream)] = padded

@@ -34,15 +34,15 @@ def too_coarse(
 
     What is kept in float32 is as exact as it can be.
     """
-    bound, found = job.params.max_relative_error, {}
+    bound, reasons = job.params.max_relative_error, {}
     for name, error in computed.items():
         source = source_of(name)
         if not error <= bound and source in kept and kept[source].codec != "float32":
-            found[source] = (
+            reasons[source] = (
                 f"{source} is kept in float32: with {kept[source].codec}, {name}, which is "
                 f"computed from it, would have a relative error of {error:.2g}"
             )
-    return found
+    return reasons
 
 
 def read_statistics(store: Store, stream: Stream) -> Statistics | None:
@@ -95,17 +95,20 @@ class Calibrator:
         return self._sample.derived_errors(computed, kept) if computed else {}
 
 
-def begin(folder: Path, found: Calibration) -> None:
+def begin(folder: Path, calibration: Calibration) -> None:
     """Write down what a stream is encoded with, unless that is what it was begun with."""
     if begun(folder) is not None:
         return
     for stale in (*folder.glob("shard-*"), folder / CALIBRATION, folder / STATISTICS):
         stale.unlink(missing_ok=True)  # encoded with statistics that are gone
     digest = None
-    if found.statistics is not None:
-        tensors = {"mean": found.statistics.mean_D, "deviation": found.statistics.deviation_D}
+    if calibration.statistics is not None:
+        tensors = {
+            "mean": calibration.statistics.mean_D,
+            "deviation": calibration.statistics.deviation_D,
+        }
         digest = commit_tensors(tensors, folder / STATISTICS).model_dump(mode="json")
-    said = {name: value for name, value in vars(found).items() if name != "statistics"}
+    said = {name: value for name, value in vars(calibration).items() if name != "statistics"}
     said["statistics"] = digest
     write_json(folder / CALIBRATION, {"said": said, "sha256": sha256_json(said)})
 
