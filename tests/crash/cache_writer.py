@@ -30,8 +30,8 @@ from tasks.kd.cache.writing.job import CacheJob
 from tasks.kd.cache.writing.writer import write_cache, write_share
 from tasks.kd.errors import StageError
 from tasks.kd.processes.launch import run_processes
-from tests.kd.cache.conftest import content_of, finished_in, identities_in, make_job, make_params
 from tests.kd.conftest import make_split, make_teacher
+from tests.makers.caches import content_of, finished_in, identities_in, make_job, make_params
 
 # Everything through which a writer runs its teacher, touches the disk, or is about to.
 PLACES: dict[str, tuple[Any, str]] = {

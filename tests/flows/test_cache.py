@@ -25,8 +25,8 @@ from tasks.kd.cache.format.fingerprint import FORMAT_VERSION, fingerprint
 from tasks.kd.cache.format.manifest import Live, Manifest
 from tasks.kd.cache.store.store import Store, open_cache_store
 from tests.isolation import ROOT
-from tests.kd.cache.conftest import make_job, make_params, write
 from tests.kd.conftest import make_split
+from tests.makers.caches import make_job, make_params, write
 
 COMMANDS = ("gc", "ls", "plan", "verify")
 LIGHT = ("numpy", "pydantic", "rich", "tqdm")  # not too much for work, but for help

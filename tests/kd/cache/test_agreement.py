@@ -16,7 +16,7 @@ from tasks.kd.errors import CacheCorruptError, KDError, StageError
 from tasks.kd.processes import ranks
 from tasks.kd.processes.agreement import agreed
 from tasks.kd.processes.launch import run_processes
-from tests.kd.cache.conftest import MEND
+from tests.makers.caches import MEND
 
 CPU = torch.device("cpu")
 

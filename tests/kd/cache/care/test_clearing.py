@@ -20,7 +20,7 @@ from tasks.kd.cache.writing.job import CacheJob
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.errors import CacheCorruptError, CacheError
 from tests.isolation import ROOT
-from tests.kd.cache.conftest import make_job, make_params, open_written, write
+from tests.makers.caches import make_job, make_params, open_written, write
 
 Copied = tuple[CacheJob, Manifest, Path]
 NOTHING = Needs({}, {})

@@ -17,7 +17,7 @@ from tasks.kd.cache.store.store import Store, open_cache_store, store_place
 from tasks.kd.cache.writing.job import CacheJob
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.errors import CacheCorruptError, DataError, ParamsError
-from tests.kd.cache.conftest import make_job, make_params, write
+from tests.makers.caches import make_job, make_params, write
 
 Copied = tuple[CacheJob, Manifest, Path]
 NOTHING = Needs({}, {})

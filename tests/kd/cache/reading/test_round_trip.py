@@ -19,7 +19,8 @@ from tasks.kd.data.examples.prepared import Split
 from tasks.kd.data.examples.targets import Targets
 from tasks.kd.recipe.streams import kind_of, plan_streams
 from tasks.kd.targets.targets import LiveTargets
-from tests.kd.cache.conftest import (
+from tests.kd.conftest import make_split, make_teacher
+from tests.makers.caches import (
     CODECS,
     STREAMS,
     content_of,
@@ -32,7 +33,6 @@ from tests.kd.cache.conftest import (
     texts_of,
     write,
 )
-from tests.kd.conftest import make_split, make_teacher
 from tests.makers.small_families import CONFIGS, small
 
 # Everything of layer 3, so that its output can be computed again.

@@ -22,8 +22,8 @@ from tasks.kd.cache.writing.writer import write_cache
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.errors import CacheCorruptError, CacheIncompleteError
 from tasks.kd.targets.targets import LiveTargets
-from tests.kd.cache.conftest import MEND, make_job, make_params
 from tests.kd.conftest import make_teacher
+from tests.makers.caches import MEND, make_job, make_params
 
 LIMIT = 100_000
 

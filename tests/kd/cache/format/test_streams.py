@@ -22,7 +22,7 @@ from tasks.kd.recipe.streams import (
     state_bytes,
     stream_bytes,
 )
-from tests.kd.cache.conftest import CODECS, make_job, make_params, write
+from tests.makers.caches import CODECS, make_job, make_params, write
 
 LAYERS = 5
 ALL = (
