@@ -68,7 +68,7 @@ class CacheJob(CacheInputs):
         return fingerprint(self.made_of)
 
     @cached_property
-    def plan_streams(self) -> Plan:
+    def plan(self) -> Plan:
         """What is stored and what is computed."""
         return plan_streams(self.params.streams, self.params.recompute)
 
