@@ -2,8 +2,8 @@
 
 There is one for each repository and recipe: `users/<repository>-<recipe>.json` in the store's
 folder says which repository it is, where, and which entries the recipe's cache is made of. A
-repository writes it when it begins a cache, when it has made one and when it trains from one. A store
-behind a URL has no notes, as nobody can see from there whether a repository still exists.
+repository writes it when it begins a cache, when it has made one and when it trains from one. A
+store behind a URL has no notes, as nobody can see from there whether a repository still exists.
 """
 
 from __future__ import annotations
