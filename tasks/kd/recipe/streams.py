@@ -25,7 +25,7 @@ class Plan:
     pieces: tuple[str, ...]
 
 
-def plan(streams: Iterable[str], recompute: Recompute) -> Plan:
+def plan_streams(streams: Iterable[str], recompute: Recompute) -> Plan:
     """The least that must be stored so that every one of the streams can be served.
 
     Attention and relations of layer l come from hidden layer l-1 by the layer's own projections,

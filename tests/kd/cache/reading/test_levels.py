@@ -29,7 +29,8 @@ from tasks.kd.recipe.phases import Phase, streams_read
 from tasks.kd.recipe.student import InitialRandom, Student
 from tasks.kd.students.building import build_student
 from tasks.kd.targets.banks import banks
-from tests.kd.cache.conftest import (
+from tests.kd.conftest import make_teacher
+from tests.makers.caches import (
     CODECS,
     live_of,
     make_job,
@@ -40,7 +41,6 @@ from tests.kd.cache.conftest import (
     texts_of,
     write,
 )
-from tests.kd.conftest import make_teacher
 from tests.makers.phases import one_phase
 
 SERVED = [
