@@ -22,7 +22,7 @@ import torch
 from ruamel.yaml import YAML
 
 from bench.figures import Figure, Findings
-from tasks.kd.cache.format.fingerprint import base_fields_of
+from tasks.kd.cache.format.fingerprint import base_fields
 from tasks.kd.cache.writing.job import distinct
 from tasks.kd.data.examples.prepared import Ids, Split, read_split
 from tasks.kd.digests import read_json, sha256_json, write_json
@@ -107,7 +107,11 @@ class Material:
             dev=read_split(folder / "dev.arrow"),
             test=read_split(folder / "test.arrow"),
             pad_id=card.pad_token_id,
-            base=base_fields_of(card, self.report),
+            base=base_fields(
+                teacher_sha256=self.report.teacher_sha256,
+                tokenizer_sha256=card.tokenizer_sha256,
+                encoded_sha256=card.encoded_sha256,
+            ),
         )
 
 

@@ -71,8 +71,9 @@ def find_narrower(named: Sequence[NamedType], wider: NamedType) -> NamedType | N
 
 
 def _list_aliases(models: Sequence[type[BaseModel]]) -> Iterator[NamedType]:
-    """The public aliases in the modules of models that have alternatives."""
-    for module in dict.fromkeys(model.__module__ for model in models):
+    """The public aliases with alternatives, in the modules of models and of what they extend."""
+    extended = (each for model in models for each in model.__mro__ if issubclass(each, BaseModel))
+    for module in dict.fromkeys(each.__module__ for each in extended):
         for name, value in vars(sys.modules[module]).items():
             core = _strip(value)
             has_alternatives = get_origin(core) in (Union, types.UnionType, Literal)

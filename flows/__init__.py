@@ -1,4 +1,4 @@
-"""When things run: the Prefect flow, the command line and the two servers behind `make ui`."""
+"""Running things: the Prefect flow, the command line and the two servers behind `make ui`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`stillhouse cache`: the commands that care for the teacher caches."""
+"""`stillhouse cache`: commands that list, check, clear and plan teacher caches."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def cache() -> None:
 
 
 def command(example: str) -> Callable[[F], click.Command]:
-    """A sub-command whose help ends with that example."""
+    """A sub-command of `stillhouse cache` whose help ends with the example."""
     return cache.command(epilog=f"Example:  stillhouse cache {example}", no_args_is_help=False)
 
 
@@ -41,23 +41,23 @@ def command(example: str) -> Callable[[F], click.Command]:
 def ls(*, as_json: bool) -> None:
     """List what the store holds, and who needs it.
 
-    Each cache comes before its streams and pieces; what recipes share is listed once. Reads
-    manifests alone: `stillhouse cache verify` compares the bytes.
+    Each cache comes before its streams and pieces; entries that recipes share are listed once.
+    Only manifests are read: `stillhouse cache verify` compares the bytes.
     """
     from flows import show
     from flows.care import list_store, mend
 
-    found = list_store(find_root())
+    listing = list_store(find_root())
     if as_json:
-        _print_json(found)
+        _print_json(listing)
         return
-    show.print_rows(f"Teacher caches in {found['store']}", _entry_rows(found["entries"]))
-    there = f", {show.size(found['remote_bytes'])} at the URL" if found["remote_bytes"] else ""
-    show.print_line(f"{len(found['entries'])} entries, {show.size(found['bytes'])} here{there}")
-    if found["unneeded_bytes"]:
-        unneeded = show.size(found["unneeded_bytes"])
+    show.print_rows(f"Teacher caches in {listing['store']}", _entry_rows(listing["entries"]))
+    there = f", {show.size(listing['remote_bytes'])} at the URL" if listing["remote_bytes"] else ""
+    show.print_line(f"{len(listing['entries'])} entries, {show.size(listing['bytes'])} here{there}")
+    if listing["unneeded_bytes"]:
+        unneeded = show.size(listing["unneeded_bytes"])
         show.print_line(f"No recipe needs {unneeded} of it. Run: stillhouse cache gc")
-    for name, recipe in found["recipes"].items():
+    for name, recipe in listing["recipes"].items():
         if recipe["lacks"]:
             lacks = ", ".join(one[:_SHORT] for one in recipe["lacks"])
             show.print_line(f"{name} lacks {lacks}. Run: {mend(name)}", "yellow")
@@ -71,27 +71,27 @@ def ls(*, as_json: bool) -> None:
 def verify(names: tuple[str, ...], *, as_json: bool) -> None:
     """Compare every byte with its digest.
 
-    Of what recipes need, of entries (the first digits of a fingerprint will do), or with no
-    argument of the whole store; from a URL every file is fetched for it, and none is kept. Exit
-    code 1 if anything is missing or differs. An unfinished entry that no recipe needs is no fault.
+    Checks what recipes need, entries (the first digits of a fingerprint will do) or, without
+    arguments, the whole store. From a URL every file is fetched, and none is kept. Exit code 1 if
+    anything is missing or differs. An unfinished entry that no recipe needs is no fault.
     """
     from flows import show
     from flows.care import verify_store
 
-    found = verify_store(find_root(), names, _bar)
+    checked = verify_store(find_root(), names, _bar)
     if as_json:
-        _print_json(found)
+        _print_json(checked)
     else:
-        for one in found["unfinished"]:
+        for one in checked["unfinished"]:
             state = "is being written" if one["being_written"] else "is unfinished"
             show.print_line(f"{one['entry']} {state}: {show.size(one['bytes'])}", "yellow")
-        for one in found["faults"]:
+        for one in checked["faults"]:
             show.print_line(f"{one['entry'][:_SHORT]}  {one['fault']}".strip(), "bold red")
             show.print_line(f"      mend: {one['mend']}")
-        count = len(found["faults"])
+        count = len(checked["faults"])
         said = {0: "no fault", 1: "1 fault"}.get(count, f"{count} faults")
-        show.print_line(f"{said} in {found['files']} files, {show.size(found['bytes'])}")
-    if found["faults"]:
+        show.print_line(f"{said} in {checked['files']} files, {show.size(checked['bytes'])}")
+    if checked["faults"]:
         sys.exit(1)
 
 
@@ -103,10 +103,11 @@ def verify(names: tuple[str, ...], *, as_json: bool) -> None:
 def gc(*, yes: bool, dry_run: bool, remote: bool, as_json: bool) -> None:
     """Remove what no recipe needs.
 
-    That is: entries that are in no present cache of this repository's recipes, unfinished ones
-    whose writer is gone, and what killed programs left. Asks first. What is in use stays, and what
-    another repository that shares the folder needs. Of a store at a URL, this machine's copies go;
-    the entries there only with --remote, as nobody can see from here who else needs them.
+    Removes entries in no present cache of this repository's recipes, unfinished entries whose
+    writer is gone, and files that killed programs left. Asks first. Entries stay if they are in use
+    or if another repository that shares the folder needs them. If the store is at a URL, only this
+    machine's copies go; --remote removes the entries there too, though nobody can see from here who
+    else needs them.
     """
     from flows import show
     from flows.care import clear, describe_waste, find_unneeded, gone_users, open_store, why_kept
@@ -153,9 +154,9 @@ def gc(*, yes: bool, dry_run: bool, remote: bool, as_json: bool) -> None:
 def plan(recipe: str, *, write: bool, as_json: bool) -> None:
     """Show what a recipe's cache would hold and cost.
 
-    Which streams its levels read, how each is served, bytes in every codec, and from how many
-    epochs on the cache is quicker than the teacher itself. Works before there is any data; once
-    they are prepared, it knows totals. A recipe whose `streams` are wrong can be planned.
+    Shows the streams that its levels read, how each is served, bytes in every codec, and from how
+    many epochs on the cache is quicker than the teacher itself. Works before there is any data, and
+    gives totals once data are prepared. A recipe with wrong `streams` can be planned.
     """
     from flows.cache_plan import describe_plan, read_planned, write_streams
 
@@ -165,60 +166,60 @@ def plan(recipe: str, *, write: bool, as_json: bool) -> None:
     if write:
         wrote = write_streams(planned)
         planned = read_planned(root, recipe)
-    found = {**describe_plan(root, planned), "wrote": wrote, "stale": planned.text is not None}
+    costs = {**describe_plan(root, planned), "wrote": wrote, "stale": planned.text is not None}
     if as_json:
-        _print_json(found)
+        _print_json(costs)
     else:
-        _print_plan(found, str(planned.path))
+        _print_plan(costs, str(planned.path))
 
 
-def _print_plan(found: Mapping[str, Any], path: str) -> None:
+def _print_plan(costs: Mapping[str, Any], path: str) -> None:
     from flows import show
 
     mode = {
         "cache": "",
         "live": ": nothing is stored, the figures are of what would be",
         "auto": ": measured when cache_teacher runs",
-    }[found["mode"]]
-    show.print_line(f"{found['recipe']}: mode {found['mode']}{mode}")
-    if found["measured"]:
-        show.print_line(f"cache_teacher runs the teacher: {found['measured']}")
-    line = f"streams: [{', '.join(found['streams'])}]"
-    state = "as the recipe has them" if not found["stale"] else "NOT as the recipe has them"
-    state = f"written to {path}" if found["wrote"] else state
-    show.print_line(f"{line}  # {state}", "yellow" if found["stale"] else None)
-    if found["unread"]:
+    }[costs["mode"]]
+    show.print_line(f"{costs['recipe']}: mode {costs['mode']}{mode}")
+    if costs["measured"]:
+        show.print_line(f"cache_teacher runs the teacher: {costs['measured']}")
+    line = f"streams: [{', '.join(costs['streams'])}]"
+    state = "as the recipe has them" if not costs["stale"] else "NOT as the recipe has them"
+    state = f"written to {path}" if costs["wrote"] else state
+    show.print_line(f"{line}  # {state}", "yellow" if costs["stale"] else None)
+    if costs["unread"]:
         show.print_line(
-            f"No level reads {', '.join(found['unread'])}: stored all the same", "yellow"
+            f"No level reads {', '.join(costs['unread'])}: stored all the same", "yellow"
         )
-    show.print_rows(f"Streams, {found['codec']}", _served_rows(found))
-    show.print_rows(_title_of_codecs(found), _codec_rows(found))
-    _print_room(found)
-    again = f"Each reading computes {100 * found['recompute_share']:.1f} % of a teacher's pass"
-    if found["break_even_epochs"] is None:
+    show.print_rows(f"Streams, {costs['codec']}", _served_rows(costs))
+    show.print_rows(_title_of_codecs(costs), _codec_rows(costs))
+    _print_room(costs)
+    again = f"Each reading computes {100 * costs['recompute_share']:.1f} % of a teacher's pass"
+    if costs["break_even_epochs"] is None:
         show.print_line(f"{again}: the teacher itself is as quick")
         return
-    epochs = f"{found['break_even_epochs']:.2f} epochs on, this recipe reads in {found['epochs']:g}"
+    epochs = f"{costs['break_even_epochs']:.2f} epochs on, this recipe reads in {costs['epochs']:g}"
     show.print_line(f"{again}. If reading were free, the cache would be quicker from {epochs}")
 
 
-def _print_room(found: Mapping[str, Any]) -> None:
+def _print_room(costs: Mapping[str, Any]) -> None:
     from flows import show
 
-    room = f"quota {show.size(found['quota_bytes'])}, {show.size(found['free_bytes'])} free"
-    if found["bytes"] is None:
+    room = f"quota {show.size(costs['quota_bytes'])}, {show.size(costs['free_bytes'])} free"
+    if costs["bytes"] is None:
         show.print_line(f"Totals once the data are prepared; {room}")
         return
-    fits = "fits" if found["fits"] else "DOES NOT FIT"
-    style = None if found["fits"] else "bold red"
-    show.print_line(f"{show.size(found['bytes'])} {fits}: {room}", style)
+    fits = "fits" if costs["fits"] else "DOES NOT FIT"
+    style = None if costs["fits"] else "bold red"
+    show.print_line(f"{show.size(costs['bytes'])} {fits}: {room}", style)
 
 
 # --- tables --------------------------------------------------------------------------------------
 
 
 def _entry_rows(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Rows entry / what / examples, tokens / size / last use / needed by; members are indented."""
+    """Rows entry / what / examples, tokens / size / last use / needed by, with members indented."""
     rows = []
     above: str | None = None
     for entry in entries:
@@ -244,7 +245,7 @@ def _entry_rows(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 
 def _state(entry: Mapping[str, Any]) -> str:
-    """When a finished entry was last used; else how it is."""
+    """The day of a finished entry's last use; another entry's state."""
     state = str(entry["state"])
     if entry["remote"]:
         return "at the URL" if state == "finished" else f"at the URL, {state}"
@@ -279,13 +280,13 @@ def _waste_rows(waste: Iterable[Waste]) -> list[dict[str, str]]:
     ]
 
 
-def _served_rows(found: Mapping[str, Any]) -> list[dict[str, str]]:
+def _served_rows(costs: Mapping[str, Any]) -> list[dict[str, str]]:
     """Rows stream / for / served / bytes / size."""
     rows = []
-    for one in found["served"]:
+    for one in costs["served"]:
         readers = [*(["a level"] if one["read"] else []), *one["needed_for"]]
         stored = f"{one['bytes_per_token']} a token, {one['bytes_per_example']} an example"
-        if one["stream"] == "logits" and found["texts"] is None:
+        if one["stream"] == "logits" and costs["texts"] is None:
             stored += " and 4 a label"
         computed = f"from {one['source']} by {one['piece']}"
         rows.append(
@@ -300,27 +301,27 @@ def _served_rows(found: Mapping[str, Any]) -> list[dict[str, str]]:
     return rows
 
 
-def _title_of_codecs(found: Mapping[str, Any]) -> str:
-    length = f"{found['tokens_per_example']:.0f} tokens"
-    texts = f"texts of {length}" + (" on average" if found["texts"] else ", the most allowed")
-    return f"Codecs, against {found['naive_bytes_per_token']:,} bytes a token naively, {texts}"
+def _title_of_codecs(costs: Mapping[str, Any]) -> str:
+    length = f"{costs['tokens_per_example']:.0f} tokens"
+    texts = f"texts of {length}" + (" on average" if costs["texts"] else ", the most allowed")
+    return f"Codecs, against {costs['naive_bytes_per_token']:,} bytes a token naively, {texts}"
 
 
-def _codec_rows(found: Mapping[str, Any]) -> list[dict[str, str]]:
+def _codec_rows(costs: Mapping[str, Any]) -> list[dict[str, str]]:
     """Rows codec / bytes a token / smaller / size."""
     return [
         {
-            "codec": codec + (" (the recipe's)" if codec == found["codec"] else ""),
+            "codec": codec + (" (the recipe's)" if codec == costs["codec"] else ""),
             "bytes a token": f"{size['bytes_per_token']:,.1f}",
             "smaller": f"{size['naive_ratio']:.1f} times" if size["naive_ratio"] else "",
             "size": _size(size["bytes"]),
         }
-        for codec, size in found["codecs"].items()
+        for codec, size in costs["codecs"].items()
     ]
 
 
 def _bar(total: int) -> Any:
-    """A progress bar over bytes with an ETA, on standard error, for a terminal only."""
+    """A progress bar over bytes with an ETA, on standard error, shown on a terminal only."""
     from tqdm import tqdm
 
     return tqdm(

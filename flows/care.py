@@ -1,4 +1,4 @@
-"""What `stillhouse cache ls`, `verify` and `gc` do, as plain values."""
+"""The work of `stillhouse cache ls`, `verify` and `gc`, as plain values."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tasks.kd.errors import CacheError, KDError
 
 
 def open_store(root: Path) -> Kept:
-    """The store of a repository, as this process's environment names it."""
+    """The repository's store, as this process's environment names it."""
     return open_kept(*store_place(os.environ, root))
 
 
 def needs_of(root: Path) -> Needs:
-    """What the recipes of a repository need that have a file, by their caches' manifests."""
+    """The needs of a repository's recipes, read from their caches' manifests."""
     paths = {
         name: root / "artifacts" / name / "cache_teacher" / "manifest.json"
         for name in recipe_names(root)
@@ -32,18 +32,18 @@ def needs_of(root: Path) -> Needs:
 
 
 def needed_by_others(root: Path, kept: Kept) -> dict[str, tuple[str, ...]]:
-    """Who of other repositories needs an entry of the store's folder, by its fingerprint.
+    """Recipes of other repositories that need an entry of the store's folder, by fingerprint.
 
-    Of a repository on this machine its recipes' present manifests count, or where there is none
-    that can be read what the recipe has noted; of one on another machine its note. Raises
+    For a repository on this machine, its recipes' present manifests count; a recipe without a
+    readable manifest counts by its note. For one on another machine, its notes count. Raises
     CacheCorruptError for a note that can't be read.
     """
-    found: dict[str, tuple[str, ...]] = {}
+    readers: dict[str, tuple[str, ...]] = {}
     for user in read_users(kept.store, apart_from=root):
         where = user.root if user.is_here else f"{user.root} on {user.machine}"
         for name in _entries_of(user):
-            found[name] = (*found.get(name, ()), f"{user.recipe} of {where}")
-    return found
+            readers[name] = (*readers.get(name, ()), f"{user.recipe} of {where}")
+    return readers
 
 
 def _entries_of(user: User) -> Sequence[str]:
@@ -58,12 +58,12 @@ def _entries_of(user: User) -> Sequence[str]:
 
 
 def gone_users(root: Path, kept: Kept) -> list[User]:
-    """Those of this machine whose repository is not there any more."""
+    """Users of the store on this machine whose repository is gone."""
     return [user for user in read_users(kept.store, apart_from=root) if user.is_gone]
 
 
 def recipe_names(root: Path) -> list[str]:
-    """All that have a file, listed for DVC or not."""
+    """All recipes with a file, whether listed for DVC or not."""
     from tasks.kd.recipe.files import RECIPES_FILE
 
     files = sorted((root / RECIPES_FILE).parent.glob("*.yaml"))
@@ -71,7 +71,7 @@ def recipe_names(root: Path) -> list[str]:
 
 
 def mend(recipe: str) -> str:
-    """The command that writes a recipe's cache again where it is damaged."""
+    """The command that writes a recipe's damaged cache again."""
     return f"dvc repro -s -f cache_teacher@{recipe}"
 
 
@@ -79,10 +79,10 @@ def mend(recipe: str) -> str:
 
 
 def list_store(root: Path) -> dict[str, Any]:
-    """`entries` in order, each cache before its members; `recipes` with what each lacks here.
+    """The store's content: `entries`, each cache before its members; `recipes` with what they lack.
 
-    `bytes` are of this machine, `remote_bytes` of the URL, `unneeded_bytes` of what no recipe needs
-    (None where one's manifest can't be read).
+    `bytes` counts this machine's, `remote_bytes` the URL's, and `unneeded_bytes` those that no
+    recipe needs (None if a recipe's manifest can't be read).
     """
     kept, needs = open_store(root), needs_of(root)
     entries, others = read_entries(kept, needs), needed_by_others(root, kept)
@@ -137,7 +137,7 @@ def _describe(
 
 
 def _when(seconds: float | None) -> str | None:
-    """ISO 8601, UTC, to the second."""
+    """A time in ISO 8601, UTC, to the second."""
     if seconds is None:
         return None
     return datetime.fromtimestamp(seconds, tz=UTC).isoformat(timespec="seconds")
@@ -147,10 +147,11 @@ def _when(seconds: float | None) -> str | None:
 
 
 def verify_store(root: Path, names: Sequence[str], bar: Callable[[int], Any]) -> dict[str, Any]:
-    """`faults`, each with its mend, `unfinished` entries, and how much was compared.
+    """The result of a check: `faults`, each with its mend, `unfinished` entries, `files`, `bytes`.
 
-    `names` are recipes (or their paths) and beginnings of fingerprints, none for all. `bar` makes
-    a progress bar for so many bytes. Raises ParamsError for a name that means nothing.
+    `names` are recipes (or their paths) and beginnings of fingerprints; without names, all is
+    checked. `bar` makes a progress bar over a number of bytes. Raises ParamsError for an unknown
+    name.
     """
     kept, needs = open_store(root), needs_of(root)
     entries = read_entries(kept, needs)
@@ -179,10 +180,10 @@ def verify_store(root: Path, names: Sequence[str], bar: Callable[[int], Any]) ->
 
 
 def _mend_fault(kept: Kept, fault: Fault) -> str:
-    """What mends it: writing it again, or doing without it where no recipe needs it."""
+    """The command that mends a fault: writing anew, or removing what no recipe needs."""
     if not fault.recipes:
         return f"stillhouse cache gc{' --remote' if fault.remote else ''}"
-    if fault.remote:  # the writer goes by digests that lie beside the files: it would not send them
+    if fault.remote:  # the writer trusts the digests beside the files and would not send them
         return f"delete {kept.place}/{fault.fingerprint}, then: {mend(fault.recipes[0])}"
     return mend(fault.recipes[0])
 
@@ -191,9 +192,10 @@ def _mend_fault(kept: Kept, fault: Fault) -> str:
 
 
 def find_unneeded(root: Path, kept: Kept, *, remote: bool) -> list[Waste]:
-    """What no recipe of this repository needs; what others need says so.
+    """Everything that no recipe of this repository needs, marked if other repositories need it.
 
-    Raises CacheError where a recipe's manifest or another repository's note can't be read.
+    Raises CacheError if a recipe's manifest or another repository's note can't be read, and if a
+    recipe has a teacher and no cache yet.
     """
     needs = needs_of(root)
     for recipe in recipe_names(root):
@@ -215,26 +217,26 @@ def find_unneeded(root: Path, kept: Kept, *, remote: bool) -> list[Waste]:
 
 
 def clear(root: Path, kept: Kept, wanted: Sequence[Waste], *, remote: bool) -> dict[str, Any]:
-    """Remove what was shown, if it is still needed by no recipe and not in use.
+    """Remove what was shown, unless a recipe needs it by now or it is in use.
 
-    `removed`, and `kept` with the reason; `failed` if the system refused something. Notes of
-    repositories that are gone go with it.
+    Returns `removed`, `kept` with reasons, `bytes`, and whether the system refused something
+    (`failed`). Notes of repositories that are gone are removed too.
     """
     now = {(one.kind, one.name): one for one in find_unneeded(root, kept, remote=remote)}
     removed, stays, failed = [], [], False
     for one in wanted:
-        found = now.get((one.kind, one.name))
-        if found is None:
+        present = now.get((one.kind, one.name))
+        if present is None:
             stays.append({**describe_waste(one), "kept": "needed by now, or gone"})
             continue
         try:
-            if remove(kept, found):
-                removed.append(describe_waste(found))
+            if remove(kept, present):
+                removed.append(describe_waste(present))
             else:
-                stays.append({**describe_waste(found), "kept": why_kept(found)})
+                stays.append({**describe_waste(present), "kept": why_kept(present)})
         except KDError as error:
             failed = True
-            stays.append({**describe_waste(found), "kept": str(error)})
+            stays.append({**describe_waste(present), "kept": str(error)})
     if wanted:
         forget(gone_users(root, kept))
     return {
@@ -246,10 +248,10 @@ def clear(root: Path, kept: Kept, wanted: Sequence[Waste], *, remote: bool) -> d
 
 
 def why_kept(waste: Waste) -> str:
-    """Why something that no recipe of this repository needs stays."""
+    """The reason why something unneeded by this repository stays."""
     return f"needed by {', '.join(waste.needed_by)}" if waste.needed_by else "in use"
 
 
 def describe_waste(waste: Waste) -> dict[str, Any]:
-    """As JSON."""
+    """Something unneeded, as JSON."""
     return {"name": waste.name, "kind": waste.kind, "why": waste.why, "bytes": waste.bytes}

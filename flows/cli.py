@@ -1,4 +1,4 @@
-"""`stillhouse`: what people type. Nothing heavy is imported before a command needs it."""
+"""`stillhouse`: the commands. Nothing heavy is imported before a command needs it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,13 +27,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 EXIT_REFUSED = 3
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
-# Faults of the machine, not of the program.
+# Errors of the machine rather than of the program.
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _MACHINE_FAULTS = {*_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE}
 
 
 class Commands(click.Group):
-    """Turns what can go wrong into one plain message and an exit code; a bug is a traceback."""
+    """Commands whose expected errors end in one message and an exit code; a bug is a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -55,7 +54,7 @@ class Commands(click.Group):
 
 
 def _tell(message: str, anchor: str | None) -> None:
-    """A message on stderr, and where the runbook has more of it."""
+    """Print a message on standard error, and the runbook's place with more about it."""
     click.echo(message, err=True)
     if anchor is not None:
         click.echo(f"More: {show_place(anchor)}", err=True)
@@ -80,7 +79,7 @@ main.add_command(cache)
 
 
 def command(example: str) -> Callable[[F], click.Command]:
-    """A sub-command whose help ends with that example."""
+    """A sub-command of `stillhouse` whose help ends with the example."""
     return main.command(epilog=f"Example:  stillhouse {example}", no_args_is_help=False)
 
 
@@ -97,7 +96,7 @@ def new(name: str, base: str, preset: str | None, **sources: str | None) -> None
     """Write a new recipe, complete and commented.
 
     It goes to params/NAME.yaml and into the list params/recipes.yaml. Without --preset, student,
-    levels and random texts are those of the recipe that is copied.
+    levels and random texts are those of the copied recipe.
     """
     from flows.new import Sources, create_recipe
     from tasks.kd.recipe.files import find_recipe
@@ -116,7 +115,7 @@ def new(name: str, base: str, preset: str | None, **sources: str | None) -> None
 def check(recipe: str | None, *, as_json: bool) -> None:
     """Say all that is wrong with recipes.
 
-    With RECIPE that one, else every recipe and the list of them.
+    Checks RECIPE, or without it every recipe and their list.
     """
     from flows.check import check_recipes
 
@@ -157,7 +156,7 @@ def run(recipe: str, *, fail_on_refusal: bool, as_json: bool) -> None:
 
     Runs only the stages that are out of date; with nothing to do, ends in seconds. The student is
     promoted to champion if every rule of the gate passes. A refusal is a normal ending: the
-    champion stays, exit code 0.
+    champion stays, and the exit code is 0.
     """
     from flows.job import find_settled, read_job
 
@@ -189,8 +188,8 @@ def run(recipe: str, *, fail_on_refusal: bool, as_json: bool) -> None:
 def schedule(recipe: str, *, cron: str, timezone: str, updates: bool) -> None:
     """Run a recipe at set times, until Ctrl-C.
 
-    On the Prefect server of `stillhouse ui`, or of PREFECT_API_URL. A run that is due while the one
-    before is still at work is cancelled, not queued. On Mondays at half past four, with data that
+    Uses the Prefect server of `stillhouse ui`, or of PREFECT_API_URL. A run that is due while the
+    previous one still works is cancelled, not queued. For Mondays at half past four, with data that
     others change: --cron "30 4 * * 1" --timezone Europe/Berlin --update.
     """
     from flows.check import check_recipes
@@ -210,13 +209,13 @@ def status(*, as_json: bool) -> None:
     from flows import show
     from flows.status import read_status
 
-    found = read_status(find_root())
+    state = read_status(find_root())
     if as_json:
-        _print_json(found)
+        _print_json(state)
         return
-    show.print_rows("Recipes", show.status_rows(found["recipes"]))
-    if found["registry_fault"] is not None:
-        show.print_line(f"Models unknown: {found['registry_fault']}", "yellow")
+    show.print_rows("Recipes", show.status_rows(state["recipes"]))
+    if state["registry_fault"] is not None:
+        show.print_line(f"Models unknown: {state['registry_fault']}", "yellow")
 
 
 @command("promote models:/triage/3 --reason 'reviewed by the team'")
@@ -230,9 +229,11 @@ def promote(model: str, reason: str, *, overrides: bool, as_json: bool) -> None:
     """Put a version through its gate by hand.
 
     It becomes champion if every rule passes. Exit code 3 if the gate refuses. A new decision needs
-    the version's own artifacts. With --override it becomes champion on your word, which a former
-    champion needs to come back.
+    the version's own artifacts. With --override it becomes champion on your word; a former champion
+    needs that to come back.
     """
+    from dataclasses import asdict
+
     from flows.promotion import override
     from flows.promotion import promote as promote_version
 
@@ -276,18 +277,18 @@ def rollback(model: str, reason: str, *, as_json: bool) -> None:
 def lineage(model: str, *, as_json: bool) -> None:
     """Show what a model was made from.
 
-    Commit, data, teacher, cache, run and decision, and whether each can still be found here. What a
-    stage made is found if all its files are in the workspace or in DVC's cache, and current if
-    dvc.lock names it.
+    Shows commit, data, teacher, cache, run and decision, and whether each can still be found here.
+    A stage's outs are found if all their files are in the workspace or in DVC's cache, and current
+    if dvc.lock names them.
     """
     from flows import show
     from flows.lineage import read_lineage
 
-    found = read_lineage(find_root(), model)
+    origins = read_lineage(find_root(), model)
     if as_json:
-        _print_json(found)
+        _print_json(origins)
     else:
-        show.print_rows(model, show.value_rows(found))
+        show.print_rows(model, show.value_rows(origins))
 
 
 @command("doctor")
@@ -295,7 +296,7 @@ def lineage(model: str, *, as_json: bool) -> None:
 def doctor(*, as_json: bool) -> None:
     """Look for what would stop a run here.
 
-    Says what mends each fault. Exit code 1 if there is one.
+    Each fault comes with its mend. Exit code 1 if there is one.
     """
     from flows import show
     from flows.doctor import examine
@@ -319,7 +320,7 @@ def doctor(*, as_json: bool) -> None:
 def ui(prefect_port: int, mlflow_port: int) -> None:
     """Serve the Prefect and MLflow pages.
 
-    On 127.0.0.1, until Ctrl-C.
+    They answer on 127.0.0.1, until Ctrl-C.
     """
     from flows.ui import serve
 
@@ -331,7 +332,7 @@ def ui(prefect_port: int, mlflow_port: int) -> None:
 
 
 def _terminate(_: int, __: FrameType | None) -> None:
-    """SIGTERM unwinds the stack, so that what was started is stopped."""
+    """Unwind the stack on SIGTERM, so that started processes are stopped."""
     sys.exit(EXIT_TERMINATED)
 
 

@@ -1,4 +1,4 @@
-"""`stillhouse doctor`: what on this machine would stop a run, with the mend for each."""
+"""`stillhouse doctor`: faults of this machine that would stop a run, each with its mend."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ FREE_GIB_WANTED = 5.0
 FREE_GIB_NEEDED = 1.0
 _GIB = 2**30
 _MLFLOW_URIS = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
-_OFF = {"DO_NOT_TRACK": ("true",)}  # MLflow reads the literal `true` alone
+_OFF = {"DO_NOT_TRACK": ("true",)}  # MLflow accepts only the literal `true`
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was looked at, how it is, what was seen, what mends it, the heading of the runbook."""
+    """One line of the doctor's: part, status, what was seen, mend, and the runbook's heading."""
 
     name: str
     status: Literal["ok", "warn", "fail"]
@@ -35,14 +35,14 @@ class Finding:
     anchor: str = ""
 
     def as_dict(self) -> dict[str, str]:
-        """The finding as JSON, with `more` as the place in the runbook."""
+        """The finding as a JSON object; `more` is the place in the runbook."""
         told = asdict(self)
         anchor = told.pop("anchor")
         return {**told, "more": runbook.show_place(anchor) if anchor else ""}
 
 
 def examine(root: Path | None) -> list[Finding]:
-    """All findings, in the order in which a run would meet the faults."""
+    """All findings, in the order in which a run would meet them."""
     checks: list[Callable[[], Finding]] = [
         _check_python,
         _check_prefect_server,

@@ -1,6 +1,6 @@
-"""Switches that must stand in the environment before Prefect, MLflow and DVC are imported.
+"""Switches that must be in the environment before Prefect, MLflow and DVC are imported.
 
-What a user has set is left alone. Each library spells "send nothing home" in its own way.
+A user's own settings are left alone. Each library spells "send nothing home" in its own way.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ TELEMETRY_OFF = {
 }
 
 PREFECT_DEFAULTS = {
-    # DVC decides what is up to date. A stored Prefect result would be a second opinion, pickled.
+    # DVC decides what is up to date. A stored Prefect result would be a second, pickled opinion.
     "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
-    # A flow called from Python, with no server set up, gets Prefect's own temporary one.
+    # A flow called from Python without a configured server gets Prefect's own temporary one.
     "PREFECT_SERVER_EPHEMERAL_ENABLED": "true",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_LOGGING_FORMATTERS_STANDARD_FLOW_RUN_FMT": (
@@ -29,7 +29,7 @@ PREFECT_DEFAULTS = {
     ),
 }
 
-# MLflow's job runner is ten processes and 2 GB that nothing here uses.
+# MLflow's job runner takes ten processes and 2 GB, and nothing here uses it.
 MLFLOW_DEFAULTS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 

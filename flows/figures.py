@@ -1,7 +1,7 @@
-"""params/figures/dvc.yaml: which files of which recipe `dvc metrics` and `dvc plots` show.
+"""params/figures/dvc.yaml: the files that `dvc metrics` and `dvc plots` show of each recipe.
 
-DVC has no loop for what it shows, as it has for stages, and a file inside a stage's out can't be
-an out of its own. So every recipe of params/recipes.yaml is written out here.
+DVC has loops for stages but not for metrics and plots, and a file inside a stage's out can't be an
+out of its own. So every recipe of params/recipes.yaml is written out here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PLOTS = """\
 
 
 def write_figures(root: Path) -> None:
-    """Write the file anew for the recipes that are listed now."""
+    """Write the file for the recipes in the list."""
     from tasks.kd.digests import write_bytes
 
     path = root / FIGURES_FILE
@@ -41,7 +41,7 @@ def write_figures(root: Path) -> None:
 
 
 def render_figures(root: Path) -> str:
-    """The file's text for the recipes that are listed now."""
+    """The file's text for the recipes in the list."""
     from tasks.kd.documents.predictions import PREDICTIONS
     from tasks.kd.recipe.files import list_recipes
 

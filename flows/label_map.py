@@ -1,4 +1,4 @@
-"""What `stillhouse new` finds out of a tuned teacher whose labels have only numbers for names."""
+"""A label map that `stillhouse new` proposes for a tuned teacher whose labels are only numbers."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ if TYPE_CHECKING:
     from tasks.kd.data.tables import Rows
     from tasks.kd.teacher.standing import Counts
 
-_TEXTS = 400  # of the training split, that the teacher is asked about
-_CLEAR = 0.5  # lead of the best order of labels, from which on it is taken
-_COLUMN = 12  # letters of a label in the table of evidence
-_SHOWN = 12  # labels, with more of which the table is left out
+_TEXTS = 400  # training texts that the teacher answers
+_CLEAR = 0.5  # the least lead with which the best order of labels is proposed
+_COLUMN = 12  # width of a label in the table of evidence, in letters
+_SHOWN = 12  # the most labels with which the table is shown
 
 
 def note_label_map(document: Any, root: Path, rows: Rows | None) -> list[str]:
-    """Write beside `train_teacher.labels` which names a teacher's answers suggest for its labels.
+    """Write a comment beside `train_teacher.labels` that proposes names for a teacher's labels.
 
-    Where its labels have only numbers for names, and it and the training rows are at hand, the
-    comment has the map with its evidence; the field stays null until a person has read it, since a
-    map that is fitted to answers always looks right. Returns the comment, a line each.
+    This needs a teacher whose label names are only numbers, and training rows. The comment holds
+    the map that the teacher's answers suggest, with its evidence. The field stays null until a
+    person has read it, since a map fitted to answers always looks right. Returns the comment's
+    lines; none if there is nothing to propose.
     """
     section = document["train_teacher"]
     section["labels"] = None
@@ -40,7 +41,7 @@ def note_label_map(document: Any, root: Path, rows: Rows | None) -> list[str]:
 
 
 def _generic_names(folder: Path) -> list[str] | None:
-    """The names of a tuned classifier's labels where they are numbers; None where not."""
+    """A tuned classifier's label names if they are only numbers, else None."""
     from tasks.kd.encoders.files.folder import check_model_folder
     from tasks.kd.encoders.files.label_names import are_generic, read_label_names
     from tasks.kd.encoders.files.weights import classifier_rows, read_headers
@@ -49,13 +50,13 @@ def _generic_names(folder: Path) -> list[str] | None:
         fields = check_model_folder(folder)
         rows = classifier_rows(read_headers(folder))
         names = read_label_names(fields, folder / "config.json", rows)
-    except DataError:  # the check of the whole recipe says what it is, where it matters
+    except DataError:  # the check of the whole recipe reports it if it matters
         return None
     return names if rows is not None and are_generic(names) else None
 
 
 def _sample(rows: Rows) -> Rows:
-    """Some training rows, in each label's share."""
+    """At most 400 training rows, stratified by label."""
     from tasks.kd.data.tables import stratified
 
     if len(rows) <= _TEXTS:
@@ -82,7 +83,7 @@ def _propose(document: Any, folder: Path, names: list[str], rows: Rows) -> list[
 
 
 def _ask(folder: Path, rows: Rows, length: int) -> list[int]:
-    """The teacher's answers, each the number of a label."""
+    """The teacher's answers, as numbers of labels."""
     from tasks.kd.encoders.loading import load_classifier
     from tasks.kd.export.running import predict_torch
     from tasks.kd.tokens.encoding import encode
@@ -96,7 +97,7 @@ def _ask(folder: Path, rows: Rows, length: int) -> list[int]:
 
 
 def _weigh(names: list[str], labels: list[str], rows: Rows, answers: Sequence[int]) -> list[str]:
-    """The names under which most answers are right, if they are clearly the teacher's."""
+    """The comment's lines for the names under which most answers are right."""
     import numpy as np
 
     from tasks.kd.encoders.files.label_names import paste
@@ -107,7 +108,7 @@ def _weigh(names: list[str], labels: list[str], rows: Rows, answers: Sequence[in
     cells = np.bincount(
         np.asarray(truth) * count + np.asarray(answers), minlength=count * count
     ).reshape(count, count)
-    # What the sample has no text of keeps its own name.
+    # A label without a text in the sample keeps its own name.
     called = {
         answer: label for answer, label in enumerate(best_names(cells)) if label < len(labels)
     }
@@ -129,12 +130,12 @@ def _weigh(names: list[str], labels: list[str], rows: Rows, answers: Sequence[in
 
 
 def _is_alone(cells: Counts, called: dict[int, int]) -> bool:
-    """Whether the texts of each label are mostly answered by what is named after it."""
+    """Whether most texts of each label get the answer that is named after it."""
     return all(cells[label, answer] > cells[label].sum() / 2 for answer, label in called.items())
 
 
 def _draw(names: list[str], labels: list[str], cells: Counts) -> list[str]:
-    """The answers by label, as lines of a table."""
+    """A table of the answers by label, as lines; none for many labels."""
     if len(names) > _SHOWN:
         return []
     head = "".join(f"{name[:_COLUMN]:>{_COLUMN + 1}}" for name in names)

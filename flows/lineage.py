@@ -1,4 +1,4 @@
-"""`stillhouse lineage`: what a version was made from, and what of it can still be found."""
+"""`stillhouse lineage`: a version's origins, and which of them can still be found."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 
 def read_lineage(root: Path, uri: str) -> dict[str, Any]:
-    """The registry's account of a version, and per stage whether its outs are still here.
+    """The registry's account of a version, and whether each stage's outs are still here.
 
-    `found`: the workspace or DVC's cache holds all their files; `current`: dvc.lock names them.
+    `found` says that the workspace or DVC's cache holds all their files, `current` that dvc.lock
+    names them.
     """
     from tasks.registry import open_registry
     from tasks.versioning.asking import find_outs, out_hashes
@@ -27,7 +28,7 @@ def read_lineage(root: Path, uri: str) -> dict[str, Any]:
 
 
 def _list_md5s(tag: str | None) -> set[str]:
-    """The hashes in a version's tag: one, or an object with one per path."""
+    """The hashes in a version's tag, which holds one hash or a JSON object of hashes by path."""
     if tag is None:
         return set()
     return set(json.loads(tag).values()) if tag.startswith("{") else {tag}

@@ -1,4 +1,4 @@
-"""Whether the models that a recipe's `path` sources name are what their files say."""
+"""Checks of the model folders that a recipe's `path` sources name."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 def find_model_faults(
     root: Path, recipe: Recipe, name: str, named: str
 ) -> Iterator[tuple[str, str]]:
-    """Each fault of a model's folder, with the field that it is of: files, tokenizer, labels.
+    """Faults of a model folder's files, tokenizer and labels, each with the recipe's field.
 
-    `name` is that of its source in the recipe, `named` the folder as the recipe has it.
+    `name` is the source's name in the recipe, `named` the folder as the recipe spells it.
     """
     from tasks.kd.encoders.files.folder import check_model_folder
     from tasks.kd.tokens.files import find_tokenizer

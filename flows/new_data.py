@@ -1,4 +1,4 @@
-"""What `stillhouse new` finds out about the tables that it is given: form, dialect, usable rows."""
+"""Tables given to `stillhouse new`: their form, their dialect and their usable rows."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Parts = Mapping[str, "Sequence[Part]"]
 
 
 def format_of(root: Path, named: str) -> Kind:
-    """The form of a file, of a folder's parts, or of those that a pattern names, by their endings.
+    """The form of a file, a folder's parts or a pattern's files, by their endings.
 
-    Raises ParamsError for an ending that says nothing.
+    Raises ParamsError if the endings don't name one form.
     """
     place = root / named
     names = [named]
@@ -41,9 +41,9 @@ def format_of(root: Path, named: str) -> Kind:
 
 
 def fit_data(document: Any, root: Path) -> tuple[list[str], Rows | None]:
-    """Give a recipe of local tables their dialect and its least count of rows.
+    """Write the dialect and the least number of training rows into a recipe of local tables.
 
-    Returns what was found, a line each, and the usable training rows where they are at hand.
+    Returns notes, one a line, and the usable training rows; None if they can't be read here.
     Raises DataError for a file that is no table of its form.
     """
     data, prepare = document["fetch_sources"]["data"], document["prepare_data"]
@@ -52,21 +52,21 @@ def fit_data(document: Any, root: Path) -> tuple[list[str], Rows | None]:
     data["format"] = _as_yaml(layout)
     notes = [f"{data['train']}: {told}"] if told else []
     try:
-        found = _read_usable(parts, layout, document, root)
-        if found is not None:
-            found.require_enough(1)
-    except DataError as error:  # its fields may be what mends a row: the recipe is written
-        found, notes = None, [*notes, f"rows are not counted: {error}"]
-    prepare["min_train_examples"] = max(1, len(found.train) // 2 if found else 1)
-    if found is None:
+        splits = _read_usable(parts, layout, document, root)
+        if splits is not None:
+            splits.require_enough(1)
+    except DataError as error:  # the recipe is written, since its fields may mend the row
+        splits, notes = None, [*notes, f"rows are not counted: {error}"]
+    prepare["min_train_examples"] = max(1, len(splits.train) // 2 if splits else 1)
+    if splits is None:
         return notes, None
-    losses = found.describe_losses()
-    count = f"{len(found.train)} usable training rows" + (f" ({losses})" if losses else "")
-    return [*notes, f"{count}: min_train_examples is half of them"], found.train
+    losses = splits.describe_losses()
+    count = f"{len(splits.train)} usable training rows" + (f" ({losses})" if losses else "")
+    return [*notes, f"{count}: min_train_examples is half of them"], splits.train
 
 
 def read_training(document: Any, root: Path) -> Rows | None:
-    """The usable training rows of a recipe's local tables; None where they can't be read here."""
+    """The usable training rows of a recipe's local tables; None if they can't be read here."""
     from pydantic import TypeAdapter
 
     from tasks.kd.recipe.sources import FileFormat
@@ -77,14 +77,14 @@ def read_training(document: Any, root: Path) -> Rows | None:
     layout: FileFormat = TypeAdapter(FileFormat).validate_json(json.dumps(data["format"]))
     try:
         parts = {split: _find(root, data, split) for split in ("train", "test")}
-        found = _read_usable(parts, layout, document, root)
+        splits = _read_usable(parts, layout, document, root)
     except DataError:  # the whole recipe is checked next, and says where
         return None
-    return found.train if found else None
+    return splits.train if splits else None
 
 
 def _is_data_path(named: str) -> bool:
-    """Whether a recipe may name it at all: nothing else is looked at."""
+    """Whether a recipe may name this path; other paths are never looked at."""
     from tasks.kd.recipe.sources import require_data_path
 
     try:
@@ -130,7 +130,7 @@ def _as_yaml(layout: FileFormat) -> Any:
 
 
 def _read_usable(parts: Parts, layout: FileFormat, document: Any, root: Path) -> RawSplits | None:
-    """Both splits as a training would use them today; None where they are not at hand.
+    """Both splits as a training would use them now; None if a file is missing.
 
     Raises DataError for a row that can't be read.
     """

@@ -1,4 +1,4 @@
-"""What a stage says while it runs: lines to the log, a live line on a terminal."""
+"""A running stage's output: lines to the log, a live line on a terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PERCENT = re.compile(r"(\d{1,3})%")
 
 
 class Reporter:
-    """Passes a stage's output on.
+    """A stage's output, passed on.
 
     Lines go to `logger`. A progress bar goes to a live line on a terminal and, at most every
     `EVERY_S` seconds, to `logger` and (as a percentage) to `mark`.
@@ -29,23 +29,23 @@ class Reporter:
         self._logged_at = time.monotonic()
 
     def line(self, text: str) -> None:
-        """A whole line."""
+        """Log a whole line."""
         self.clear()
         self._logger.info("%s", text)
 
     def progress(self, text: str) -> None:
-        """The present state of a progress bar."""
+        """Show the present state of a progress bar, and log it at intervals."""
         if time.monotonic() - self._logged_at >= EVERY_S:
             self._logged_at = time.monotonic()
             self.line(text)
-            if found := _PERCENT.search(text):
-                self._mark(float(found[1]))
+            if percent := _PERCENT.search(text):
+                self._mark(float(percent[1]))
         if self._live:
             sys.stderr.write(_CLEAR + text)
             sys.stderr.flush()
 
     def clear(self) -> None:
-        """Take the live line away."""
+        """Clear the live line."""
         if self._live:
             sys.stderr.write(_CLEAR)
             sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Moving the champion by hand: through the gate, or back."""
+"""The champion moved by hand: through the gate, past it, or back."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from tasks.registry import Version, open_registry
 
 
 def override(root: Path, uri: str, reason: str) -> Version:
-    """Make a version champion on a person's word, whatever the gate says; the reason is kept."""
+    """Make a version champion on a person's word, whatever the gate says, and keep the reason."""
     registry = open_registry(root)
     return registry.promote(registry.resolve(uri), None, reason, override=True)
 
 
 def promote(root: Path, uri: str, reason: str) -> tuple[Version, Decision]:
-    """Put a version through the gate of its recipe as that stands now; promote it if it passes.
+    """Put a version through its recipe's present gate, and promote it if it passes.
 
-    Raises RegistryError for a version that can't be judged from what is here.
+    Raises RegistryError for a version that can't be judged from the artifacts here.
     """
     registry = open_registry(root)
     version = registry.resolve(uri)

@@ -8,9 +8,9 @@ from tasks.kd.errors import ParamsError
 
 
 def find_root(start: Path | None = None) -> Path:
-    """The nearest folder, from `start` (default: the current one) up, with dvc.yaml and params/.
+    """The nearest folder with dvc.yaml and params/, from `start` (or the current folder) upwards.
 
-    Raises ParamsError where there is none.
+    Raises ParamsError if there is none.
     """
     here = (start or Path.cwd()).resolve()
     for folder in (here, *here.parents):

@@ -43,6 +43,11 @@ class Symptom:
 # What is narrow comes first; what has no words is of all other errors of its kind.
 SYMPTOMS = (
     Symptom("a-recipe-cant-be-run", ParamsError, ("can't be run",)),
+    Symptom(
+        "the-recipe-is-of-another-form",
+        ParamsError,
+        ("the recipe is of an older form", "this stillhouse is too old for the recipe"),
+    ),
     Symptom(PORT_IN_USE, ParamsError, (" is in use",)),
     Symptom(
         "registermodel-is-the-name-of-a-prompt-in-mlflow",
@@ -72,6 +77,11 @@ SYMPTOMS = (
         "a-link-leads-out-of-the-repository", DataError, ("a link leads out of the repository",)
     ),
     Symptom("dvcs-remote-does-not-answer", DataError, ("dvc can't use the remote",)),
+    Symptom(
+        "what-a-stage-left-cant-be-read",
+        DataError,
+        ("is not JSON, or is cut short", "Another version wrote it, or a hand"),
+    ),
     Symptom(
         "a-models-folder-is-refused",
         DataError,

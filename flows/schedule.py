@@ -1,6 +1,6 @@
-"""`stillhouse schedule`: runs of a recipe at set times, for as long as the command lives.
+"""`stillhouse schedule`: runs of a recipe at set times, while the command lives.
 
-Prefect does the work: its server says when, its runner starts each run as a process of its own.
+Prefect does the work: its server plans the runs, and its runner starts each one as a process.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ PLANNED_WITHIN_S = 60.0
 SILENT_S = 60.0
 _WATCH_S = 2.0
 _END_S = 15.0
-_ASK_S = 10.0  # Prefect's client asks a server that is gone again and again
+_ASK_S = 10.0  # Prefect's client keeps asking a server that is gone
 _SHOWN = 3
 _FIELDS = ("minute", "hour", "day of month", "month", "day of week")
 
 
 def read_times(cron: str, timezone: str, count: int = _SHOWN) -> list[datetime]:
-    """The next times of a cron expression, by the arithmetic of Prefect's scheduler.
+    """The next times of a cron expression, computed by Prefect's scheduler.
 
-    Raises ParamsError for a time zone or an expression that can't be read, and for one that never
+    Raises ParamsError for a time zone or expression that can't be read, and for one that never
     comes, such as the 30th of February.
     """
     from prefect.server.schemas.schedules import CronSchedule
@@ -56,17 +56,17 @@ def read_times(cron: str, timezone: str, count: int = _SHOWN) -> list[datetime]:
         return list(asyncio.run(CronSchedule(cron=cron, timezone=timezone).get_dates(count)))
     except ValidationError:
         raise ParamsError("--cron can't be read", expected=expected, found=repr(cron)) from None
-    except ValueError:  # it is well-formed, but no day is like that
+    except ValueError:  # well-formed, but no day fits
         raise ParamsError(
             "--cron never comes", expected="days that there are", found=repr(cron)
         ) from None
 
 
 def serve(job: Job, *, cron: str, timezone: str, updates: bool, say: Callable[[str], None]) -> None:
-    """Say what will run when, and run it then, until interrupted.
+    """Announce the next runs and run them when due, until interrupted.
 
-    A run that is due while the one before is still at work is cancelled, not queued. Raises
-    ParamsError for times that can't be read and for a schedule that is served already,
+    A run that is due while the previous one still works is cancelled, not queued. Raises
+    ParamsError for times that can't be read and for a schedule that is served already, and
     TransientError without a server.
     """
     times = read_times(cron, timezone)
@@ -79,7 +79,7 @@ def serve(job: Job, *, cron: str, timezone: str, updates: bool, say: Callable[[s
 
     with standing_prefect_api() as address, _alone(job):
         _check_name_is_free(job)
-        # The runner's own limit would queue what the deployment's cancels.
+        # The deployment's limit cancels a second run; the runner's own would queue it.
         runner = Runner(name=job.name, limit=None, pause_on_shutdown=True)
         added = runner.add_flow(
             distill,
@@ -99,15 +99,16 @@ def serve(job: Job, *, cron: str, timezone: str, updates: bool, say: Callable[[s
 
 
 async def _serve(runner: Runner, deployment: UUID, address: str) -> None:
-    """Run what is due until SIGINT or SIGTERM, then end what runs.
+    """Run what is due until SIGINT or SIGTERM, then end a running run.
 
-    The runner's own handler of SIGTERM waits, within the loop, for what the loop must do.
+    Our signal handlers replace the runner's, whose handler of SIGTERM blocks the loop that it
+    waits for.
     """
     interrupted = asyncio.Event()
     serving = asyncio.create_task(runner.start())
     ending = asyncio.create_task(interrupted.wait())
     watching = asyncio.create_task(_watch_server(deployment, address))
-    await asyncio.sleep(0)  # by now the runner has set its handler
+    await asyncio.sleep(0)  # lets the runner set its handler first
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, interrupted.set)
     await asyncio.wait({serving, ending, watching}, return_when=asyncio.FIRST_COMPLETED)
@@ -116,7 +117,7 @@ async def _serve(runner: Runner, deployment: UUID, address: str) -> None:
     watching.cancel()
     within_s = None
     if not await asyncio.to_thread(answers, f"{address}/health"):
-        # The runner would ask the server for minutes; its processes are ended in seconds.
+        # The runner would keep asking the server for minutes; its processes end in seconds.
         runner.pause_on_shutdown, within_s = False, _END_S
     if runner.started:
         stopping = asyncio.create_task(runner.astop())
@@ -127,7 +128,7 @@ async def _serve(runner: Runner, deployment: UUID, address: str) -> None:
     await asyncio.wait({serving}, timeout=within_s)
     serving.cancel()
     if not isinstance(fault, KDError) and not answers(f"{address}/health"):
-        fault = _silence(address)  # the runner has met it first, and said so
+        fault = _silence(address)  # the runner met and reported it first
     if fault is not None:
         raise fault
     if serving.done() and not serving.cancelled():
@@ -135,9 +136,9 @@ async def _serve(runner: Runner, deployment: UUID, address: str) -> None:
 
 
 async def _watch_server(deployment: UUID, address: str) -> None:
-    """Return never; raise KDError for a server that plans no run, or does not answer any more.
+    """Never return; raise KDError for a server that plans no run or stops answering.
 
-    Without its server the runner would wait for ever, and hear of no cancellation afterwards.
+    Without its server the runner would wait for ever and miss later cancellations.
     """
     from httpx import HTTPError
     from prefect.client.orchestration import get_client
@@ -175,7 +176,7 @@ def _silence(address: str) -> TransientError:
 
 @contextlib.contextmanager
 def _alone(job: Job) -> Iterator[None]:
-    """Hold this checkout's schedule of the recipe; the kernel lets go of it, however we end."""
+    """Hold the lock of this checkout's schedule of the recipe; a dead process frees it."""
     path = job.root / ".work" / "schedules" / f"{job.name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
@@ -191,17 +192,20 @@ def _alone(job: Job) -> Iterator[None]:
 
 
 def _check_name_is_free(job: Job) -> None:
-    """On one server a recipe's name belongs to one checkout: a schedule would replace the other."""
+    """Raise ParamsError if another checkout serves a schedule of this name on the server.
+
+    Ours would replace it.
+    """
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
 
     with get_client(sync_client=True) as client:
         try:
-            found = client.read_deployment_by_name(f"distill/{job.name}")
+            deployment = client.read_deployment_by_name(f"distill/{job.name}")
         except ObjectNotFound:
             return
-    root = found.parameters.get("root")
-    if root != str(job.root) and not found.paused:
+    root = deployment.parameters.get("root")
+    if root != str(job.root) and not deployment.paused:
         raise ParamsError(
             f"the server has a schedule of that name: distill/{job.name}",
             expected=f"that of {job.root}",

@@ -1,4 +1,4 @@
-"""Child servers: started on 127.0.0.1, awaited, and stopped with all of their own."""
+"""Child servers: started on 127.0.0.1, awaited, and stopped with all their processes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _LOG_TAIL_LINES = 15
 
 @dataclass(frozen=True)
 class Server:
-    """A running child: what to call it, where it answers, and where its output goes."""
+    """A running child: its name, its address, the URL that shows its health, and its log."""
 
     name: str
     address: str
@@ -41,29 +41,29 @@ class Server:
 
 
 def start_prefect(root: Path, port: int, *, schedules: bool) -> Server:
-    """A Prefect server with its pages, over the user's own Prefect database.
+    """Start a Prefect server with its pages, over the user's own Prefect database.
 
-    One that lives for a single run leaves the schedules of deployments alone.
+    `schedules` is false for a server of a single run, which leaves deployments' schedules alone.
     """
     command = [sys.executable, "-m", "prefect", "server", "start", "--analytics-off"]
     command += ["--host", HOST, "--port", str(port)]
     command += ["--ui"] if schedules else ["--ui", "--no-scheduler", "--no-late-runs"]
-    # An address or profile of another server must not leak into the one that starts here; its
-    # pages ask the API at the address that they are told.
+    # Another server's address or profile must not leak into this one. Its pages ask the API at
+    # the address given here.
     api = f"http://{HOST}:{port}/api"
     environment = {"PREFECT_API_URL": api, "PREFECT_UI_API_URL": api}
     if schedules:
-        # Who holds a schedule's one slot must outlive the server; kept in memory, a slot that was
-        # held when the server ended would be taken for ever.
+        # A schedule's slot must be kept on disk: in memory, a slot held when the server ended
+        # would stay taken for ever.
         environment[_LEASES] = f"{_LEASES_MODULE}.filesystem"
     return _start("Prefect", command, f"{api}/health", root, environment)
 
 
 def start_mlflow(root: Path, port: int, *, database: str) -> Server:
-    """The MLflow server over a database (a URI)."""
+    """Start an MLflow server over a database (a URI)."""
     store = root / ".mlflow"
     store.mkdir(exist_ok=True)
-    # Not as an argument: anyone on this machine may read those, and it may hold a password.
+    # The URI may hold a password, and anyone on this machine can read arguments.
     environment = {"MLFLOW_BACKEND_STORE_URI": database}
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port)]
     command += ["--workers", "1", "--artifacts-destination", (store / "artifacts").as_uri()]
@@ -71,7 +71,7 @@ def start_mlflow(root: Path, port: int, *, database: str) -> Server:
 
 
 def await_servers(servers: Sequence[Server], timeout_s: float = START_TIMEOUT_S) -> None:
-    """Return when all answer. Raises KDError, with the end of its log, for one that does not."""
+    """Return once all servers answer. Raises KDError with the end of the log of one that fails."""
     deadline = time.monotonic() + timeout_s
     waiting = list(servers)
     while waiting:
@@ -90,7 +90,7 @@ def await_servers(servers: Sequence[Server], timeout_s: float = START_TIMEOUT_S)
 
 
 def await_end(servers: Sequence[Server]) -> None:
-    """Return never; raise KDError as soon as one of the servers has ended."""
+    """Never return; raise KDError as soon as one of the servers has ended."""
     while True:
         for server in servers:
             if server.process.poll() is not None:
@@ -99,7 +99,7 @@ def await_end(servers: Sequence[Server]) -> None:
 
 
 def stop_server(server: Server) -> None:
-    """End a server and whatever it started; returns when it is gone."""
+    """End a server and all that it started, and return once it is gone."""
     if server.process.poll() is None:
         server.process.terminate()
         try:
@@ -111,7 +111,7 @@ def stop_server(server: Server) -> None:
 
 @contextlib.contextmanager
 def stopping(servers: list[Server]) -> Iterator[list[Server]]:
-    """Stop every server of the list, which the block may fill, however the block ends."""
+    """Stop every server in the list, which the block may extend, however the block ends."""
     try:
         yield servers
     finally:
@@ -121,10 +121,10 @@ def stopping(servers: list[Server]) -> Iterator[list[Server]]:
 
 @contextlib.contextmanager
 def prefect_api(root: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """A Prefect API for the block: the configured server, else one that lives as long as it.
+    """A Prefect API for the block: the configured server's, else a temporary server's.
 
-    Prefect would start one by itself, but that one outlives a killed process, and should it fail
-    to start, Prefect waits for two minutes and does not say why.
+    Prefect would start a server by itself. But that one outlives a killed process, and if it fails
+    to start, Prefect waits two minutes and does not say why.
 
     Raises TransientError if the configured server does not answer.
     """
@@ -147,9 +147,9 @@ def prefect_api(root: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def standing_prefect_api() -> Iterator[str]:
-    """A Prefect API that outlives the block: the configured server, else that of `stillhouse ui`.
+    """The address of a lasting Prefect API: the configured server's, else that of `stillhouse ui`.
 
-    Raises TransientError if there is none, or it does not answer.
+    Raises TransientError if there is none or it does not answer.
     """
     from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
@@ -173,7 +173,7 @@ def _check_reachable(address: str) -> None:
         with urllib.request.urlopen(f"{address}/health", timeout=10):  # noqa: S310
             return
     except urllib.error.HTTPError:
-        return  # it answers; whether it lets us in is Prefect's to say
+        return  # it answers; Prefect reports whether it lets us in
     except OSError as error:
         raise TransientError(
             "the Prefect server does not answer",
@@ -184,7 +184,7 @@ def _check_reachable(address: str) -> None:
 
 
 def _send_what_waits() -> None:
-    """Logs and states wait in queues; send them before their server goes."""
+    """Send queued logs and states before their server ends."""
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
 
@@ -194,7 +194,7 @@ def _send_what_waits() -> None:
 
 
 def free_port() -> int:
-    """A port that nothing listens on at this moment."""
+    """A port on which nothing listens at this moment."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
@@ -222,7 +222,7 @@ def _start(
     root: Path,
     environment: Mapping[str, str],
 ) -> Server:
-    """Start a server below the supervisor, which ends it should this process die."""
+    """Start a server below the supervisor, which ends it if this process dies."""
     address = urllib.parse.urlsplit(health)
     log = root / ".work" / "servers" / f"{name.lower()}-{address.port}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -242,8 +242,8 @@ def _start(
 
 
 def answers(address: str) -> bool:
-    """Whether a server of this machine or another answers there."""
-    # A proxy of the environment has no business between a machine and itself.
+    """Whether a server answers at the address with status 200."""
+    # The environment's proxy is bypassed: it may not reach this machine.
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with direct.open(address, timeout=5) as response:

@@ -1,6 +1,6 @@
-"""What a person reads on the terminal: tables of results, plans, states and findings.
+"""Output on the terminal: tables of results, plans, states and findings.
 
-The tables are made of plain rows, which the flow's Prefect artifacts use as well.
+The tables are made of plain rows, which the flow's Prefect artifacts use too.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def result_rows(metrics: Metrics) -> list[dict[str, str]]:
 
 
 def decision_line(decision: Decision) -> str:
-    """The verdict, and for a refusal each rule that was not met, with its numbers."""
+    """A decision in one line: for a refusal, each failed rule with its numbers."""
     if decision.verdict == "promote":
         return "every rule of the gate passed"
     return "refused by the gate: " + "; ".join(
@@ -95,18 +95,18 @@ def decision_rows(decision: Decision) -> list[dict[str, str]]:
 
 
 def print_rows(title: str, rows: Sequence[Mapping[str, str]]) -> None:
-    """One table; the first row's keys are its header."""
+    """Print a table whose header is the first row's keys; nothing without rows."""
     if rows:
         _console().print(_table(title, rows))
 
 
 def print_line(text: str, style: str | None = None) -> None:
-    """One line of plain text; nothing in it is taken for markup."""
+    """Print one line of plain text; markup in it is not interpreted."""
     _console().print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_findings(findings: Iterable[Mapping[str, str]]) -> None:
-    """The doctor's findings, one a line, each fault with its mend below it."""
+    """Print the doctor's findings, one a line, each fault with its mend below."""
     from rich.text import Text
 
     console = _console()
@@ -120,7 +120,7 @@ def print_findings(findings: Iterable[Mapping[str, str]]) -> None:
 
 
 def seconds(value: float) -> str:
-    """A duration as people say it: `4.2 s`, `3 min 05 s`."""
+    """A duration in words: `4.2 s`, `3 min 05 s`."""
     if value < 60:
         return f"{value:.1f} s"
     minutes, rest = divmod(round(value), 60)
@@ -128,7 +128,7 @@ def seconds(value: float) -> str:
 
 
 def size(value: float) -> str:
-    """A number of bytes as people say it."""
+    """A number of bytes with its unit: `512 bytes`, `1.5 GiB`."""
     unit = "bytes"
     for larger in ("KiB", "MiB", "GiB", "TiB"):
         if value < 1024:

@@ -1,4 +1,4 @@
-"""From a command to a flow run: its server, its ending, its error."""
+"""A flow run started by a command: its server, its outcome, its error."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from flows.servers import prefect_api
 
 
 def run_flow(job: Job) -> Outcome:
-    """Run the flow on a job and return how it ended.
+    """Run the flow on a job and return its outcome.
 
-    Raises the error that the flow ended with: a KDError, or what a bug raised.
+    Raises the error that the flow ended with: a KDError, or a bug's error.
     """
     from flows.distill import distill
 
@@ -26,12 +26,12 @@ def run_flow(job: Job) -> Outcome:
 
 
 def push(job: Job) -> None:
-    """Send what an earlier run could not; nothing happens without a remote."""
+    """Push artifacts that an earlier run could not push; nothing happens without a remote."""
     from tasks.versioning import telling
 
     telling.push(job.root, job.name, on_line=say, on_progress=lambda _: None)
 
 
 def say(text: str) -> None:
-    """A line for the person at the terminal; standard output is kept for results."""
+    """Print a line on standard error, since standard output is kept for results."""
     click.echo(text, err=True)

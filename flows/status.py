@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def read_status(root: Path) -> dict[str, Any]:
-    """`recipes`: per recipe its stages with reasons and its model's versions, or its fault.
+    """`recipes`, each with its stages, reasons and model's versions, or its fault.
 
-    `registry_fault` says why models are unknown, where MLflow can't be asked.
+    `registry_fault` says why models are unknown if MLflow can't be asked.
     """
     from tasks.kd.recipe.files import list_recipes
     from tasks.registry import open_registry
@@ -23,10 +23,10 @@ def read_status(root: Path) -> dict[str, Any]:
     recipes = [_read_recipe(root, name) for name in list_recipes(root)]
     named = [recipe for recipe in recipes if recipe["model"] is not None]
     try:
-        # To ask an MLflow of our own that is not there yet would make it, which takes seconds.
+        # Asking a missing MLflow of our own would make it, which takes seconds.
         for recipe in named if _exists(registry.store) else []:
-            found = registry.status(recipe["model"])
-            recipe.update({alias: found[alias] for alias in ("champion", "candidate")})
+            versions = registry.status(recipe["model"])
+            recipe.update({alias: versions[alias] for alias in ("champion", "candidate")})
     except KDError as error:
         fault = str(error)
     return {

@@ -1,4 +1,4 @@
-"""The length in tokens that `stillhouse new` proposes, from a look at the texts themselves."""
+"""The length in tokens that `stillhouse new` proposes, measured on the texts themselves."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _STEP = 8
 
 
 def propose_length(document: Any, root: Path, rows: Rows | None) -> list[str]:
-    """Set max_length_tokens to what keeps 99 % of the training texts whole; a line that says so.
+    """Set max_length_tokens so that 99 % of the training texts stay whole, and return a note of it.
 
-    Rounded up to a multiple of 8, within the teacher's positions. No line, and the recipe as it
-    is, where there are no texts or the tokenizer is not at hand. Raises DataError for a
-    tokenizer that can't be used.
+    The length is rounded up to a multiple of 8 and bounded by the teacher's positions. Without
+    texts or a local tokenizer, the recipe is unchanged and there is no note. Raises DataError for
+    a tokenizer that can't be used.
     """
     teacher, prepare = document["fetch_sources"]["teacher"], document["prepare_data"]
     folder = root / str(teacher.get("folder", ""))
@@ -35,7 +35,7 @@ def propose_length(document: Any, root: Path, rows: Rows | None) -> list[str]:
 
 
 def _measure_length(folder: Path, texts: list[str]) -> tuple[int, int]:
-    """The length that is wanted, and the longest that the teacher and the recipe allow."""
+    """The wanted length, and the longest that the teacher and a recipe allow."""
     from tasks.kd.recipe.sections import LONGEST_TEXT
     from tasks.kd.tokens.counts import read_texts
     from tasks.kd.tokens.tokenizers import load_tokenizer

@@ -17,11 +17,11 @@ from tasks.registry import open_registry
 
 
 def serve(root: Path, *, prefect_port: int, mlflow_port: int, say: Callable[[str], None]) -> None:
-    """Start both servers, say where they answer, and serve until interrupted.
+    """Start both servers, print their addresses, and serve until interrupted.
 
-    With MLFLOW_TRACKING_URI naming a server, that one is pointed to and none is started.
-    Raises ParamsError for a port in use, before anything starts; KDError if a server ends by
-    itself, after the other has been stopped.
+    If MLFLOW_TRACKING_URI names a server, its address is printed and no MLflow is started. Raises
+    ParamsError for a port in use, before anything starts, and KDError if a server ends by itself,
+    after the other was stopped.
     """
     registry = open_registry(root)
     remote = registry.uri.startswith(("http://", "https://"))

@@ -106,8 +106,8 @@ def _look_up_run(store: Store, run_id: str) -> dict[str, Any]:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return {"found": False, "status": None}
-    found = run.info.lifecycle_stage == "active"
-    return {"found": found, "status": run.info.status, "experiment_id": run.info.experiment_id}
+    is_active = run.info.lifecycle_stage == "active"
+    return {"found": is_active, "status": run.info.status, "experiment_id": run.info.experiment_id}
 
 
 def _has_commit(root: Path, commit: str) -> bool:

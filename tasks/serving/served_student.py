@@ -198,8 +198,8 @@ def refuse_rows(rows: list[int], count: int, fault: str) -> MlflowException:
 
 def refuse_columns(fault: str, columns: Iterable[Any]) -> MlflowException:
     """An error that lists the columns."""
-    found = ", ".join(map(str, columns)) or "no column"
-    return refuse(f"The {fault}. Found: {found}. {TAKES}")
+    listed = ", ".join(map(str, columns)) or "no column"
+    return refuse(f"The {fault}. Found: {listed}. {TAKES}")
 
 
 def refuse(message: str) -> MlflowException:

@@ -1,11 +1,10 @@
-"""The programs that dvc.yaml runs, and what they share: `run_stage` and `Stage`.
+"""The programs that dvc.yaml runs, and the parts they share: `run_stage` and `Stage`.
 
-A stage reads its own section of the recipe and the outs of earlier stages, works in
-`.work/<stage>-<recipe>-<fingerprint>/` (so that a killed run finds its own work again, and none of
-other settings, inputs or code) and moves
-`out/` from there into place as its last act, if those are still what they were: DVC records them
-as they are after the stage. It ends with 0, or with the error's exit code and a record for the
-flow in `.work/errors/`.
+A stage reads its own section of the recipe and the outs of earlier stages. It works in
+`.work/<stage>-<recipe>-<fingerprint>/`, so that a killed run finds its own work again, and never
+that of other settings, inputs or code. As its last act it moves `out/` from there into place, if
+settings, inputs and code have not changed, since DVC records them as they are after the stage. It
+ends with 0, or with the error's exit code and a record for the flow in `.work/errors/`.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ INPUTS: dict[str, tuple[str, ...]] = {
         "export_student",
     ),
 }
-# What a stage reads of other sections than its own.
+# Fields that a stage reads of other sections than its own.
 READS: dict[str, tuple[str, ...]] = {
     "prepare_data": ("train_teacher.mode", "train_teacher.labels"),
 }
@@ -53,7 +52,7 @@ READS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage program is given: its section, its folders, and a way to be watched."""
+    """A stage program's view of its run: its section, its folders, its log and progress bar."""
 
     name: str
     recipe: str
@@ -61,31 +60,31 @@ class Stage:
     compute: Compute
     root: Path
     work: Path
-    epochs: float = 0  # in which the student's training reads the teacher; decides no result
-    reads: Mapping[str, Any] = field(default_factory=dict)  # what `READS` names, by that name
+    epochs: float = 0  # of the student's training that read the teacher; no result depends on it
+    reads: Mapping[str, Any] = field(default_factory=dict)  # the fields in `READS`, by name
 
     @property
     def target(self) -> str:
-        """Its name for DVC."""
+        """The stage's name in DVC."""
         return f"{self.name}@{self.recipe}"
 
     @property
     def redo(self) -> str:
-        """The command that runs this stage alone, again."""
+        """The command that runs this stage alone again."""
         return f"dvc repro -s -f {self.target}"
 
     @property
     def out(self) -> Path:
-        """Where the stage's only out will stand."""
+        """The folder of the stage's only out."""
         return self.root / "artifacts" / self.recipe / self.name
 
     @property
     def draft(self) -> Path:
-        """Where the stage writes its out; moved into place when it is done."""
+        """The folder that the stage writes, moved to `out` when it is done."""
         return self.work / "out"
 
     def input(self, stage: str) -> Path:
-        """The out of an earlier stage. Raises DataError, with what mends it, if it is not there."""
+        """The out of an earlier stage. Raises DataError, with the mend, if it is missing."""
         if stage not in INPUTS[self.name]:
             raise AssertionError(f"{self.name} does not declare {stage} as an input")
         folder = self.root / "artifacts" / self.recipe / stage
@@ -100,7 +99,7 @@ class Stage:
         return folder
 
     def log(self, message: str) -> None:
-        """One line for whoever watches."""
+        """Print one line on standard error."""
         print(f"{self.name}: {message}", file=sys.stderr, flush=True)
 
     def bar(self, total: int, unit: str, *, done: int = 0, quiet: bool = False) -> Any:
@@ -122,14 +121,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class _Origin:
-    """What decides a stage's out, each part by a name for people."""
+    """All that decides a stage's out, each part under a readable name."""
 
-    read: dict[str, Any]  # its section, what earlier stages made, the recipe's local files
+    read: dict[str, Any]  # its section, earlier stages' outs, the recipe's local files
     code: dict[str, str]
 
 
 def run_stage(name: str, main: Callable[[Stage], None]) -> NoReturn:
-    """Run a stage program: the recipe's path is its only argument."""
+    """Run a stage program and exit; the recipe's path is the only argument."""
     if len(sys.argv) != 2:
         print(f"usage: python -m tasks.stages.{name} params/<recipe>.yaml", file=sys.stderr)
         sys.exit(2)
@@ -193,9 +192,9 @@ def _run(name: str, main: Callable[[Stage], None], root: Path, path: Path) -> No
 
 
 def _rank(compute: Compute) -> str:
-    """What sets this program apart from the first of a training's several; empty for the first.
+    """A suffix for a training's processes other than the first; empty for the first.
 
-    They are started by a cluster (RANK) or on several machines; the first alone has results.
+    A cluster (RANK) or several machines start them; only the first keeps results.
     """
     rank, machine = int(os.environ.get("RANK", "0")), compute.machine_rank or 0
     return f"process{rank}" if rank else f"machine{machine}" if machine else ""
@@ -212,7 +211,7 @@ def _read_origin(name: str, root: Path, path: Path, recipe: Recipe, digests: Dig
 
 
 def _read_fields(name: str, recipe: Recipe) -> dict[str, Any]:
-    """What a stage reads of other sections, by dotted name."""
+    """The fields that a stage reads of other sections, by dotted name."""
     return {
         dotted: functools.reduce(getattr, dotted.split("."), recipe)
         for dotted in READS.get(name, ())
@@ -220,15 +219,15 @@ def _read_fields(name: str, recipe: Recipe) -> dict[str, Any]:
 
 
 def digest_code(folder: Path, digests: Digests) -> dict[str, str]:
-    """Digests of a folder's programs: a stage goes on only with the code that it began with."""
+    """Digests of a folder's Python files by path; a stage's work goes on only with equal code."""
     files = sorted(folder.rglob("*.py"))
     return {file.relative_to(folder.parent).as_posix(): digests.of(file) for file in files}
 
 
 def _require_same(stage: Stage, before: _Origin, after: _Origin) -> None:
-    """Raise StageError if what decides the out is not what it was when the stage began.
+    """Raise StageError if settings, inputs or loaded code changed while the stage ran.
 
-    DVC would record it as it is now, as what made the out. Code that was not loaded had no part.
+    DVC would record their present state as the out's origin. Code that was not loaded had no part.
     """
     changed, loaded = _find_changes(before.read, after.read), _list_loaded()
     changed += [file for file in _find_changes(before.code, after.code) if file in loaded]
@@ -243,7 +242,7 @@ def _require_same(stage: Stage, before: _Origin, after: _Origin) -> None:
 
 
 def _list_loaded() -> set[str]:
-    """The programs that this process has loaded, named as `digest_code` names them."""
+    """The Python files that this process has loaded, named as `digest_code` names them."""
     own = (_CODE.name, "__main__")
     modules = [vars(each) for name, each in sys.modules.items() if name.partition(".")[0] in own]
     files = [Path(each["__file__"]) for each in modules if each.get("__file__")]
@@ -257,7 +256,7 @@ def _find_changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 
 def _set_threads(threads: int | None) -> None:
-    """For this process and those it starts; torch reads the variable only when it is imported."""
+    """Set the threads of this process and its children; torch reads the variable only at import."""
     if threads is None:
         return
     os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -266,7 +265,7 @@ def _set_threads(threads: int | None) -> None:
 
 
 def _quieten() -> None:
-    """No telemetry, no advice from libraries between our own lines."""
+    """Switch off telemetry, and libraries' messages between our own lines."""
     os.environ.update(
         HF_HUB_DISABLE_TELEMETRY="1",
         HF_HUB_DISABLE_PROGRESS_BARS="1",

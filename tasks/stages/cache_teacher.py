@@ -1,12 +1,12 @@
-"""Run the teacher once over the training split and keep what the levels read."""
+"""Run the teacher once over the training split and store the streams that the levels read."""
 
 from __future__ import annotations
 
 from tasks.kd.cache.care.users import register
 from tasks.kd.cache.format.codec import Codec
-from tasks.kd.cache.format.fingerprint import FORMAT_VERSION, base_fields_of, fingerprint
+from tasks.kd.cache.format.fingerprint import FORMAT_VERSION, fingerprint
 from tasks.kd.cache.format.manifest import MANIFEST, Live, Manifest
-from tasks.kd.cache.reading.audit import audit
+from tasks.kd.cache.opening import audit_cache, read_inputs
 from tasks.kd.cache.reading.reader import open_cache
 from tasks.kd.cache.writing.choice import choose, measure
 from tasks.kd.cache.writing.job import CacheJob
@@ -14,14 +14,13 @@ from tasks.kd.cache.writing.writer import write_cache, write_share
 from tasks.kd.data.examples.prepared import read_split
 from tasks.kd.documents.data_card import DataCard
 from tasks.kd.encoders.families import depth
-from tasks.kd.encoders.loading import attention_kernel
 from tasks.kd.errors import CacheCorruptError
 from tasks.kd.processes.launch import run_processes
 from tasks.kd.recipe.training import CacheTeacher
-from tasks.kd.targets.targets import LiveTargets, own_device
+from tasks.kd.targets.targets import own_device
 from tasks.kd.teacher.ensemble import load_teacher
 from tasks.stages import Stage, run_stage
-from tasks.stages.stored import read_report, store_of
+from tasks.stages.stored import store_of
 
 
 def main(stage: Stage) -> None:
@@ -46,33 +45,31 @@ def main(stage: Stage) -> None:
         mend=stage.redo,
         verify=False,  # the writer has just read every byte
     ).on(own_device())
-    live = LiveTargets(job.teacher, cached.streams, pad_id=job.pad_id, device=own_device())
     try:
-        audited = audit(cached, live, job.input_ids, count=params.audit_examples)
+        audited = audit_cache(cached, job, count=params.audit_examples)
     except CacheCorruptError as error:
-        store_of(stage).discard(manifest)  # what is whole and wrong would be found again
+        store_of(stage).discard(manifest)  # a whole but wrong cache would be used again
         raise CacheCorruptError(f"{error} The cache was discarded", mend=stage.redo) from None
     store_of(stage).share(manifest)
     manifest.write(stage.draft / MANIFEST)
-    names = [manifest.fingerprint, *(entry.fingerprint for entry in manifest.entries)]
-    register(store_of(stage), stage.root, stage.recipe, names)
+    register(store_of(stage), stage.root, stage.recipe, manifest.fingerprints)
     _tell(stage, manifest, audited)
 
 
 def make_job(stage: Stage) -> CacheJob:
     """The teacher, on this process's own device, the examples and the settings of a stage."""
-    data, teacher_folder = stage.input("prepare_data"), stage.input("train_teacher")
-    card, split = DataCard.read(data), read_split(data / "train.arrow")
-    teacher = load_teacher(teacher_folder).to(own_device())
-    report = read_report(teacher_folder)
-    base = base_fields_of(card, report, attention=attention_kernel(teacher))
-    return CacheJob(teacher, split.input_ids, card.pad_token_id, base, stage.params)
+    data, folder = stage.input("prepare_data"), stage.input("train_teacher")
+    teacher = load_teacher(folder).to(own_device())
+    texts = read_split(data / "train.arrow").input_ids
+    inputs = read_inputs(folder, teacher, DataCard.read(data), texts)
+    return CacheJob(**vars(inputs), params=stage.params)
 
 
 def _write(stage: Stage, job: CacheJob) -> Manifest:
     store, processes = store_of(stage), stage.compute.processes
-    begun = [fingerprint(job.made_of), *job.streams.values(), *job.pieces.values()]
-    register(store, stage.root, stage.recipe, begun)  # so that nobody clears what is half-written
+    register(
+        store, stage.root, stage.recipe, job.entries
+    )  # so that nobody clears what is half-written
 
     def warn(reason: str) -> None:
         stage.log(f"warning: {reason}")
@@ -88,7 +85,7 @@ def _write(stage: Stage, job: CacheJob) -> Manifest:
 
 
 def share(stage: Stage, codecs: dict[str, Codec]) -> None:
-    """One process's part of the shards; runs in each of several."""
+    """Write this process's share of the shards; runs in each of several processes."""
     import torch
 
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()

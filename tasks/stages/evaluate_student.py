@@ -1,4 +1,4 @@
-"""Teacher against student on the test split: figures, predictions, report."""
+"""Compare teacher and student on the test split: figures, predictions, report."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ from tasks.kd.tokens.encoding import encode, read_tokenizer, require_same_tokens
 from tasks.stages import Stage, run_stage
 
 _MISTAKES = 8
-_TEACHER_PARITY = 1e-2  # its ONNX file is only timed; this is to notice a broken one
+_TEACHER_PARITY = 1e-2  # the teacher's ONNX file is only timed; this notices a broken one
 
 
 @dataclass(frozen=True)
 class Subjects:
-    """What is compared, and on what."""
+    """The models that are compared, and the examples."""
 
     test: Split
     labels: tuple[str, ...]
@@ -87,7 +87,7 @@ def main(stage: Stage) -> None:
 
 
 def _measure(stage: Stage, subjects: Subjects, answers: Answers, student_torch: float) -> Metrics:
-    """All that follows from the answers, and what they cost.
+    """All figures of the answers and their cost.
 
     `student_torch` is the accuracy of the student before its export.
     """
@@ -119,7 +119,10 @@ def _measure(stage: Stage, subjects: Subjects, answers: Answers, student_torch: 
 
 
 def _load(stage: Stage) -> Subjects:
-    """Models and test split; the exported tokenizer must give the prepared token ids."""
+    """The models and the test split.
+
+    Raises DataError if the exported tokenizer gives other token ids than the prepared ones.
+    """
     prepared, exported = stage.input("prepare_data"), stage.input("export_student")
     test = read_split(prepared / "test.arrow")
     contract = Contract.read(exported)
@@ -141,7 +144,7 @@ def _load(stage: Stage) -> Subjects:
 def _answer(stage: Stage, subjects: Subjects) -> tuple[Answers, float]:
     """Both models' answers, and the accuracy of the student in torch.
 
-    The student answers as it is served: an int8 file one text at a time.
+    The student answers as it is served: an int8 file takes one text at a time.
     """
     ids, pad = subjects.test.input_ids, subjects.pad_token_id
     with stage.bar(3 * len(ids), "text") as bar:
@@ -163,7 +166,7 @@ def _answer(stage: Stage, subjects: Subjects) -> tuple[Answers, float]:
 
 
 def _measure_cost(stage: Stage, subjects: Subjects) -> tuple[Cost, Cost]:
-    """What teacher and student cost; the teacher is exported for it, for now."""
+    """The cost of teacher and student; the teacher is exported temporarily to measure it."""
     folder = stage.work / "teacher"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -202,7 +205,7 @@ def _describe_cost(model: Any, times_ms: npt.NDArray[np.float64], size_bytes: in
 
 
 def _measure_similarity(stage: Stage, subjects: Subjects) -> Similarity:
-    """Linear CKA of every student layer with every teacher layer, embeddings (0) included."""
+    """Linear CKA of every student layer and every teacher layer, embeddings (0) included."""
     rows = _choose(subjects.test, stage.params.similarity_examples, stage.params.seed + 1)
     ids = subjects.test.take(rows).input_ids
     states = [
@@ -217,7 +220,7 @@ def _measure_similarity(stage: Stage, subjects: Subjects) -> Similarity:
 
 
 def _choose(test: Split, examples: int, seed: int) -> Any:
-    """Rows of a seeded choice of test texts, all of them if there are no more."""
+    """Rows of a seeded choice of `examples` test texts, or all rows if there are fewer."""
     random = np.random.default_rng(seed)
     return np.sort(random.choice(len(test), min(examples, len(test)), replace=False))
 
@@ -245,7 +248,7 @@ def _contents(stage: Stage, metrics: Metrics, subjects: Subjects, answers: Answe
 
 
 def _find_mistakes(subjects: Subjects, answers: Answers) -> list[Mistake]:
-    """Texts that only the teacher gets right, the student's surest mistakes first."""
+    """Texts that only the teacher gets right, the student's most confident mistakes first."""
     labels, teacher, student = answers.labels, answers.teacher, answers.student
     lost = np.flatnonzero((teacher.classes == labels) & (student.classes != labels))
     surest = lost[np.argsort(-student.confidence[lost], kind="stable")][:_MISTAKES]
@@ -262,7 +265,7 @@ def _find_mistakes(subjects: Subjects, answers: Answers) -> list[Mistake]:
 
 
 def _trace_lineage(stage: Stage, subjects: Subjects) -> list[tuple[str, str]]:
-    """What the student was made from. The git commit is not here: it is the MLflow run's."""
+    """The student's origins. The git commit is left out, since the MLflow run has it."""
     data_card = DataCard.read(stage.input("prepare_data"))
     student = StudentReport.read(stage.input("train_student"))
     return [
@@ -278,7 +281,7 @@ def _trace_lineage(stage: Stage, subjects: Subjects) -> list[tuple[str, str]]:
 
 
 def _show(metrics: Metrics, confidence: float) -> None:
-    """The result as a table on the terminal."""
+    """Print the result as a table."""
     table = Table(title=f"{metrics.recipe}: {metrics.examples} test texts", title_justify="left")
     table.add_column("")
     for name in ("teacher", "student"):

@@ -1,4 +1,4 @@
-"""The trained student as files to serve: ONNX in float32 and int8, tokenizer, model card."""
+"""Write the trained student as files to serve: ONNX in float32 and int8, tokenizer, model card."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tasks.stages import Stage, run_stage
 
 
 def main(stage: Stage) -> None:
-    """Export, check against torch on the dev split, write the student's papers."""
+    """Export, compare with torch on the dev split, and write the student's papers."""
     prepared, teacher = stage.input("prepare_data"), stage.input("train_teacher")
     student = stage.input("train_student")
     data_card = DataCard.read(prepared)
@@ -50,10 +50,10 @@ def main(stage: Stage) -> None:
 
 def _require_labels(id2label: dict[int, str], labels: tuple[str, ...], *, where: Path) -> None:
     """Raise ExportError unless the student's labels are the data's, in the same order."""
-    found = tuple(id2label[i] for i in sorted(id2label))
-    if found != labels:
+    names = tuple(id2label[i] for i in sorted(id2label))
+    if names != labels:
         raise ExportError(
-            "the student has other labels", where=where, expected=list(labels), found=list(found)
+            "the student has other labels", where=where, expected=list(labels), found=list(names)
         )
 
 

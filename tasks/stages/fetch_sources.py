@@ -1,4 +1,4 @@
-"""Bring the labelled text and the models' weights here, with the digest of each file."""
+"""Fetch the labelled text and the models' weights, and note the digest of each file."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tasks.stages import Stage, run_stage
 
 
 def main(stage: Stage) -> None:
-    """Write data/, teacher/, student/ and teachers/ if there are such, and sources.json."""
+    """Write data/, teacher/, sources.json and, if the recipe has them, student/ and teachers/."""
     params: FetchSources = stage.params
     stage.log(f"text from {_describe(params.data)}")
     fetch_data(params.data, stage.root, stage.draft / "data")
     stage.log(f"teacher's base from {_describe(params.teacher)}")
     _fetch_checked(params.teacher, stage.root, stage.draft / "teacher")
-    load_tokenizer(stage.draft / "teacher")  # what is wrong with it is said now
+    load_tokenizer(stage.draft / "teacher")  # reports its faults now
     if params.student is not None:
         stage.log(f"student's base from {_describe(params.student)}")
         _fetch_checked(params.student, stage.root, stage.draft / "student")
@@ -40,10 +40,10 @@ def main(stage: Stage) -> None:
 
 
 def _fetch_checked(source: ModelSource, root: Path, out: Path) -> None:
-    """Fetch a model whose files are what their names say.
+    """Fetch a model and check its files.
 
-    A folder of the repository is looked at before it is copied, so that faults are named by the
-    path that is the user's, and weights in other formats are seen.
+    A folder of the repository is checked before it is copied. So errors name the user's own path,
+    and weights of other formats are seen.
     """
     if isinstance(source, PathModel) and (root / source.folder / "config.json").is_file():
         check_model_folder(root / source.folder)
@@ -52,9 +52,9 @@ def _fetch_checked(source: ModelSource, root: Path, out: Path) -> None:
 
 
 def _write_label_names(path: Path, fields: dict[str, Any]) -> None:
-    """Give the names of labels the form that all libraries read, where they can mean one thing.
+    """Rewrite unambiguous label names in the form that all libraries read.
 
-    Raises DataError for an id2label in a form that no library reads.
+    Raises DataError for an ambiguous id2label in a form that no library reads.
     """
     said = {name: fields[name] for name in ("id2label", "label2id") if fields.get(name)}
     names = known_label_names(fields, path) if said else None
@@ -72,10 +72,10 @@ def _write_label_names(path: Path, fields: dict[str, Any]) -> None:
 
 
 def require_one_vocabulary(teacher: Path, other: Path, field: str) -> None:
-    """Raise DataError unless both models' tokenizers make the same token ids of any text.
+    """Raise DataError unless both models' tokenizers give the same token ids for any text.
 
-    Both are given the same ids, so that other words would stand in the other's rows. `field` is
-    where the recipe names it.
+    Both models get the same ids, so another vocabulary's rows would hold other words. `field` is
+    the other model's field in the recipe.
     """
     difference = compare_tokenizers(load_tokenizer(teacher), load_tokenizer(other))
     if difference is not None:

@@ -1,4 +1,4 @@
-"""From raw tables to token ids, labels, stable example ids and splits, with a data card."""
+"""Turn raw tables into splits of token ids, labels and stable example ids, with a data card."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ from tasks.kd.tokens.vocabularies import require_same_pieces
 from tasks.stages import Stage, run_stage
 
 _SAMPLE = 500  # texts that are compared with slower programs
-_MANY_CUT = 0.01  # share of cut texts that is worth a warning
+_MANY_CUT = 0.01  # the share of cut texts above which there is a warning
 
 
 def main(stage: Stage) -> None:
     """Write the splits, tokenizer/ and data_card.json.
 
-    Random texts stand behind the others of the training split.
+    Random texts come last in the training split.
     """
     params: PrepareData = stage.params
     teacher_folder = stage.input("fetch_sources") / "teacher"
@@ -84,7 +84,7 @@ def main(stage: Stage) -> None:
 
 
 def _read(sources: Path, params: PrepareData) -> RawSplits:
-    """Both splits as they were fetched, in the form that their source has."""
+    """The raw splits, read in the form of their source."""
     read: TypeAdapter[DataSource] = TypeAdapter(DataSource)
     said = json.dumps(Sources.read(sources).data)
     source = parse(read.validate_json, said, Sources.TITLE, sources / Sources.FILE, "data")
@@ -97,7 +97,7 @@ def _read(sources: Path, params: PrepareData) -> RawSplits:
 
 
 def _divide(stage: Stage, train: Rows) -> tuple[Rows, Rows]:
-    """The training and the dev split. Raises DataError if one would be empty."""
+    """The training split and the dev split. Raises DataError if one would be empty."""
     params: PrepareData = stage.params
     if params.train_examples is not None and params.train_examples < len(train):
         left_out = len(train) - params.train_examples
@@ -119,8 +119,9 @@ def _divide(stage: Stage, train: Rows) -> tuple[Rows, Rows]:
 def _order_labels(stage: Stage, teacher: Path, train: Rows) -> list[str]:
     """Label names in order of id.
 
-    A given teacher's own, named as the recipe's map says: also those that today's training split
-    lacks. Of a teacher that is yet to be tuned those of the data, in its order if it has the same.
+    A given teacher's labels, renamed by the recipe's map, include those that the training split
+    lacks. A teacher that is to be tuned gets the data's labels, in its own order if it has the
+    same.
     """
     names = sorted(set(train.labels))
     if len(names) < 2:
@@ -146,7 +147,7 @@ def _require_known_labels(labels: list[str], splits: dict[str, Rows]) -> None:
 
 
 def _save_tokenizer(teacher: ModelTokenizer, out: Path, params: PrepareData) -> Tokenizer:
-    """The teacher's tokenizer with the recipe's maximum length, as it is read back."""
+    """Save the teacher's tokenizer with the recipe's maximum length, and read it back."""
     write_tokenizer_folder(teacher, out, params.max_length_tokens)
     return read_tokenizer(out / "tokenizer.json", params.max_length_tokens)
 
@@ -154,8 +155,8 @@ def _save_tokenizer(teacher: ModelTokenizer, out: Path, params: PrepareData) -> 
 def prove_tokens(teacher: ModelTokenizer, saved: Path, train: Split, params: PrepareData) -> None:
     """Raise DataError unless the training texts' ids are those of the teacher's own files.
 
-    Of all texts, where there is a tokenizer.json or a vocabulary; of a sample, where they are
-    compared with sentencepiece, and with what transformers reads from the saved folder.
+    All texts are compared with tokenizer.json or the vocabulary. A sample is compared with
+    sentencepiece, and with the tokenizer that transformers reads from the saved folder.
     """
     from transformers import AutoTokenizer
 
@@ -165,12 +166,12 @@ def prove_tokens(teacher: ModelTokenizer, saved: Path, train: Split, params: Pre
     sample = train.take(np.arange(min(_SAMPLE, len(train))))
     require_same_pieces(teacher.files, teacher.tokenizer, sample.texts)
     loaded: Any = AutoTokenizer.from_pretrained(saved, local_files_only=True)
-    found = loaded(sample.texts, truncation=True)["input_ids"]
-    require_same_tokens([np.asarray(ids) for ids in found], sample.input_ids, where=saved)
+    ids_again = loaded(sample.texts, truncation=True)["input_ids"]
+    require_same_tokens([np.asarray(ids) for ids in ids_again], sample.input_ids, where=saved)
 
 
 def _require_positions(teacher: ModelTokenizer, params: PrepareData) -> None:
-    """Raise DataError for texts longer than the teacher's positions."""
+    """Raise DataError if the maximum length exceeds the teacher's positions."""
     if teacher.positions is not None and params.max_length_tokens > teacher.positions:
         raise DataError(
             "texts may be longer than the teacher can read",
@@ -195,12 +196,12 @@ def _add_random_texts(train: Split, tokenizer: Tokenizer, params: PrepareData) -
     return train.followed_by(random_texts(tokenizer, lengths, seed=params.seed + 2))
 
 
-# --- what is told of them ------------------------------------------------------------------------
+# --- the data card and the log -------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a data card tells of: the sources' rows, and what was made of them."""
+    """The content of a data card: the raw rows, and the splits made of them."""
 
     raw: RawSplits
     labels: list[str]
@@ -259,7 +260,7 @@ def _say_reading(name: str, reading: Reading, params: PrepareData) -> str:
 
 
 def _warn_of_texts(readings: dict[str, Reading], params: PrepareData) -> list[str]:
-    """What whoever reads the data card should know of the texts."""
+    """Warnings about the texts, for readers of the data card."""
     length, train, warnings = params.max_length_tokens, readings["train"], []
     if (cut := train.cut_fraction(length)) > _MANY_CUT:
         warnings.append(
@@ -276,7 +277,7 @@ def _warn_of_texts(readings: dict[str, Reading], params: PrepareData) -> list[st
 
 
 def _example_ids(texts: list[str]) -> list[str]:
-    """A permanent key per row: its text's digest, numbered where a text is repeated."""
+    """A permanent key per row: its text's digest, with a number if the text is repeated."""
     seen: Counter[str] = Counter()
     ids = []
     for text in texts:

@@ -1,4 +1,4 @@
-"""Fine-tune the teacher, or check and freeze one that is given."""
+"""Fine-tune the teacher, or check and freeze a given one."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _BATCH_TOKENS = 8192
 
 
 def main(stage: Stage) -> None:
-    """Write model/, report.json and metrics.jsonl; with other teachers, members/ and their rule."""
+    """Write model/, report.json and metrics.jsonl; for an ensemble, members/ and its rule too."""
     sources, data = stage.input("fetch_sources"), stage.input("prepare_data")
     base, rule = sources / "teacher", stage.params.ensemble
     is_main = rule is None or rule.layers == MAIN
@@ -62,7 +62,7 @@ def main(stage: Stage) -> None:
 
 
 def _gather(stage: Stage, others: Path, data: Path, rule: EnsembleRule) -> None:
-    """Check the other teachers, put them beside the first, and measure each and all together."""
+    """Check the other teachers, put them beside the first, measure each one and the ensemble."""
     card, dev = DataCard.read(data), read_split(data / "dev.arrow")
     for other in sorted(others.iterdir()):
         names = require_labels(other, card.labels, stage.params.labels)
@@ -94,16 +94,16 @@ def _gather(stage: Stage, others: Path, data: Path, rule: EnsembleRule) -> None:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a classifier says of the dev split."""
+    """A classifier's answers on the dev split."""
 
     standing: Standing
     labels: tuple[str, ...]
     confusion: npt.NDArray[np.int64]  # labels by answers
-    confidence: float  # mean of the highest probabilities
+    confidence: float  # the mean of the highest probabilities
 
 
 def _ask(model: torch.nn.Module, dev: Split, card: DataCard) -> Answers:
-    """A classifier's standing on the dev split. Raises DataError for logits that are not finite."""
+    """A classifier's answers on the dev split. Raises DataError for logits that are not finite."""
     logits = predict(model, dev, pad_id=card.pad_token_id, max_tokens=_BATCH_TOKENS)
     if not logits.isfinite().all():
         raise DataError(
@@ -122,7 +122,7 @@ def _ask(model: torch.nn.Module, dev: Split, card: DataCard) -> Answers:
 
 
 def require_worth(stage: Stage, teacher: Path, answers: Answers, own_names: Sequence[str]) -> None:
-    """Raise DataError unless a given teacher's answers are surely worth more than a constant."""
+    """Raise DataError unless a given teacher is significantly better than a constant answer."""
     standing, params = answers.standing, stage.params
     if standing.lead is None:
         raise DataError(
@@ -148,27 +148,27 @@ def require_worth(stage: Stage, teacher: Path, answers: Answers, own_names: Sequ
         "the given teacher is hardly better than one answer for all texts",
         where=teacher,
         expected=f"a lead of {params.min_lead:.2%} (train_teacher.min_lead) on the dev split, and "
-        "surely above 0",
+        "significantly above 0",
         found=str(standing),
         advice=f"Likely causes, in this order: {listed}.",
     )
 
 
 def check_shape(base: Path, params: TrainTeacher) -> None:
-    """Raise DataError unless the model has the shape that the recipe says."""
-    found = vars(shape_of(load_config(base).to_dict()))
-    wrong = [name for name, value in found.items() if value != getattr(params, name)]
+    """Raise DataError unless the model has the shape in the recipe."""
+    shape = vars(shape_of(load_config(base).to_dict()))
+    wrong = [name for name, value in shape.items() if value != getattr(params, name)]
     if wrong:
         raise DataError(
             "the teacher is not as the recipe says",
             where="train_teacher",
             expected=", ".join(f"{name} {getattr(params, name)}" for name in wrong),
-            found=", ".join(f"{name} {found[name]}" for name in wrong),
+            found=", ".join(f"{name} {shape[name]}" for name in wrong),
         )
 
 
 def fine_tune(stage: Stage) -> None:
-    """Train on labels; runs in every process."""
+    """Train the teacher on labels; runs in every process."""
     params: TrainTeacher = stage.params
     data = stage.input("prepare_data")
     card = DataCard.read(data)
@@ -197,11 +197,11 @@ def fine_tune(stage: Stage) -> None:
     ).write(stage.draft)
     stage.log(f"dev {standing} after epoch {report.best_epoch}, {report.seconds:.0f} s")
     if not standing.is_above_chance:
-        stage.log("warning: the teacher is not surely better than one answer for all texts")
+        stage.log("warning: the teacher is not significantly better than a constant answer")
 
 
 def habits(stage: Stage, steps: int) -> Habits:
-    """Where a training keeps its checkpoints and tells its figures."""
+    """The places of a training's checkpoints and profiles, and the sinks of its figures."""
 
     def sinks(step: int) -> list[Sink]:
         lines = JsonLines(stage.work / HISTORY, resume_at=step)
@@ -215,14 +215,14 @@ def habits(stage: Stage, steps: int) -> Habits:
 
 @dataclass(frozen=True)
 class Saved:
-    """A model's weights, and the digest of its folder."""
+    """A saved model's number of weights, and the digest of its folder."""
 
     parameters: int
     sha256: str
 
 
 def save(stage: Stage, model: Any) -> Saved:
-    """Write a trained model and the history of its training."""
+    """Write a trained model and its training's history into the draft."""
     model.save_pretrained(stage.draft / "model")
     if (stage.work / HISTORY).exists():
         shutil.copyfile(stage.work / HISTORY, stage.draft / HISTORY)
@@ -232,10 +232,10 @@ def save(stage: Stage, model: Any) -> Saved:
 def require_labels(
     model: Path, expected: Sequence[str], labels: Mapping[str, str] | None = None
 ) -> list[str]:
-    """A tuned classifier's own names of its labels.
+    """A tuned classifier's own label names.
 
-    Raises DataError unless it gives one of `expected`, in that order. `labels` is the recipe's map
-    of names, for whichever teacher has the names that it knows.
+    Raises DataError unless they are `expected`, in that order. `labels` is the recipe's map of
+    names, used if its keys are this teacher's names.
     """
     config = model / "config.json"
     fields = read_config(model)
@@ -263,7 +263,7 @@ def require_labels(
 
 
 def _freeze(stage: Stage, base: Path, data: Path) -> None:
-    """Check a tuned teacher's labels and measure it; its weights stay as they are."""
+    """Check a tuned teacher's labels, measure it, and save it with its weights unchanged."""
     started = time.monotonic()
     card, dev = DataCard.read(data), read_split(data / "dev.arrow")
     names = require_labels(base, card.labels, stage.params.labels)

@@ -204,8 +204,10 @@ def test_a_type_that_goes_further_than_another_says_what_is_more() -> None:
     )
 
 
-def test_no_long_cell_of_the_recipe_page_stands_three_times() -> None:
+def test_no_type_of_the_recipe_page_is_long_and_no_long_cell_stands_three_times() -> None:
     rows = re.findall(r"^\| `.*\|$", describe_recipe(Recipe), re.MULTILINE)
+    assert len(rows) > 100
+    assert [row for row in rows if len(row.split(" | ")[1]) > 200] == []
     cells = Counter(cell for row in rows for cell in row.split(" | ")[1:] if len(cell) > 60)
     assert {cell: count for cell, count in cells.items() if count > 2} == {}
 

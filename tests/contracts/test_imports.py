@@ -19,7 +19,11 @@ from packaging.utils import canonicalize_name
 ALLOWED = {
     "tasks/kd/recipe/maps.py": ("tasks.kd.errors",),
     "tasks/kd/gate/paired.py": (),
-    "tasks/kd/gate/decision.py": ("tasks.kd.gate.paired", "tasks.kd.errors"),
+    "tasks/kd/gate/decision.py": (
+        "tasks.kd.gate.paired",
+        "tasks.kd.documents.decision",
+        "tasks.kd.errors",
+    ),
     "tasks/kd/cache/format/fingerprint.py": ("tasks.kd.errors",),
     "tasks/kd/recipe/streams.py": (),
     "tasks/kd/recipe/losses.py": ("pydantic", "tasks.kd.recipe.levels"),
@@ -75,6 +79,7 @@ BREACHES = [
         "import tasks.kd.cache.care.users",
         "the rooms of the cache",
     ),
+    ("tasks/kd/cache/store/store.py", "import torch", "no torch in what says what a cache is"),
     ("tasks/kd/digests.py", "import tasks.stages", "no circle among modules"),
     ("tasks/kd/training/loop.py", "import tasks.kd.levels.objective", "the early stages"),
     ("tasks/kd/data/tables.py", "import tasks.kd.gate.paired", "sources and data are made"),
@@ -230,6 +235,27 @@ def test_no_module_of_the_recipe_loads_anything_heavy(root: Path) -> None:
     loaded = set(done.stdout.split())
     assert set(modules) <= loaded
     assert loaded & (HEAVY | {"numpy"}) == set()
+
+
+@pytest.mark.parametrize(
+    "package",
+    [
+        "tasks.kd.cache.care",
+        "tasks.kd.cache.format.estimate",
+        "tasks.kd.cache.format.fingerprint",
+        "tasks.kd.cache.format.manifest",
+        "tasks.kd.cache.store",
+        "tasks.kd.recipe.streams",
+    ],
+)
+def test_what_says_what_a_cache_is_loads_no_torch(package: str, root: Path) -> None:
+    folder = root / package.replace(".", "/")
+    modules = [f"{package}.{path.stem}" for path in folder.glob("[!_]*.py")] or [package]
+    done = run_python(f"import sys, {', '.join(modules)}\nprint(*sys.modules)", root)
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.split())
+    assert {*modules} <= loaded
+    assert loaded & HEAVY == set()
 
 
 @pytest.mark.slow

@@ -68,11 +68,11 @@ def ids_of(encoding: Encoding) -> Ids:
     return np.asarray(encoding.ids, dtype=np.int32)
 
 
-def require_same_tokens(found: Sequence[Ids], prepared: Sequence[Ids], *, where: object) -> None:
+def require_same_tokens(encoded: Sequence[Ids], prepared: Sequence[Ids], *, where: object) -> None:
     """Raise DataError unless a tokenizer's ids equal the prepared ids, row by row."""
     wrong = [
         row
-        for row, (a, b) in enumerate(zip(found, prepared, strict=True))
+        for row, (a, b) in enumerate(zip(encoded, prepared, strict=True))
         if not np.array_equal(a, b)
     ]
     if wrong:

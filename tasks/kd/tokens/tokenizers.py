@@ -160,10 +160,10 @@ def compare_tokenizers(own: ModelTokenizer, other: ModelTokenizer) -> tuple[str,
     The pieces around a text are compared as they come out, since files can define them in several
     ways.
     """
-    known, found = (_parts(model) for model in (own, other))
+    known, theirs = (_parts(model) for model in (own, other))
     for part, value in known.items():
-        if found[part] != value:
-            return part, _difference(part, found[part], value)
+        if theirs[part] != value:
+            return part, _difference(part, theirs[part], value)
     return None
 
 
@@ -178,14 +178,14 @@ def _parts(model: ModelTokenizer) -> dict[str, Any]:
     return parts | {"pieces around a text": model.tokenizer.encode("").tokens}
 
 
-def _difference(part: str, found: Any, expected: Any) -> str:
+def _difference(part: str, theirs: Any, expected: Any) -> str:
     """The other's part in one line; for two vocabularies, the first token that differs."""
     if part == "model":
-        words, known = (value.get("vocab") for value in (found, expected))
+        words, known = (value.get("vocab") for value in (theirs, expected))
         if isinstance(words, dict) and isinstance(known, dict) and words != known:
             first = min(word for word, _ in words.items() ^ known.items())
             return f"{len(words)} tokens for its {len(known)}, the first unlike one {first!r}"
-    return json.dumps(found, sort_keys=True)[:200]
+    return json.dumps(theirs, sort_keys=True)[:200]
 
 
 # --- what stands beside the vocabulary -----------------------------------------------------------

@@ -170,13 +170,13 @@ def require_same_pieces(files: TokenizerFiles, tokenizer: Tokenizer, texts: list
         theirs = [own.encode(text, out_type=str) for text in given]
     pieces = [one.tokens for one in tokenizer.encode_batch(texts, add_special_tokens=False)]
     special = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
-    for text, found, expected in zip(texts, pieces, theirs, strict=True):
-        if found == expected or any(piece in text for piece in special):
+    for text, made, expected in zip(texts, pieces, theirs, strict=True):
+        if made == expected or any(piece in text for piece in special):
             continue
         raise DataError(
             "sentencepiece cuts a text in other pieces than the tokenizer made of its model",
             where=path,
             expected=" ".join(expected)[:120],
-            found=" ".join(found)[:120],
+            found=" ".join(made)[:120],
             advice="Save a tokenizer.json with the transformers that the model was trained with.",
         )

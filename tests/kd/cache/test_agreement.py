@@ -16,7 +16,6 @@ from tasks.kd.errors import CacheCorruptError, KDError, StageError
 from tasks.kd.processes import ranks
 from tasks.kd.processes.agreement import agreed
 from tasks.kd.processes.launch import run_processes
-from tasks.stages.train_student import _part
 from tests.kd.cache.conftest import MEND
 
 CPU = torch.device("cpu")
@@ -54,22 +53,6 @@ def refused(folder: Path, manifest: Any, verify: Any) -> bool:
     except CacheCorruptError:
         return True
     return False
-
-
-@pytest.mark.parametrize(
-    ("environment", "part"),
-    [
-        ({"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "RANK": "5"}, (1, 4)),
-        ({}, (0, 1)),
-        ({"LOCAL_RANK": "1"}, (0, 1)),  # how many there are is not said: each compares all
-        ({"LOCAL_RANK": "4", "LOCAL_WORLD_SIZE": "4"}, (0, 1)),
-        ({"LOCAL_RANK": "-1", "LOCAL_WORLD_SIZE": "4"}, (0, 1)),
-    ],
-)
-def test_the_part_is_that_of_the_machine_s_processes(
-    environment: dict[str, str], part: tuple[int, int]
-) -> None:
-    assert _part(environment) == part
 
 
 def test_alone_an_error_is_its_own() -> None:

@@ -21,6 +21,7 @@ from tasks.kd.cache.format.manifest import (
     Stream,
     parse_document,
     read_document,
+    read_recipe_manifest,
 )
 from tasks.kd.cache.store.store import LOCK, USE, Document, Store
 from tasks.kd.errors import (
@@ -100,10 +101,7 @@ def read_needs(manifests: Mapping[str, Path]) -> Needs:
     faults: dict[str, CacheError] = {}
     for recipe, path in manifests.items():
         try:
-            document = read_document(path)
-            if not isinstance(document, Manifest | Live):
-                raise CacheCorruptError("not the manifest of a recipe's cache", where=path)
-            found[recipe] = document
+            found[recipe] = read_recipe_manifest(path)
         except CacheError as error:
             faults[recipe] = error
     return Needs(found, faults)

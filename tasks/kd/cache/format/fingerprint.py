@@ -5,11 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from tasks.kd.documents.data_card import DataCard
-    from tasks.kd.documents.training import TeacherReport
 
 FORMAT_VERSION = 1
 Fields = Mapping[str, object]
@@ -32,18 +27,6 @@ def base_fields(
         "encoded_sha256": encoded_sha256,
         "numerics": {"dtype": "float32", "attention": attention},
     }
-
-
-def base_fields_of(
-    card: DataCard, teacher_report: TeacherReport, *, attention: str = "sdpa"
-) -> dict[str, object]:
-    """The same, from a data card and the teacher's report."""
-    return base_fields(
-        teacher_sha256=teacher_report.teacher_sha256,
-        tokenizer_sha256=card.tokenizer_sha256,
-        encoded_sha256=card.encoded_sha256,
-        attention=attention,
-    )
 
 
 def stream_fields(

@@ -113,6 +113,11 @@ class Manifest(_Document):
         yield from self.pieces.values()
 
     @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """Its own name, and those of all that it needs of the store."""
+        return (self.fingerprint, *(entry.fingerprint for entry in self.entries))
+
+    @property
     def served(self) -> tuple[str, ...]:
         """Names of all streams that it gives."""
         return in_order({*self.streams, *self.computed} - self.internal)
@@ -179,6 +184,23 @@ def read_document(path: Path) -> Stream | Piece | Manifest | Live:
     except FileNotFoundError:
         raise CacheIncompleteError("the teacher cache has no manifest", where=path) from None
     return parse_document(text, path)
+
+
+def read_recipe_manifest(path: Path, *, mend: str | None = None) -> Manifest | Live:
+    """The manifest of a recipe's cache, or of the live teacher that stands in its place.
+
+    Raises CacheCorruptError for the manifest of a stream or a piece.
+    """
+    document = read_document(path)
+    if not isinstance(document, Manifest | Live):
+        raise CacheCorruptError(
+            "not the manifest of a recipe's cache",
+            where=path,
+            expected="kind cache or live",
+            found=document.kind,
+            mend=mend,
+        )
+    return document
 
 
 def parse_document(text: bytes, where: object) -> Stream | Piece | Manifest | Live:

@@ -114,9 +114,8 @@ class Store:
 
     def discard(self, manifest: Manifest) -> None:
         """Remove a cache that was found wrong, with all that it was made of, on this machine."""
-        names = [manifest.fingerprint, *(entry.fingerprint for entry in manifest.entries)]
-        with self.writing(names):
-            for name in names:
+        with self.writing(manifest.fingerprints):
+            for name in manifest.fingerprints:
                 (self.entry(name) / MANIFEST).unlink(missing_ok=True)
                 for path in self.entry(name).iterdir():
                     if path.name not in (LOCK, USE):

@@ -90,18 +90,18 @@ def rename_labels(names: list[str], labels: Mapping[str, str] | None, where: Pat
 
 
 def order_labels(
-    found: Sequence[str], names: list[str], labels: Mapping[str, str] | None, where: Path
+    of_data: Sequence[str], names: list[str], labels: Mapping[str, str] | None, where: Path
 ) -> list[str]:
     """All labels of a given teacher, in its order, as the data spell them.
 
-    `found` are the data's labels; each must be one of the teacher's. Raises DataError, with advice
-    on what to write where.
+    `of_data` are the data's labels; each must be one of the teacher's. Raises DataError, with
+    advice on what to write where.
     """
     known = rename_labels(names, labels, where)
-    strange = sorted(set(found) - set(known))
+    strange = sorted(set(of_data) - set(known))
     if not strange:
         return known
-    ordered = in_order(found)
+    ordered = in_order(of_data)
     if labels is None and are_generic(names):
         raise DataError(
             "the teacher's labels have no names, and the data's have",
@@ -116,7 +116,7 @@ def order_labels(
         "the teacher's labels are not those of the data: "
         f"{', '.join(strange)[:200]} is none of the teacher's",
         where=where,
-        expected=f"{len(set(found))} labels: {', '.join(sorted(found))}"[:300],
+        expected=f"{len(set(of_data))} labels: {', '.join(sorted(of_data))}"[:300],
         found=f"{len(known)} labels in id2label: {', '.join(known)}"[:300],
         advice=f"If they mean the same, name them in {FIELD} (teacher's name: data's name).",
     )
