@@ -21,7 +21,8 @@ from tasks.kd.cache.reading.reader import CachedTargets
 from tasks.kd.data.examples.batching import Rows
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.data.tables import stratified
-from tasks.kd.training.loop import Parts, predict, steps_in_all
+from tasks.kd.training.course import Parts, steps_in_all
+from tasks.kd.training.dev import predict
 from tasks.kd.training.sinks import Record
 
 SEEDS = (7, 8)

@@ -16,7 +16,7 @@ from tasks.kd.recipe.compute import Compute
 from tasks.kd.recipe.levels import Level
 from tasks.kd.recipe.student import Student
 from tasks.kd.recipe.training import Optimizer
-from tasks.kd.training.loop import Parts
+from tasks.kd.training.course import Parts
 from tasks.kd.training.sinks import Record
 
 # A new optimizer's first update makes its moments, the first batch is assembled during no step.

@@ -28,7 +28,7 @@ from tasks.kd.cache.store.store import Store
 from tasks.kd.cache.writing.job import CacheJob
 from tasks.kd.cache.writing.writer import write_cache
 from tasks.kd.data.examples.prepared import Split
-from tasks.kd.training.loop import Parts
+from tasks.kd.training.course import Parts
 from tasks.kd.training.sinks import Record
 
 TIMES = 10

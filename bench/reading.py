@@ -21,7 +21,7 @@ from bench.students import (
 from tasks.kd.data.examples.batching import Rows
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.data.examples.targets import Targets
-from tasks.kd.training.loop import Parts
+from tasks.kd.training.course import Parts
 from tasks.kd.training.sinks import Record
 
 STEP = "a step"

@@ -25,7 +25,8 @@ from tasks.kd.cache.format.fingerprint import fingerprint
 from tasks.kd.cache.format.manifest import MANIFEST, Manifest, read_document
 from tasks.kd.cache.store.store import Store
 from tasks.kd.processes.launch import run_training
-from tasks.kd.training.loop import Habits, Parts, train
+from tasks.kd.training.course import Parts
+from tasks.kd.training.loop import Habits, train
 from tasks.kd.training.sinks import JsonLines
 
 METRICS = "metrics.jsonl"

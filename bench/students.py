@@ -22,7 +22,8 @@ from tasks.kd.recipe.phases import Moment, Phase
 from tasks.kd.recipe.student import InitialRandom, InitialTeacherLayers, Student
 from tasks.kd.recipe.training import Optimizer
 from tasks.kd.students.building import build_student
-from tasks.kd.training.loop import Habits, Parts, train
+from tasks.kd.training.course import Parts
+from tasks.kd.training.loop import Habits, train
 from tasks.kd.training.optimizers import new_optimizer
 from tasks.kd.training.sinks import Sink
 

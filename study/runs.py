@@ -43,7 +43,9 @@ from tasks.kd.recipe.training import Optimizer
 from tasks.kd.students.building import build_student
 from tasks.kd.students.weighing import hidden_moment
 from tasks.kd.targets.banks import banks
-from tasks.kd.training.loop import Parts, Report, predict, steps_in_all, train
+from tasks.kd.training.course import Parts, steps_in_all
+from tasks.kd.training.dev import predict
+from tasks.kd.training.loop import Report, train
 
 _VERSION = 1
 _taken: dict[tuple[str, int], Split] = {}  # samples, which all runs of a data set share

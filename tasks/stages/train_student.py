@@ -30,7 +30,8 @@ from tasks.kd.students.weighing import hidden_moment
 from tasks.kd.targets.banks import banks
 from tasks.kd.targets.targets import own_device
 from tasks.kd.teacher.ensemble import load_teacher, named_member
-from tasks.kd.training.loop import Parts, steps_in_all, train
+from tasks.kd.training.course import Parts, steps_in_all
+from tasks.kd.training.loop import train
 from tasks.stages import Stage, run_stage
 from tasks.stages.stored import store_of
 from tasks.stages.train_teacher import habits, save

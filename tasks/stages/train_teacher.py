@@ -38,7 +38,9 @@ from tasks.kd.teacher.ensemble import (
 )
 from tasks.kd.teacher.fine_tuning import FineTuning
 from tasks.kd.teacher.standing import find_causes, find_order, take_standing
-from tasks.kd.training.loop import Habits, Parts, predict, steps_in_all, train
+from tasks.kd.training.course import Parts, steps_in_all
+from tasks.kd.training.dev import predict
+from tasks.kd.training.loop import Habits, train
 from tasks.kd.training.sinks import Bar, JsonLines, Messages, Sink
 from tasks.stages import Stage, run_stage
 

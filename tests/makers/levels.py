@@ -8,7 +8,7 @@ import torch
 
 from tasks.kd.data.examples.padding import Batch, pad
 from tasks.kd.recipe.phases import Phase
-from tasks.kd.training.loop import Parts
+from tasks.kd.training.course import Parts
 from tests.makers.phases import one_phase
 
 EVERY_LEVEL: list[dict[str, object]] = [

@@ -12,7 +12,8 @@ from tasks.kd.errors import ShapeError
 from tasks.kd.levels.losses.prediction import labels
 from tasks.kd.levels.objective import Objective
 from tasks.kd.teacher.fine_tuning import FineTuning, cross_entropy
-from tasks.kd.training.loop import Parts, train
+from tasks.kd.training.course import Parts
+from tasks.kd.training.loop import train
 from tests.kd.conftest import make_split, make_teacher
 from tests.makers.training_setup import make_habits, make_settings, records_of, weights_of
 
