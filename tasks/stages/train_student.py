@@ -110,8 +110,8 @@ def _open_targets(
 ) -> tuple[Targets, str]:
     """The teacher's streams, and the fingerprint of what `cache_teacher` decided.
 
-    The processes of one machine share the work of comparing the cache's bytes. What one of them
-    finds wrong ends all.
+    The processes of one machine share the work of comparing the cache's bytes. An error in one of
+    them ends all.
     """
     student: Student = stage.params.student
     with agreed(own_device()):

@@ -1,4 +1,4 @@
-"""The gate: may this candidate become champion? Numbers in, a decision out; standard library only.
+"""The gate: may this candidate become champion? Numbers in, a decision out. It loads no torch.
 
 The start value is "refuse": a decision to promote exists only if every rule has passed. Two rules
 are absolute, whatever teacher and champion do: the student's own accuracy, by the exact bound of
