@@ -16,6 +16,8 @@ from tasks.kd.data.examples.trainable import Moment, Trainable, TrainedPhase
 from tasks.kd.recipe.training import Optimizer
 from tasks.kd.training.checkpoint import State
 
+Told = dict[str, Any]  # fields of a record, before it has all
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -95,7 +97,7 @@ class Course:
         done = state.step_in_phase / self.steps(state)
         return Moment(state.phase, self.epochs_done(state), done)
 
-    def place(self, state: State) -> dict[str, Any]:
+    def place(self, state: State) -> Told:
         """Where the state is, as records say it."""
         done = state.step_in_phase / self.per_epoch[state.phase]
         epoch = self._epochs_before(state) + done
