@@ -69,7 +69,7 @@ def _write(stage: Stage, job: CacheJob) -> Manifest:
     store, processes = store_of(stage), stage.compute.processes
     register(
         store, stage.root, stage.recipe, job.entries
-    )  # keeps others from clearing unfinished parts
+    )  # so that nobody clears what is half-written
 
     def warn(reason: str) -> None:
         stage.log(f"warning: {reason}")

@@ -15,11 +15,12 @@ from tasks.kd.cache.reading.reader import CachedTargets, open_cache, require_fre
 from tasks.kd.cache.store.store import Store
 from tasks.kd.cache.writing.job import CacheInputs
 from tasks.kd.data.examples.prepared import Ids
+from tasks.kd.data.examples.targets import Targets
 from tasks.kd.documents.data_card import DataCard
 from tasks.kd.documents.training import TeacherReport
 from tasks.kd.encoders.loading import attention_kernel
 from tasks.kd.errors import CacheIncompleteError, DataError
-from tasks.kd.targets.targets import LiveTargets, Targets, own_device
+from tasks.kd.targets.targets import LiveTargets, own_device
 from tasks.kd.teacher.ensemble import teacher_sha256
 
 # Records compared with the teacher before a training; the stage that wrote them compared more.
