@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import torch
 
+from tasks.kd.data.examples.trainable import Moment
 from tasks.kd.levels.objective import Objective
-from tasks.kd.recipe.phases import Moment
 from tests.makers.levels import MSE, batch_of, phase_with
 from tests.makers.training_setup import make_parts, objective_of
 
