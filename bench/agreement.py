@@ -26,10 +26,11 @@ from tasks.kd.data.examples.batching import Rows
 from tasks.kd.data.examples.padding import Batch, pad
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.data.examples.targets import Targets
-from tasks.kd.encoders.families import depth, width
+from tasks.kd.data.examples.trainable import Moment
+from tasks.kd.encoders.shape import depth, width
 from tasks.kd.levels.objective import Objective, TeacherShape, banked_layers, standardised_layers
 from tasks.kd.recipe.levels import Level
-from tasks.kd.recipe.phases import Moment, streams_read
+from tasks.kd.recipe.phases import streams_read
 from tasks.kd.students.building import build_student
 from tasks.kd.targets.banks import banks
 from tasks.kd.targets.targets import LiveTargets

@@ -74,7 +74,7 @@ def describe_plan(root: Path, planned: Planned) -> dict[str, Any]:
     """All figures, as JSON; bytes in total are None before the data are prepared."""
     from flows.care import kept_of
     from tasks.kd.cache.format.estimate import Teacher, estimate
-    from tasks.kd.recipe.derived.epochs import epochs_read
+    from tasks.kd.recipe.epochs import epochs_read
 
     recipe, name = planned.recipe, planned.path.stem
     params, teacher = recipe.cache_teacher, recipe.train_teacher

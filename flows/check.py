@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tasks.kd.errors import ParamsError
@@ -14,8 +15,13 @@ def check_recipes(root: Path, recipe: str | None) -> list[str]:
     paths = [find_recipe(recipe, root)] if recipe is not None else _find_all(root)
     faults = [fault for path in paths if (fault := _find_fault(root, path)) is not None]
     if faults:
-        raise ParamsError("\n".join(faults))
+        raise all_of(faults)
     return [path.stem for path in paths]
+
+
+def all_of(faults: Sequence[ParamsError]) -> ParamsError:
+    """One error that says what each of them does."""
+    return faults[0] if len(faults) == 1 else ParamsError("\n".join(map(str, faults)))
 
 
 def _find_all(root: Path) -> list[Path]:
@@ -26,7 +32,7 @@ def _find_all(root: Path) -> list[Path]:
     return listed + [path for path in others if path not in (*listed, root / RECIPES_FILE)]
 
 
-def _find_fault(root: Path, path: Path) -> str | None:
+def _find_fault(root: Path, path: Path) -> ParamsError | None:
     from flows.sources import check_sources
     from tasks.kd.recipe.files import check_inputs, load_recipe
 
@@ -36,5 +42,5 @@ def _find_fault(root: Path, path: Path) -> str | None:
             check_inputs(root, path.stem, recipe)
         check_sources(root, path, recipe)
     except ParamsError as error:
-        return str(error)
+        return error
     return None

@@ -7,7 +7,6 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -127,6 +126,35 @@ def check(recipe: str | None, *, as_json: bool) -> None:
         click.echo(f"valid: {', '.join(names) or 'no recipe so far'}")
 
 
+@command("upgrade quickstart")
+@click.argument("recipe", required=False)
+@click.option("--dry-run", is_flag=True, help="Say what would change, and write nothing.")
+@as_json
+def upgrade(recipe: str | None, *, dry_run: bool, as_json: bool) -> None:
+    """Rewrite recipes of older forms.
+
+    With RECIPE that one, else every recipe of params/. Comments and layout stay. New fields get the
+    value that keeps what the recipe did. Says what it changed, and which stages run again for it. A
+    recipe that a person must decide about stays as it is, and the exit code is 2.
+    """
+    from flows.check import all_of
+    from flows.upgrade import upgrade_recipes
+
+    changes, refused = upgrade_recipes(find_root(), recipe, dry_run=dry_run)
+    if as_json:
+        _print_json(
+            {
+                "recipes": [change.as_dict() for change in changes],
+                "refused": list(map(str, refused)),
+            }
+        )
+    else:
+        for line in (line for change in changes for line in change.describe()):
+            click.echo(line)
+    if refused:
+        raise all_of(refused)
+
+
 @command("plan quickstart")
 @click.argument("recipe")
 @as_json
@@ -233,6 +261,8 @@ def promote(model: str, reason: str, *, overrides: bool, as_json: bool) -> None:
     the version's own artifacts. With --override it becomes champion on your word; a former champion
     needs that to come back.
     """
+    from dataclasses import asdict
+
     from flows.promotion import override
     from flows.promotion import promote as promote_version
 

@@ -34,7 +34,7 @@ from tasks.kd.cache.writing.calibration import deviations
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.data.examples.targets import NoTargets, Targets
 from tasks.kd.digests import sha256_file, sha256_json, write_json
-from tasks.kd.encoders.families import count_parameters, depth, width
+from tasks.kd.encoders.shape import count_parameters, depth, width
 from tasks.kd.levels.objective import Objective, TeacherShape, banked_layers, standardised_layers
 from tasks.kd.recipe.phases import Phase, streams_read
 from tasks.kd.recipe.streams import in_order
@@ -43,7 +43,9 @@ from tasks.kd.recipe.training import Optimizer
 from tasks.kd.students.building import build_student
 from tasks.kd.students.weighing import hidden_moment
 from tasks.kd.targets.banks import banks
-from tasks.kd.training.loop import Parts, Report, predict, steps_in_all, train
+from tasks.kd.training.course import Parts, steps_in_all
+from tasks.kd.training.dev import predict
+from tasks.kd.training.loop import Report, train
 
 _VERSION = 1
 _taken: dict[tuple[str, int], Split] = {}  # samples, which all runs of a data set share

@@ -30,7 +30,9 @@ from tasks.kd.digests import read_json, replace_folder, sha256_file, sha256_json
 from tasks.kd.encoders.loading import load_classifier, model_sha256, new_classifier
 from tasks.kd.recipe.compute import Compute
 from tasks.kd.teacher.fine_tuning import FineTuning
-from tasks.kd.training.loop import Habits, Parts, predict, train
+from tasks.kd.training.course import Parts
+from tasks.kd.training.dev import predict
+from tasks.kd.training.loop import Habits, train
 from tasks.kd.training.sinks import JsonLines
 
 Say = Callable[[str], None]

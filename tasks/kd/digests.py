@@ -59,7 +59,11 @@ def sha256_json(value: Any) -> str:
 
 
 def canonical_json(value: Any) -> str:
-    """A JSON value's one text: keys sorted, no blanks. Raises ValueError for NaN and infinity."""
+    """A JSON value's one text: keys sorted, no blanks. Raises ValueError for NaN and infinity.
+
+    >>> canonical_json({"b": [1, 2.5], "a": None})
+    '{"a":null,"b":[1,2.5]}'
+    """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 

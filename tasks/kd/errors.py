@@ -23,7 +23,11 @@ from __future__ import annotations
 
 
 class KDError(Exception):
-    """The root of the tree. `exit_code` is a program's: 2 for a user's fault, else 1."""
+    """The root of the tree. `exit_code` is a program's: 2 for a user's fault, else 1.
+
+    >>> print(DataError("an empty file", where="train.csv", expected="a header line"))
+    an empty file: train.csv. Expected a header line.
+    """
 
     exit_code = 1
     transient = False

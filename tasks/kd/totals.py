@@ -23,7 +23,11 @@ class Total:
     count: int
 
     def merge(self, other: Total) -> Total:
-        """The sum and the count of both totals."""
+        """The sum and the count of both totals.
+
+        >>> Total(torch.tensor(6.0), 3).merge(Total(torch.tensor(4.0), 1)).mean()
+        tensor(2.5000)
+        """
         return Total(self.sum + other.sum, self.count + other.count)
 
     def mean(self, count: int | None = None) -> torch.Tensor:

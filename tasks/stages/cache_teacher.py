@@ -13,7 +13,7 @@ from tasks.kd.cache.writing.job import CacheJob
 from tasks.kd.cache.writing.writer import write_cache, write_share
 from tasks.kd.data.examples.prepared import read_split
 from tasks.kd.documents.data_card import DataCard
-from tasks.kd.encoders.families import depth
+from tasks.kd.encoders.shape import depth
 from tasks.kd.errors import CacheCorruptError
 from tasks.kd.processes.launch import run_processes
 from tasks.kd.recipe.training import CacheTeacher
@@ -57,7 +57,7 @@ def main(stage: Stage) -> None:
 
 
 def make_job(stage: Stage) -> CacheJob:
-    """The teacher, on this process's own device, the examples and the settings of a stage."""
+    """A stage's job: the teacher on this process's device, the examples and the settings."""
     data, folder = stage.input("prepare_data"), stage.input("train_teacher")
     teacher = load_teacher(folder).to(own_device())
     texts = read_split(data / "train.arrow").input_ids
@@ -69,7 +69,7 @@ def _write(stage: Stage, job: CacheJob) -> Manifest:
     store, processes = store_of(stage), stage.compute.processes
     register(
         store, stage.root, stage.recipe, job.entries
-    )  # so that nobody clears what is half-written
+    )  # keeps others from clearing unfinished parts
 
     def warn(reason: str) -> None:
         stage.log(f"warning: {reason}")

@@ -41,6 +41,7 @@ COMMANDS = (
     "schedule",
     "status",
     "ui",
+    "upgrade",
 )
 HEAVY = ("dvc", "mlflow", "numpy", "pandas", "prefect", "pydantic", "rich", "torch", "transformers")
 

@@ -240,6 +240,73 @@ def test_layers_that_phases_name_are_those_of_the_deeper_teacher(
     )
 
 
+def preset(repository: Path, name: str, *changes: tuple[str, str]) -> None:
+    """A preset of the user's own, made of another."""
+    text = (repository / "params" / "presets" / "mobilebert.yaml").read_text()
+    for old, new in changes:
+        assert old in text, old
+        text = text.replace(old, new)
+    (repository / "params" / "presets" / f"{name}.yaml").write_text(text)
+
+
+@pytest.mark.usefixtures("base_sized")
+def test_a_preset_for_another_teacher_is_fitted_and_that_is_said(repository: Path) -> None:
+    result = new("large", "--preset", "mobilebert", "--teacher", "data/encoder")
+    assert (
+        "preset mobilebert is written for a teacher of 6 layers and width 384, this one has 12 and "
+        "768: moved the teacher's layers\n"
+    ) in result.stdout
+    assert "is written for" not in new("small", "--preset", "mobilebert").stdout
+    said = new("other", "--preset", "minilm", "--teacher", "data/encoder").stdout
+    assert "moved nothing, as nothing depends on them" in said
+    said = new("mean", "--preset", "rail_kd", "--teacher", "data/encoder").stdout
+    assert "moved the student's width, the weight of hidden.pooled_mse\n" in said
+
+
+def test_a_preset_written_for_another_depth_says_so_itself(repository: Path) -> None:
+    """What it names are layers of the teacher that it says, and not of 6."""
+    deep = [("layers: 6, hidden", "layers: 12, hidden"), ("[1, 2]", "[1, 4]"), ("[2, 4]", "[2, 8]")]
+    preset(repository, "deep", *deep, ("[3, 6]", "[3, 12]"))
+    assert new("small", "--preset", "deep").exit_code == 0
+    recipe = load_recipe(repository / "params" / "small.yaml")
+    pairs = [x.layer_map for x in layer_levels(recipe.train_student.phases)]
+    assert sorted(set(pairs)) == [((1, 2),), ((2, 4),), ((3, 6),)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ([("layers: 6, hidden", "layers: 4, hidden")], "contradicts itself: {}. Expected teacher"),
+        ([("    layers: 3\n", "    layers: 9\n")], "not for a teacher of 6 layers: {}. Expected"),
+        ([("written_for: {layers: 6, hidden_size: 384}\n", "")], "{}:1: written_for: is missing"),
+        (
+            [("layers: 6, hidden", "layers: six, hidden")],
+            "{}:7: written_for.layers: Input should be",
+        ),
+        ([("train_student:", "train_pupil:")], "{}:1: train_student: is missing"),
+    ],
+)
+def test_a_preset_that_does_not_fit_is_refused_and_writes_nothing(
+    repository: Path, changes: list[tuple[str, str]], said: str
+) -> None:
+    preset(repository, "mine", *changes)
+    result = new("triage", "--preset", "mine")
+    assert result.exit_code == 2
+    assert said.split("{}", maxsplit=1)[0] in result.stderr
+    assert "params/presets/mine.yaml" in result.stderr
+    assert said.split("{}")[1].partition(":")[2] in result.stderr
+    assert not (repository / "params" / "triage.yaml").exists()
+
+
+def test_a_preset_takes_the_place_of_another_with_its_words(repository: Path) -> None:
+    assert new("one", "--preset", "pkd").exit_code == 0
+    assert new("two", "--from", "one", "--preset", "minilm").exit_code == 0
+    written = (repository / "params" / "two.yaml").read_text()
+    assert "# MiniLM (arXiv:2002.10957)" in written
+    assert "1908.09355" not in written
+    assert "\n\nexport_student:\n" in written
+
+
 def test_a_family_with_names_of_its_own_is_understood(repository: Path) -> None:
     sizes = {"n_layers": 8, "dim": 768, "n_heads": 12, "hidden_dim": 3072}
     write_config(repository, {"model_type": "distilbert", **sizes})

@@ -8,8 +8,21 @@ import torch
 
 from tasks.kd.data.examples.padding import Batch, pad
 from tasks.kd.recipe.phases import Phase
-from tasks.kd.training.loop import Parts
+from tasks.kd.training.course import Parts
 from tests.makers.phases import one_phase
+
+MSE: dict[str, object] = {
+    "level": "hidden",
+    "loss": "mse",
+    "standardise": False,
+    "projection": "linear",
+}
+VECTOR: dict[str, object] = {
+    "level": "hidden",
+    "loss": "cls_mse",
+    "normalised": True,
+    "projection": "shared",
+}
 
 EVERY_LEVEL: list[dict[str, object]] = [
     {"level": "prediction", "loss": "labels"},

@@ -25,7 +25,8 @@ from tasks.kd.recipe.training import Optimizer
 from tasks.kd.students.building import build_student
 from tasks.kd.targets.targets import LiveTargets
 from tasks.kd.training import gradients
-from tasks.kd.training.loop import Habits, Parts, train
+from tasks.kd.training.course import Parts
+from tasks.kd.training.loop import Habits, train
 from tasks.kd.training.sinks import JsonLines
 from tests.kd.conftest import make_split, make_teacher
 from tests.makers.phases import one_phase

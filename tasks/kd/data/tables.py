@@ -230,6 +230,10 @@ def drop_repeats(train: Rows, test: Rows, *, on_overlap: str) -> tuple[Rows, dic
 
     A repeated text is kept once. Texts with several labels and texts of the test split are dropped.
     Raises DataError for an overlap with the test split if `on_overlap` is refuse.
+
+    >>> train = Rows(["a", "a", "b", "b", "c"], ["x", "x", "x", "y", "y"])
+    >>> drop_repeats(train, Rows(["c"], ["y"]), on_overlap="drop_from_train")
+    (Rows(texts=['a'], labels=['x']), {'repeated': 1, 'contradictory': 2, 'in_test_split': 1})
     """
     labels_of: dict[str, set[str]] = {}
     for text, label in zip(train.texts, train.labels, strict=True):
@@ -262,6 +266,11 @@ def stratified(
 
     Each label gets its share, rounded by largest remainder. At least one row of each label is left
     over, even if the sample is then smaller.
+
+    >>> labels = ["x"] * 6 + ["y"] * 2
+    >>> sample, left = stratified(labels, 4, seed=0)
+    >>> [labels[row] for row in sample], len(left)
+    (['x', 'x', 'x', 'y'], 4)
     """
     names, codes = np.unique(np.asarray(labels), return_inverse=True)
     sizes = np.bincount(codes)

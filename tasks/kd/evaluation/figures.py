@@ -98,7 +98,12 @@ def count_confusion(labels: Classes, classes: Classes, count: int) -> Classes:
 
 
 def score_classes(confusion: Classes) -> dict[str, Floats]:
-    """Precision, recall and F1 per class, each [C]; 0 for a class never answered or never true."""
+    """Precision, recall and F1 per class, each [C]; 0 for a class never answered or never true.
+
+    >>> scores = score_classes(np.array([[1, 1], [0, 2]]))
+    >>> {name: values.round(2).tolist() for name, values in scores.items()}
+    {'precision': [1.0, 0.67], 'recall': [0.5, 1.0], 'f1': [0.67, 0.8]}
+    """
     right = np.diag(confusion).astype(np.float64)
     answered, support = confusion.sum(axis=0), confusion.sum(axis=1)
     return {

@@ -56,6 +56,9 @@ def lead_of(pairs: Pairs) -> float:
     """1 - errors(first) / errors(second): of the second's errors the share that the first removes.
 
     0 is no better than the second, 1 is perfect. The second must be wrong at least once.
+
+    >>> lead_of(Pairs(both=60, first_only=30, second_only=0, neither=10))  # 10 errors for 40
+    0.75
     """
     return 1 - (pairs.total - pairs.first) / (pairs.total - pairs.second)
 
@@ -79,6 +82,9 @@ def bound_share(right: int, total: int, confidence: float) -> float:
     """Lower one-sided confidence bound of a share (Clopper & Pearson 1934, exact).
 
     The share at which so many right answers, or more, have the probability 1 - confidence.
+
+    >>> round(bound_share(right=90, total=100, confidence=0.95), 3)
+    0.836
     """
     if right == 0:
         return 0.0

@@ -30,10 +30,12 @@ class Fault:
         return ".".join(map(str, self.place))
 
 
-def refuse(path: Path, document: Any, faults: Iterable[Fault], *more: str) -> ParamsError:
-    """The error that tells all faults of a recipe."""
+def refuse(
+    path: Path, document: Any, faults: Iterable[Fault], *more: str, wish: str = "run"
+) -> ParamsError:
+    """The error that tells all faults of a recipe that was to be run, or what is wished."""
     return ParamsError(
-        "\n".join([f"{path.name} can't be run:", *tell(path, document, faults), *more])
+        "\n".join([f"{path.name} can't be {wish}:", *tell(path, document, faults), *more])
     )
 
 

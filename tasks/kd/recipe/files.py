@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from tasks.kd.errors import ParamsError
 from tasks.kd.recipe.document import parse_yaml, read_yaml
-from tasks.kd.recipe.faults import field_faults, refuse, wrong_sections
+from tasks.kd.recipe.faults import Fault, field_faults, refuse, wrong_sections
 from tasks.kd.recipe.fields import Section
 from tasks.kd.recipe.forms import require_form
 from tasks.kd.recipe.recipe import Recipe
@@ -51,12 +51,15 @@ def load_recipe(path: Path) -> Recipe:
     return _validate(read_yaml(path), path)
 
 
-def parse_recipe(text: str, path: Path) -> Recipe:
-    """The recipe of a text that is to be in that file. Raises ParamsError as `load_recipe` does."""
-    return _validate(parse_yaml(text, path), path)
+def parse_recipe(text: str, path: Path, *, read_from: Any = None) -> Recipe:
+    """The recipe of a text that is to be in that file. Raises ParamsError as `load_recipe` does.
+
+    Faults have the lines of the document `read_from`, if there is one that the text came from.
+    """
+    return _validate(parse_yaml(text, path), path, read_from)
 
 
-def _validate(document: Any, path: Path) -> Recipe:
+def _validate(document: Any, path: Path, read_from: Any = None) -> Recipe:
     if not re.fullmatch(RECIPE_NAME, path.stem):
         raise ParamsError(
             f"a recipe can't be named {path.stem!r}",
@@ -67,20 +70,20 @@ def _validate(document: Any, path: Path) -> Recipe:
     try:
         return Recipe.model_validate_json(_as_json(document, path))
     except ValidationError as error:
-        raise _refuse(error, document, path) from None
+        faults, untold = _find_faults(error, document)
+        raise refuse(path, read_from or document, faults, *untold) from None
 
 
-def _refuse(error: ValidationError, document: Any, path: Path) -> ParamsError:
-    """The error with all faults of fields, and with those between the sections that have none."""
+def _find_faults(error: ValidationError, document: Any) -> tuple[list[Fault], list[str]]:
+    """Faults of fields, and those between the sections that have none; what was not looked at."""
     faults, wrong = field_faults(error, document), list(wrong_sections(error))
     sections: dict[str, Section] = {}
     for name, field in Recipe.model_fields.items():
-        kind = field.annotation
-        title = field.alias or name
+        kind, title = field.annotation, field.alias or name
         if title not in wrong and isinstance(kind, type) and issubclass(kind, Section):
             sections[name] = kind.model_validate_json(json.dumps(document[title]))
-    untold = f"  Rules about {', '.join(wrong)} are checked once these are mended."
-    return refuse(path, document, [*faults, *broken_rules(sections)], *[untold] if wrong else [])
+    untold = [f"  Rules about {', '.join(wrong)} are checked once these are mended."]
+    return [*faults, *broken_rules(sections)], untold if wrong else []
 
 
 def list_recipes(root: Path) -> list[str]:

@@ -38,6 +38,9 @@ def uniform(student_layers: int, teacher_layers: int) -> Pairs:
 
     Differs from the authors' code, which needs depths that divide: i maps to i·L_T/L_S rounded
     half up. A student deeper than its teacher is refused, as two of its layers would share one.
+
+    >>> uniform(4, 12)
+    ((0, 0), (1, 3), (2, 6), (3, 9), (4, 12))
     """
     if not 0 < student_layers <= teacher_layers:
         raise ValueError(
@@ -58,6 +61,9 @@ def skip(student_layers: int, teacher_layers: int) -> Pairs:
     """PKD-Skip (arXiv:1908.09355, section 3.2): uniform, without the embeddings and the last layer.
 
     The last layer is what the predictions see to. A student of one layer is refused.
+
+    >>> skip(4, 12)
+    ((1, 3), (2, 6), (3, 9))
     """
     if student_layers < 2:
         raise ValueError("layer map skip leaves nothing to a student of 1 layer")
@@ -69,6 +75,9 @@ def upper_middle(student_layers: int, teacher_layers: int) -> Pairs:
 
     MiniLMv2 (arXiv:2012.15828, section 4.5) takes layer 21 of BERT-large's 24, and the last layer
     of a base-sized teacher (`last`).
+
+    >>> upper_middle(6, 24)
+    ((6, 21),)
     """
     return ((student_layers, (7 * teacher_layers + 4) // 8),)
 
@@ -81,7 +90,11 @@ def drawn(student_layers: int, teacher_layers: int, *, seed: int, epoch: int) ->
 
 
 def chosen(choice: str | tuple[int, ...], student_layers: int, teacher_layers: int) -> list[int]:
-    """The teacher layers, 1-based, that a student's layers are copied from."""
+    """The teacher layers, 1-based, that a student's layers are copied from.
+
+    >>> chosen("uniform", 3, 12), chosen("last", 3, 12), chosen((1, 2, 12), 3, 12)
+    ([4, 8, 12], [10, 11, 12], [1, 2, 12])
+    """
     if student_layers > teacher_layers:
         raise ValueError(
             f"{student_layers} layers can't be taken from a teacher of {teacher_layers}"

@@ -31,6 +31,11 @@ def plan_streams(streams: Iterable[str], recompute: Recompute) -> Plan:
     Attention and relations of layer l come from hidden layer l-1 by the layer's own projections,
     layer 0 from the token ids by the embeddings. With `layers`, a layer whose input is at hand for
     its attention or relations anyway is run again, instead of storing its output too.
+
+    >>> plan(["logits", "hidden.3", "attention.3"], "projections")
+    Plan(stored=('logits', 'hidden.2', 'hidden.3'), computed=('attention.3',), pieces=('layer.3',))
+    >>> plan(["logits", "hidden.3", "attention.3"], "layers")
+    Plan(stored=('logits', 'hidden.2'), computed=('attention.3', 'hidden.3'), pieces=('layer.3',))
     """
     wanted = set(streams)
     projected = {layer_of(s) for s in wanted if kind_of(s) in ("attention", "relation")}
@@ -57,7 +62,11 @@ def layer_of(stream: str) -> int:
 
 
 def in_order(streams: Iterable[str]) -> tuple[str, ...]:
-    """Logits first, then by layer, then by kind."""
+    """Logits first, then by layer, then by kind.
+
+    >>> in_order(["hidden.4", "attention.4", "hidden.0", "logits"])
+    ('logits', 'hidden.0', 'attention.4', 'hidden.4')
+    """
     return tuple(sorted(streams, key=lambda s: (layer_of(s), kind_of(s))))
 
 

@@ -15,11 +15,10 @@ import numpy as np
 import torch
 
 from tasks.kd.data.examples.prepared import Split
-from tasks.kd.data.examples.trainable import Trainable
+from tasks.kd.data.examples.trainable import Moment, Trainable
 from tasks.kd.errors import ParamsError
 from tasks.kd.processes import ranks
 from tasks.kd.recipe.compute import Compute
-from tasks.kd.recipe.phases import Moment
 from tasks.kd.training.checkpoint import State
 from tasks.kd.training.feeding import Feed, MicroBatch, Work
 from tasks.kd.training.precision import forward_pass
@@ -58,8 +57,8 @@ class _Pass:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a global batch gave: each level's value, its weight and, if measured, its gradient.
+class Losses:
+    """Each level's value in a global batch, its weight and, if measured, its gradient's norm.
 
     `weights` are those in force: the recipe's at that moment, times the level's factor. A norm is
     that of the weighted level. `halved_to` is the new bound in tokens, if memory did not suffice
@@ -86,7 +85,7 @@ class Computer:
         self._own = [p for p in objective.student.parameters() if p.requires_grad]
         self._device = self._weights[0].device
 
-    def compute(self, work: Work, state: State, asked: Asked) -> Found:
+    def compute(self, work: Work, state: State, asked: Asked) -> Losses:
         """The gradients of a step's global batch, on every rank the same.
 
         Where memory does not suffice on some rank, all begin the step again with micro-batches of
@@ -168,7 +167,7 @@ class Computer:
 
     def _add_up(
         self, own: _Pass, sums: list[float], state: State, asked: Asked, halved_to: int | None
-    ) -> Found:
+    ) -> Losses:
         """From this rank's part to the whole."""
         norms = self._norms(own, state.loss_scale)
         if asked.balanced:
@@ -186,7 +185,7 @@ class Computer:
                 gradient.div_(state.loss_scale)
         raw = dict(zip(weights, sums, strict=True))
         weighted = {name: weights[name] * norm for name, norm in norms.items()}
-        return Found(raw, weights, weighted, halved_to)
+        return Losses(raw, weights, weighted, halved_to)
 
     def _norms(self, own: _Pass, loss_scale: float) -> dict[str, float]:
         """Each measured level's norm before its weight; `own.of_level` becomes that of all ranks.

@@ -19,8 +19,10 @@ from tasks.kd.recipe.schedules import WeightSchedule
 from tasks.kd.training import loop as training
 from tasks.kd.training import precision
 from tasks.kd.training.checkpoint import State
-from tasks.kd.training.gradients import Found, balance
-from tasks.kd.training.loop import Parts, train
+from tasks.kd.training.course import Parts
+from tasks.kd.training.gradients import Losses, balance
+from tasks.kd.training.loop import train
+from tasks.kd.training.updates import level_record
 from tests.kd.training.test_memory import with_memory_for
 from tests.kd.training.test_phases import last, require_equal
 from tests.kd.training.test_practice import Poisoned
@@ -288,6 +290,8 @@ def test_an_overflow_of_fp16_measures_again(
 
 
 def test_a_norm_that_is_not_finite_is_recorded_as_null() -> None:
-    found = Found({"a": 2.0}, {"a": 0.5}, {"a": math.inf}, None)
-    record = training._level_record("a", found, State(factors={"a": 0.25}))
-    assert record == {"raw": 2.0, "weight": 0.5, "weighted": 1.0, "factor": 0.25, "grad_norm": None}
+    losses = Losses({"a": 2.0}, {"a": 0.5}, {"a": math.inf}, None)
+    record = level_record("a", losses, State(factors={"a": 0.25}))
+    assert record.as_json() == {
+        "raw": 2.0, "weight": 0.5, "weighted": 1.0, "factor": 0.25, "grad_norm": None
+    }  # fmt: skip

@@ -12,16 +12,11 @@ import torch
 from tasks.kd.digests import sha256_file
 from tasks.kd.errors import NonFiniteLossError
 from tasks.kd.recipe.phases import Phase
-from tasks.kd.training import checkpoint, gradients
-from tasks.kd.training import loop as training
+from tasks.kd.training import checkpoint, dev, gradients
 from tasks.kd.training.checkpoint import Checkpoints, State
-from tasks.kd.training.loop import (
-    Parts,
-    evaluate,
-    predict,
-    steps_per_epoch,
-    train,
-)
+from tasks.kd.training.course import Parts, steps_per_epoch
+from tasks.kd.training.dev import evaluate, predict
+from tasks.kd.training.loop import train
 from tasks.kd.training.optimizers import learning_rate, new_optimizer
 from tests.makers.caches import make_job, make_params, open_written, write
 from tests.makers.phases import one_phase
@@ -156,7 +151,7 @@ def test_the_best_epoch_is_the_later_of_equals_in_the_last_phase(
         kept.append(weights_of(parts.objective.student))
         return next(told), 1.0
 
-    monkeypatch.setattr(training._Loop, "_measure", say)
+    monkeypatch.setattr(dev, "measure", say)
     report = train(make_settings(), parts, make_habits(tmp_path))
     assert (report.dev_accuracy, report.best_epoch) == (0.7, 4)
     for name, value in weights_of(parts.objective.student).items():

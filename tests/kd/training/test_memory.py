@@ -11,8 +11,9 @@ import torch
 
 from tasks.kd.errors import ParamsError
 from tasks.kd.training.checkpoint import Checkpoints
+from tasks.kd.training.course import Parts
 from tasks.kd.training.gradients import is_out_of_memory
-from tasks.kd.training.loop import Parts, train
+from tasks.kd.training.loop import train
 from tests.makers.training_setup import (
     interrupt,
     make_habits,

@@ -14,8 +14,11 @@ from safetensors.torch import load_file
 
 from tasks.kd.errors import NonFiniteLossError
 from tasks.kd.recipe.training import Optimizer
-from tasks.kd.training import loop as training
-from tasks.kd.training.loop import Parts, Scored, evaluate, train
+from tasks.kd.training import dev
+from tasks.kd.training import updates as updates_module
+from tasks.kd.training.course import Parts
+from tasks.kd.training.dev import Scored, evaluate
+from tasks.kd.training.loop import train
 from tasks.kd.training.optimizers import update_average
 from tests.makers.training_setup import (
     PHASES,
@@ -38,7 +41,7 @@ def last_weights(work: Path) -> dict[str, torch.Tensor]:
 
 def say_accuracies(patch: pytest.MonkeyPatch, accuracies: Iterable[float]) -> None:
     told = iter(accuracies)
-    patch.setattr(training._Loop, "_measure", lambda *_: (next(told), 1.0))
+    patch.setattr(dev, "measure", lambda *_: (next(told), 1.0))
 
 
 class Poisoned:
@@ -91,8 +94,8 @@ def test_the_average_is_what_is_evaluated_kept_and_exported(
         return Scored(10, 1.0, [])
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step_and_average)
-    monkeypatch.setattr(training, "update_average", update)
-    monkeypatch.setattr(training, "score", look)
+    monkeypatch.setattr(updates_module, "update_average", update)
+    monkeypatch.setattr(dev, "score", look)
     train(make_settings(ema_decay=0.7), parts, make_habits(tmp_path))
     assert (len(updates), len(seen)) == (18, 3)
     trained = last_weights(tmp_path)

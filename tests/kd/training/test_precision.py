@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.kd.encoders.families import layers_of
+from tasks.kd.data.examples.trainable import Moment
+from tasks.kd.encoders.shape import layers_of
 from tasks.kd.errors import ParamsError
-from tasks.kd.recipe.phases import Moment
+from tasks.kd.training import dev, precision, updates
 from tasks.kd.training import loop as training
-from tasks.kd.training import precision
-from tasks.kd.training.loop import Parts, train
+from tasks.kd.training.course import Parts
+from tasks.kd.training.loop import train
 from tasks.kd.training.precision import FIRST_SCALE, forward_pass, prepared, require_means
 from tests.makers.levels import EVERY_LEVEL, batch_of, phase_with
 from tests.makers.training_setup import (
@@ -62,7 +63,7 @@ def test_bf16_trains_and_is_measured_and_kept_in_float32(tmp_path: Path) -> None
     train(make_settings(), exact, make_habits(tmp_path / "exact"))
     with pytest.MonkeyPatch.context() as patch:
         seen: list[torch.dtype] = []
-        patch.setattr(training, "score", watched(training.score, seen))
+        patch.setattr(dev, "score", watched(dev.score, seen))
         train(make_settings(), parts, make_habits(tmp_path / "bf16", mixed_precision="bf16"))
     assert set(seen) == {torch.float32}
     assert {value.dtype for value in weights_of(parts.objective.student).values()} == {
@@ -107,7 +108,7 @@ def test_an_overflow_of_fp16_halves_the_scale_and_is_no_fault(
     fp16: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     fp16.setattr(precision, "FIRST_SCALE", 2.0**40)
-    fp16.setattr(training, "SCALE_GROWS_AFTER", 4)
+    fp16.setattr(updates, "SCALE_GROWS_AFTER", 4)
     settings = make_settings(max_non_finite=1)
     parts = make_parts()
     report = train(settings, parts, make_habits(tmp_path / "a", mixed_precision="fp16"))

@@ -17,7 +17,7 @@ from tasks.kd.cache.reading.mapped import MappedShards, Shard, require_tensors
 from tasks.kd.cache.store.store import Store, Verify
 from tasks.kd.data.examples.padding import pad
 from tasks.kd.data.examples.prepared import Ids
-from tasks.kd.encoders.families import skeleton
+from tasks.kd.encoders.pieces import skeleton
 from tasks.kd.errors import CacheCorruptError, CacheIncompleteError, CacheStaleError
 from tasks.kd.recipe.streams import kind_of, layer_of
 from tasks.kd.targets.targets import derive, zero_padding

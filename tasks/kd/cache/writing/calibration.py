@@ -17,7 +17,8 @@ from tasks.kd.data.examples.batching import split_by_tokens
 from tasks.kd.data.examples.padding import pad
 from tasks.kd.data.examples.prepared import Ids
 from tasks.kd.data.examples.targets import Targets
-from tasks.kd.encoders.families import ATTENTION_FAMILIES, depth, width
+from tasks.kd.encoders.files.architectures import ATTENTION_FAMILIES
+from tasks.kd.encoders.shape import depth, width
 from tasks.kd.errors import DataError, NonFiniteLossError
 from tasks.kd.recipe.streams import kind_of, layer_of
 from tasks.kd.targets.targets import derive, run_teacher

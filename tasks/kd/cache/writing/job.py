@@ -22,7 +22,7 @@ from tasks.kd.cache.format.fingerprint import (
 )
 from tasks.kd.data.examples.batching import Rows
 from tasks.kd.data.examples.prepared import Ids
-from tasks.kd.encoders.families import width
+from tasks.kd.encoders.shape import width
 from tasks.kd.recipe.streams import Plan, plan_streams, state_bytes
 from tasks.kd.recipe.training import CacheTeacher
 

@@ -45,7 +45,13 @@ def micro_batches(
 
 
 def split_by_tokens(rows: Rows, lengths: Rows, *, max_tokens: int) -> Iterator[Rows]:
-    """Cut rows that are sorted by length into pieces of at most `max_tokens` padded tokens."""
+    """Cut rows that are sorted by length into pieces of at most `max_tokens` padded tokens.
+
+    >>> lengths = np.array([3, 9, 4, 2, 8])
+    >>> rows = np.argsort(lengths)
+    >>> [piece.tolist() for piece in split_by_tokens(rows, lengths, max_tokens=12)]
+    [[3, 0, 2], [4], [1]]
+    """
     start = 0
     for end in range(1, len(rows) + 1):
         if end == len(rows) or (end - start + 1) * int(lengths[rows[end]]) > max_tokens:

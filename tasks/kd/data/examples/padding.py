@@ -40,7 +40,13 @@ def pad(input_ids: Sequence[Ids], pad_id: int) -> tuple[torch.Tensor, torch.Tens
 
 
 def pad_rows(examples: Sequence[Ids], rows: Sequence[int], pad_id: int) -> Padded:
-    """The given rows of a list of examples as one batch, in numpy."""
+    """The given rows of a list of examples as one batch, in numpy.
+
+    >>> examples = [np.array([5, 6, 7], dtype=np.int32), np.array([8], dtype=np.int32)]
+    >>> batch = pad_rows(examples, [1, 0], pad_id=0)
+    >>> batch.input_ids.tolist(), batch.attention_mask.tolist()
+    ([[8, 0, 0], [5, 6, 7]], [[1, 0, 0], [1, 1, 1]])
+    """
     ids_BT, mask_BT = _pad([examples[row] for row in rows], pad_id)
     return Padded(np.asarray(rows, dtype=np.int64), ids_BT, mask_BT.astype(np.int64))
 

@@ -26,6 +26,9 @@ def spell(value: object) -> str:
 
     Booleans become `true` and `false`, whole numbers have no point, bytes are read as UTF-8.
     Raises NoTextError for any other value.
+
+    >>> [spell(value) for value in (" good ", True, 3.0, None)]
+    ['good', 'true', '3', '']
     """
     if value is None:
         return ""
@@ -41,7 +44,11 @@ def spell(value: object) -> str:
 
 
 def spell_label(text: str) -> str:
-    """A label's one spelling: `1.0` is `1`, `True` is `true`."""
+    """A label's one spelling: `1.0` is `1`, `True` is `true`.
+
+    >>> [spell_label(text) for text in ("1.0", "True", "1.5", "Spam")]
+    ['1', 'true', '1.5', 'Spam']
+    """
     if whole := _WHOLE.fullmatch(text):
         sign, digits = whole.groups()
         return digits if digits == "0" else sign + digits

@@ -77,6 +77,12 @@ def read_with(lines: Iterable[str], layout: Separated) -> Any:
     Python's reader takes the escape character as an escape before any letter. It is meant only
     before a quote, before itself and, where nothing is quoted, before the separator (there pandas
     writes it before `"` too). Every other one is doubled here, so that it is read as a letter.
+
+    >>> layout = CsvFormat(
+    ...     kind="csv", separator=";", quote='"', escape=None, missing=(), skip_lines=0
+    ... )
+    >>> list(read_with(['"good; really";pos'], layout))
+    [['good; really', 'pos']]
     """
     if layout.escape is not None:
         meant = layout.escape + (layout.quote or f'"{layout.separator}')

@@ -139,6 +139,10 @@ def reshaped(fields: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
     Parts as wide as the encoder stay as wide as it: ELECTRA's and DeBERTa's embeddings unless
     factorised, and DeBERTa's pooler. ModernBERT's pattern of global and local layers is continued
     or cut to the new depth. Raises DataError for a family that is not supported.
+
+    >>> like = {"model_type": "distilbert", "n_layers": 6, "dim": 768, "n_heads": 12}
+    >>> reshaped(like, Shape(layers=3, hidden_size=384, attention_heads=6, intermediate_size=1536))
+    {'model_type': 'distilbert', 'n_layers': 3, 'dim': 384, 'n_heads': 6, 'hidden_dim': 1536}
     """
     require_family(fields["model_type"])
     names = BY_NAME[fields["model_type"]].fields

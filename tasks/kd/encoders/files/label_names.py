@@ -123,14 +123,22 @@ def order_labels(
 
 
 def in_order(labels: Iterable[str]) -> list[str]:
-    """Distinct labels, sorted: by number if all are whole numbers, so that 10 follows 9."""
+    """Distinct labels, sorted: by number if all are whole numbers, so that 10 follows 9.
+
+    >>> in_order(["10", "9", "9"]), in_order(["10", "9", "none"])
+    (['9', '10'], ['10', '9', 'none'])
+    """
     distinct = sorted(set(labels))
     are_numbers = all(re.fullmatch(r"-?\d+", label) for label in distinct)
     return sorted(distinct, key=int) if are_numbers else distinct
 
 
 def paste(names: Sequence[str], others: Sequence[str]) -> str:
-    """A map as YAML on one line, ready to paste into a recipe."""
+    """A map as YAML on one line, ready to paste into a recipe.
+
+    >>> paste(["LABEL_0", "LABEL_1"], ["ham", "no"])
+    '{LABEL_0: ham, LABEL_1: "no"}'
+    """
     pairs = zip(names, others, strict=False)
     return "{" + ", ".join(f"{_scalar(name)}: {_scalar(other)}" for name, other in pairs) + "}"
 

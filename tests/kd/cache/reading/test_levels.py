@@ -21,10 +21,11 @@ from tasks.kd.cache.writing.calibration import deviations
 from tasks.kd.data.examples.padding import Batch, pad
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.data.examples.targets import Targets
+from tasks.kd.data.examples.trainable import Moment
 from tasks.kd.levels.objective import Objective, TeacherShape, banked_layers
 from tasks.kd.recipe.levels import Level
 from tasks.kd.recipe.losses import LOSSES, AnyLevel
-from tasks.kd.recipe.phases import Moment, Phase, streams_read
+from tasks.kd.recipe.phases import Phase, streams_read
 from tasks.kd.recipe.student import InitialRandom, Student
 from tasks.kd.students.building import build_student
 from tasks.kd.targets.banks import banks

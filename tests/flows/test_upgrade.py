@@ -1,0 +1,184 @@
+"""`stillhouse upgrade`: old recipes come into the present form, or stay as they are."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from flows.cli import main
+from tasks.kd.recipe.files import check_inputs, load_recipe
+from tests.isolation import ROOT
+
+OLDER = ROOT / "tests" / "kd" / "recipe" / "older"
+FIRST_LIST = """\
+# by hand
+recipes:
+  old: {train: params/remote, test: params/remote, teacher: params/remote}   # the first
+"""
+
+
+@pytest.fixture
+def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The recipes of a repository: of the first release, the last one, and the present form."""
+    params = tmp_path / "params"
+    params.mkdir()
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    shutil.copy(OLDER / "01.yaml", params / "old.yaml")
+    shutil.copy(OLDER / "10.yaml", params / "last.yaml")
+    shutil.copy(ROOT / "params" / "quickstart.yaml", params / "now.yaml")
+    (params / "recipes.yaml").write_text(FIRST_LIST)
+    monkeypatch.chdir(tmp_path)
+    return params
+
+
+def ask(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+def contents(params: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in params.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "arguments", [("check", "old"), ("plan", "old"), ("run", "old"), ("check",)]
+)
+def test_an_old_recipe_is_refused_with_the_command_that_upgrades_it(
+    params: Path, arguments: tuple[str, ...]
+) -> None:
+    (params / "recipes.yaml").write_text(FIRST_LIST.replace("}", ", student: a, more_teachers: a}"))
+    (params / "last.yaml").unlink()
+    (params / "now.yaml").unlink()
+    result = ask(*arguments)
+    assert result.exit_code == 2
+    said = f"Error: the recipe is of an older form: {params}/old.yaml. Expected form: 2 as its "
+    assert result.stderr.splitlines() == [
+        f"{said}first field, found no form. Run: stillhouse upgrade old"
+    ]
+
+
+def test_an_entry_of_an_older_shape_is_refused_with_that_command(params: Path) -> None:
+    assert "Run: stillhouse upgrade old" in ask("status").stderr
+    text = FIRST_LIST.replace("teacher:", "teachers:")
+    (params / "recipes.yaml").write_text(text)  # a shape that entries never had
+    assert "Run:" not in ask("status").stderr
+
+
+def test_all_recipes_are_upgraded_and_then_valid(params: Path) -> None:
+    now = (params / "now.yaml").read_bytes()
+    result = ask("upgrade")
+    assert result.exit_code == 0, result.output
+    recipe = load_recipe(params / "old.yaml")
+    load_recipe(params / "last.yaml")
+    assert (params / "now.yaml").read_bytes() == now
+    check_inputs(params.parent, "old", recipe)
+    entry = (
+        "teacher: params/remote, student: params/remote, more_teachers: params/remote}   # the f"
+    )
+    assert entry in (params / "recipes.yaml").read_text()
+    said = result.stdout.splitlines()
+    assert said[:3] == [
+        "last: from form 1 to form 2.",
+        "  recipe: adds form: 2",
+        "  Nothing has to be trained again: no stage reads what has changed.",
+    ]
+    assert "now: of form 2, nothing to change." in said
+    floors = "min_accuracy: 0.0, min_lead: 0.0 (the loosest, as there was none: raise it)"
+    assert f"  gate: adds {floors}" in said
+    stages = "fetch_sources, prepare_data, train_teacher, cache_teacher, train_student"
+    assert said[-1].startswith(f"  DVC runs again: {stages}, whose sections have changed; ")
+
+
+def test_an_upgrade_that_is_done_again_changes_nothing(params: Path) -> None:
+    assert ask("upgrade").exit_code == 0
+    before = contents(params)
+    assert "nothing to change" in ask("upgrade", "old").stdout
+    assert contents(params) == before
+
+
+def test_an_entry_alone_is_upgraded_too(params: Path) -> None:
+    assert ask("upgrade").exit_code == 0
+    (params / "recipes.yaml").write_text(FIRST_LIST)
+    added = "student: params/remote, more_teachers: params/remote"
+    assert ask("upgrade").stdout.splitlines()[2:] == [
+        "old: its entry in the list.",
+        f"  params/recipes.yaml: recipes.old: adds {added}",
+        "  Nothing has to be trained again: no stage reads what has changed.",
+    ]
+    check_inputs(params.parent, "old", load_recipe(params / "old.yaml"))
+
+
+def test_a_dry_run_says_the_same_and_writes_nothing(params: Path) -> None:
+    before = contents(params)
+    tried = ask("upgrade", "--dry-run")
+    assert contents(params) == before
+    assert ask("upgrade").stdout == tried.stdout
+
+
+def test_what_changed_is_there_as_json(params: Path) -> None:
+    found: Any = json.loads(ask("upgrade", "last", "--json").stdout)
+    change = {"recipe": "last", "form": 1, "changes": ["recipe: adds form: 2"], "stages": []}
+    assert found == {"recipes": [change], "refused": []}
+    load_recipe(params / "last.yaml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            "kind: teacher_layers\n      layers: uniform",
+            "kind: random",
+            "old.yaml:33: train_teacher: write attention_heads and intermediate_size",
+        ),
+        ("codec: float16", "codec: float8", "old.yaml:50: cache_teacher.codec: Input should be"),
+        ("hidden.4, hidden.6]", "hidden.6]", "old.yaml:49: cache_teacher.streams: lacks hidden.4"),
+        ("text_column: Text", "text_column: [", "not valid YAML"),
+        ("description:", "form: 9\ndescription:", "this stillhouse is too old for the recipe"),
+    ],
+)
+def test_a_recipe_that_can_not_be_upgraded_stays_and_the_others_do_not(
+    params: Path, old: str, new: str, said: str
+) -> None:
+    path = params / "old.yaml"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+    text, listing = path.read_bytes(), (params / "recipes.yaml").read_bytes()
+    result = ask("upgrade")
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert path.read_bytes() == text
+    assert (params / "recipes.yaml").read_bytes() == listing
+    load_recipe(params / "last.yaml")
+
+
+def test_a_recipe_that_would_not_be_valid_is_said_to_stay(params: Path) -> None:
+    path = params / "old.yaml"
+    path.write_text(path.read_text().replace("codec: float16", "codec: float8"))
+    assert ask("upgrade", "old").stderr.endswith("  It is left as it was: mend these first.\n")
+
+
+def test_a_recipe_elsewhere_is_upgraded_by_its_path(params: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    shutil.copy(OLDER / "10.yaml", path)
+    said = ask("check", str(path)).stderr
+    assert f"Run: stillhouse upgrade {path}\n" in said
+    assert ask("upgrade", str(path)).exit_code == 0
+    load_recipe(path)
+    assert (params / "recipes.yaml").read_text() == FIRST_LIST
+
+
+def test_a_write_that_fails_leaves_the_old_recipe(
+    params: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(params)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    assert ask("upgrade", "old").exit_code == 1
+    assert {name: each for name, each in contents(params).items() if name in before} == before
