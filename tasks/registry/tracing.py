@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tasks.kd.cache.format.manifest import MANIFEST, Manifest, read_document
+from tasks.kd.cache.format.manifest import MANIFEST, Manifest
+from tasks.kd.cache.format.parsing import read_document
 from tasks.kd.cache.store import store as caches
 from tasks.kd.errors import CacheError, RegistryError
 from tasks.registry.produced import STAGES

@@ -244,6 +244,7 @@ def test_no_module_of_the_recipe_loads_anything_heavy(root: Path) -> None:
         "tasks.kd.cache.format.estimate",
         "tasks.kd.cache.format.fingerprint",
         "tasks.kd.cache.format.manifest",
+        "tasks.kd.cache.format.parsing",
         "tasks.kd.cache.store",
         "tasks.kd.recipe.streams",
     ],
