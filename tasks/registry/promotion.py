@@ -240,17 +240,20 @@ def _record(store: Store, version: Version, decision: Decision, limits: Gate) ->
     )
 
 
-def _read_decision(version: Version) -> Decision | None:
-    """The decision on record, if there is one and of a form that this release writes.
+def read_record(version: Version) -> DecisionRecord | None:
+    """The record of a version's decision, if there is one of a form that this release writes.
 
     A version with another is judged anew.
     """
-    record = version.tags.get(RECORD_TAG)
     try:
-        parsed = DecisionRecord.parse(record or "", f"{version.uri}, tag {RECORD_TAG}")
+        return DecisionRecord.parse(version.tags.get(RECORD_TAG, ""), version.uri)
     except DataError:
         return None
-    return Decision.from_record(parsed)
+
+
+def _read_decision(version: Version) -> Decision | None:
+    record = read_record(version)
+    return None if record is None else Decision.from_record(record)
 
 
 # --- the champion --------------------------------------------------------------------------------

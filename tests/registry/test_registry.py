@@ -739,6 +739,7 @@ def test_a_decision_that_another_release_recorded_is_made_anew(
     version, decision = run_gate(registry, produced)
     registry.store.client.set_model_version_tag(MODEL, "1", "gate.decision", record)
     assert registry.decided(version, produced.recipe.gate) is None
+    assert registry.lineage("models:/triage/1")["gate"] is None
     again, anew = run_gate(registry, produced)
     assert (again.version, anew.verdict) == (1, decision.verdict)
     assert registry.decided(version, produced.recipe.gate) == anew
