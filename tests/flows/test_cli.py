@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 from flows import job, runbook
 from flows.cli import main
 from flows.root import find_root
+from tasks.kd.digests import write_json
 from tasks.kd.documents.data_card import DataCard
 from tasks.kd.documents.evaluation import Metrics
 from tasks.kd.errors import ParamsError, StageError
