@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.kd.digests import sha256_file
-from tasks.kd.documents.predictions import PREDICTIONS
 from tasks.kd.errors import ParamsError, RegistryError
 from tasks.registry import packing
 from tasks.registry.produced import Produced
@@ -81,6 +80,8 @@ def require_no_prompt(store: Store, model: str) -> None:
 
 
 def _create(store: Store, produced: Produced, run_id: str) -> int:
+    from tasks.kd.documents.predictions import PREDICTIONS
+
     require_no_prompt(store, produced.model)
     client = store.client
     run = client.get_run(run_id)
