@@ -42,8 +42,8 @@ from tasks.registry import (
 )
 from tasks.registry.produced import STAGES
 from tasks.registry.store import import_quietly
-from tests.kd.cache.conftest import make_job, make_params, write
 from tests.kd.conftest import make_split
+from tests.makers.caches import make_job, make_params, write
 from tests.makers.documents import (
     change,
     make_data_card,
