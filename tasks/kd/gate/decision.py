@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tasks.kd.recipe.sections import Gate
 
 Verdict = Literal["promote", "refuse"]
-Outcome = Literal["passed", "worse", "undecided", "not applied"]
+RuleResult = Literal["passed", "worse", "undecided", "not applied"]
 
 _MIB = 1024 * 1024
 
@@ -77,7 +77,7 @@ class Rule:
     measured: float | None
     limit: float | None
     explanation: str
-    outcome: Outcome
+    outcome: RuleResult
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Decision:
         return "\n".join([head, "", "| rule | result | why |", "|---|---|---|", *rows, ""])
 
 
-_RESULT: dict[Outcome, str] = {
+_RESULT: dict[RuleResult, str] = {
     "passed": "passed",
     "worse": "**refused**",
     "undecided": "**refused** (not enough examples to tell)",
@@ -168,7 +168,7 @@ def _check_examples(candidate: Candidate, gate: Gate) -> Rule:
     count = len(candidate.example_ids)
     passed = count >= gate.min_examples
     explanation = f"{count} test examples; at least {gate.min_examples} are asked for."
-    outcome: Outcome = "passed" if passed else "undecided"
+    outcome: RuleResult = "passed" if passed else "undecided"
     return Rule("examples", passed, float(count), float(gate.min_examples), explanation, outcome)
 
 
@@ -259,7 +259,7 @@ def _check_budget(name: str, measured: float, limit: float, unit: str) -> Rule:
     return Rule(name, passed, measured, limit, explanation, "passed" if passed else "worse")
 
 
-def _weigh(estimate: float, bound: float, limit: float, examples: int) -> tuple[Outcome, str]:
+def _weigh(estimate: float, bound: float, limit: float, examples: int) -> tuple[RuleResult, str]:
     """Tell what is worse from what so many examples can't show, and say how many could."""
     if bound >= limit:
         return "passed", ""
