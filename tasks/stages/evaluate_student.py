@@ -42,7 +42,8 @@ from tasks.kd.evaluation.figures import (
 from tasks.kd.evaluation.report import Contents, Mistake, count, interval, percent, write_report
 from tasks.kd.evaluation.similarity import cka_matrix
 from tasks.kd.evaluation.summary import write_curves, write_summary
-from tasks.kd.export.onnx import require_parity, write_onnx
+from tasks.kd.export.onnx import write_onnx
+from tasks.kd.export.parity import require_parity
 from tasks.kd.export.running import (
     TextClassifier,
     hidden_states,

@@ -91,7 +91,7 @@ class Project:
         )
 
     def run_all(self, *stages: str) -> str:
-        """The stages in one process, up to the first that fails, which fails the test; its words."""
+        """What the stages say in one process; the first that fails, fails the test."""
         for stage in stages:
             shutil.rmtree(self.out(stage), ignore_errors=True)
         done = subprocess.run(
