@@ -19,7 +19,8 @@ from tasks.kd.documents.decision import (
 )
 from tasks.kd.documents.predictions import PREDICTIONS, read_predictions
 from tasks.kd.errors import DataError, RegistryError
-from tasks.kd.gate.decision import Champion, Decision, Rule, decide
+from tasks.kd.gate.decision import Decision, Rule, decide
+from tasks.kd.gate.evidence import Champion
 from tasks.kd.recipe.sections import Gate
 from tasks.registry import packing
 from tasks.registry.produced import Produced
