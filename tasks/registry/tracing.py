@@ -11,8 +11,8 @@ from typing import Any
 from tasks.kd.cache.format.manifest import MANIFEST, Manifest, read_document
 from tasks.kd.cache.store import store as caches
 from tasks.kd.errors import CacheError, RegistryError
+from tasks.registry.judging import read_record
 from tasks.registry.produced import STAGES
-from tasks.registry.promotion import read_record
 from tasks.registry.store import Store
 from tasks.registry.versions import (
     CANDIDATE,

@@ -224,3 +224,9 @@ def resolve(store: Store, uri: str) -> Version:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise ParamsError("The model has no such version", where=uri) from error
+
+
+def tag_version(store: Store, version: Version, tags: dict[str, str]) -> None:
+    """Set the version's tags, in their order."""
+    for name, value in tags.items():
+        store.client.set_model_version_tag(version.model, str(version.version), name, value)
