@@ -13,8 +13,10 @@ from bench.caches import Bench
 from bench.figures import Figure, Findings, paragraphs
 from tasks.kd.data.examples.padding import pad
 from tasks.kd.data.examples.prepared import Ids
-from tasks.kd.encoders.families import QKV, capture, depth, embed, project, run_layer, scores
+from tasks.kd.encoders.capture import capture
 from tasks.kd.encoders.loading import new_classifier
+from tasks.kd.encoders.running import QKV, embed, project, run_layer, scores
+from tasks.kd.encoders.shape import depth
 
 GOAL = 1e-5
 BATCH = 16

@@ -12,7 +12,7 @@ from bench.figures import Figure, Findings, paragraphs
 from tasks.kd.cache.format.manifest import Manifest
 from tasks.kd.cache.writing.job import distinct
 from tasks.kd.data.examples.prepared import Ids
-from tasks.kd.encoders.families import heads, width
+from tasks.kd.encoders.shape import heads, width
 from tasks.kd.recipe.streams import Recompute, naive_bytes
 
 # Embeddings, and hidden states and attention at every mapped layer (arXiv:1909.10351).

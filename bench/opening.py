@@ -44,7 +44,8 @@ from tasks.kd.cache.writing.shards import (
 )
 from tasks.kd.data.examples.prepared import Ids
 from tasks.kd.digests import read_json
-from tasks.kd.encoders.families import config_json, pieces_of, width
+from tasks.kd.encoders.pieces import config_json, pieces_of
+from tasks.kd.encoders.shape import width
 from tasks.kd.recipe.streams import state_bytes
 
 GIGABYTE = 10**9

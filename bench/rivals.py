@@ -21,7 +21,7 @@ from tasks.kd.cache.store.store import Store
 from tasks.kd.cache.writing.job import CacheJob
 from tasks.kd.cache.writing.writer import write_cache
 from tasks.kd.data.examples.prepared import Split
-from tasks.kd.encoders.families import depth
+from tasks.kd.encoders.shape import depth
 from tasks.kd.recipe.levels import Level
 from tasks.kd.recipe.phases import streams_read
 from tasks.kd.recipe.student import Student

@@ -23,7 +23,7 @@ from bench.students import (
     student_of,
 )
 from tasks.kd.data.examples.targets import NoTargets, Targets
-from tasks.kd.encoders.families import depth
+from tasks.kd.encoders.shape import depth
 from tasks.kd.recipe.levels import HiddenLevel, Level
 from tasks.kd.recipe.matching import match
 from tasks.kd.recipe.streams import in_order

@@ -29,7 +29,7 @@ from bench.steps import base_shaped
 from tasks.kd.data.examples.padding import pad
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.digests import sha256_file
-from tasks.kd.encoders.families import depth, width
+from tasks.kd.encoders.shape import depth, width
 from tasks.kd.recipe.levels import HiddenLevel, Level
 from tasks.kd.recipe.matching import match
 from tasks.kd.recipe.student import Student

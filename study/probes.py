@@ -17,8 +17,8 @@ from study.settings import ProbeSettings
 from tasks.kd.data.examples.batching import split_by_tokens
 from tasks.kd.data.examples.padding import pad
 from tasks.kd.data.examples.prepared import Split
-from tasks.kd.encoders.families import depth
-from tasks.kd.encoders.loading import capture_hidden
+from tasks.kd.encoders.capture import capture_hidden
+from tasks.kd.encoders.shape import depth
 from tasks.kd.levels.losses.numerics import pool
 
 _BATCH_TOKENS = 4096

@@ -34,7 +34,7 @@ from tasks.kd.cache.writing.calibration import deviations
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.data.examples.targets import NoTargets, Targets
 from tasks.kd.digests import sha256_file, sha256_json, write_json
-from tasks.kd.encoders.families import count_parameters, depth, width
+from tasks.kd.encoders.shape import count_parameters, depth, width
 from tasks.kd.levels.objective import Objective, TeacherShape, banked_layers, standardised_layers
 from tasks.kd.recipe.phases import Phase, streams_read
 from tasks.kd.recipe.streams import in_order

@@ -13,7 +13,7 @@ from tasks.kd.cache.writing.job import CacheJob
 from tasks.kd.cache.writing.writer import write_cache, write_share
 from tasks.kd.data.examples.prepared import read_split
 from tasks.kd.documents.data_card import DataCard
-from tasks.kd.encoders.families import depth
+from tasks.kd.encoders.shape import depth
 from tasks.kd.errors import CacheCorruptError
 from tasks.kd.processes.launch import run_processes
 from tasks.kd.recipe.training import CacheTeacher

@@ -28,7 +28,8 @@ from tasks.kd.documents.exported import Contract
 from tasks.kd.documents.history import read_history
 from tasks.kd.documents.predictions import Prediction, write_predictions
 from tasks.kd.documents.training import StudentReport, TeacherReport
-from tasks.kd.encoders.loading import layers_of, load_classifier
+from tasks.kd.encoders.loading import load_classifier
+from tasks.kd.encoders.shape import layers_of
 from tasks.kd.evaluation.figures import (
     Answers,
     bin_confidence,

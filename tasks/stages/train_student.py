@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
 from functools import partial
 
@@ -17,7 +16,7 @@ from tasks.kd.data.examples.prepared import Ids, Split, read_split
 from tasks.kd.data.examples.targets import Targets
 from tasks.kd.documents.data_card import DataCard
 from tasks.kd.documents.training import StudentReport
-from tasks.kd.encoders.families import depth, width
+from tasks.kd.encoders.shape import depth, width
 from tasks.kd.levels.objective import Objective, TeacherShape, banked_layers, standardised_layers
 from tasks.kd.processes import ranks
 from tasks.kd.processes.agreement import agreed
@@ -30,18 +29,15 @@ from tasks.kd.students.weighing import hidden_moment
 from tasks.kd.targets.banks import banks
 from tasks.kd.targets.targets import own_device
 from tasks.kd.teacher.ensemble import load_teacher, named_member
-from tasks.kd.training.course import Parts, steps_in_all
-from tasks.kd.training.loop import train
-from tasks.stages import Stage, run_stage
+from tasks.kd.training.course import Parts
+from tasks.stages import Stage, run_stage, trainings
 from tasks.stages.stored import store_of
-from tasks.stages.train_teacher import habits, save
 
 
 def main(stage: Stage) -> None:
     """Write model/, report.json and metrics.jsonl."""
     run_training(distil, stage, compute=stage.compute, environment=os.environ)
-    tokenizer = stage.input("prepare_data") / "tokenizer"
-    shutil.copytree(tokenizer, stage.draft / "model", dirs_exist_ok=True)
+    trainings.add_tokenizer(stage)
 
 
 def distil(stage: Stage) -> None:
@@ -71,11 +67,10 @@ def distil(stage: Stage) -> None:
         read_split(data / "dev.arrow"),
         card.pad_token_id,
     )
-    steps = steps_in_all(params.optimizer, params.phases, split)
-    report = train(params.optimizer, parts, habits(stage, steps))
-    if torch.distributed.is_initialized() and torch.distributed.get_rank():
+    report = trainings.run(stage, params.optimizer, parts)
+    if report is None:
         return
-    saved = save(stage, student)
+    saved = trainings.save(stage, student)
     StudentReport(
         **vars(report),
         cache_fingerprint=fingerprint,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +18,12 @@ from tasks.kd.data.examples.targets import NoTargets
 from tasks.kd.documents.data_card import DataCard
 from tasks.kd.documents.history import HISTORY
 from tasks.kd.documents.training import Standing, TeacherReport
-from tasks.kd.encoders.families import count_parameters
 from tasks.kd.encoders.files.architectures import shape_of
 from tasks.kd.encoders.files.folder import read_config
 from tasks.kd.encoders.files.label_names import order_labels, read_label_names
 from tasks.kd.encoders.files.weights import classifier_rows, read_headers
-from tasks.kd.encoders.loading import load_classifier, load_config, model_sha256, new_classifier
+from tasks.kd.encoders.loading import load_classifier, load_config, new_classifier
+from tasks.kd.encoders.shape import count_parameters
 from tasks.kd.errors import DataError
 from tasks.kd.processes.launch import run_training
 from tasks.kd.recipe.teachers import MAIN, EnsembleRule
@@ -38,11 +37,9 @@ from tasks.kd.teacher.ensemble import (
 )
 from tasks.kd.teacher.fine_tuning import FineTuning
 from tasks.kd.teacher.standing import find_causes, find_order, take_standing
-from tasks.kd.training.course import Parts, steps_in_all
+from tasks.kd.training.course import Parts
 from tasks.kd.training.dev import predict
-from tasks.kd.training.loop import Habits, train
-from tasks.kd.training.sinks import Bar, JsonLines, Messages, Sink
-from tasks.stages import Stage, run_stage
+from tasks.stages import Stage, run_stage, trainings
 
 _BATCH_TOKENS = 8192
 
@@ -58,7 +55,7 @@ def main(stage: Stage) -> None:
         _freeze(stage, base, data)
     else:
         run_training(fine_tune, stage, compute=stage.compute, environment=os.environ)
-    shutil.copytree(data / "tokenizer", stage.draft / "model", dirs_exist_ok=True)
+    trainings.add_tokenizer(stage)
     if rule is not None:
         _gather(stage, sources / "teachers", data, rule)
 
@@ -184,12 +181,11 @@ def fine_tune(stage: Stage) -> None:
         read_split(data / "dev.arrow"),
         card.pad_token_id,
     )
-    steps = steps_in_all(params.optimizer, tuning.phases, parts.train)
-    report = train(params.optimizer, parts, habits(stage, steps))
-    if torch.distributed.is_initialized() and torch.distributed.get_rank():
+    report = trainings.run(stage, params.optimizer, parts)
+    if report is None:
         return
     standing = _ask(teacher, parts.dev, card).standing
-    saved = save(stage, teacher)
+    saved = trainings.save(stage, teacher)
     TeacherReport(
         mode=params.mode,
         **vars(report),
@@ -200,35 +196,6 @@ def fine_tune(stage: Stage) -> None:
     stage.log(f"dev {standing} after epoch {report.best_epoch}, {report.seconds:.0f} s")
     if not standing.is_above_chance:
         stage.log("warning: the teacher is not significantly better than a constant answer")
-
-
-def habits(stage: Stage, steps: int) -> Habits:
-    """The places of a training's checkpoints and profiles, and the sinks of its figures."""
-
-    def sinks(step: int) -> list[Sink]:
-        lines = JsonLines(stage.work / HISTORY, resume_at=step)
-        if step:
-            stage.log(f"resumes at step {step} of {steps}")
-        return [lines, Bar(stage.bar(steps, "step", done=step)), Messages(stage.log)]
-
-    profiles = stage.work.parent / "profiles" / f"{stage.name}-{stage.recipe}"
-    return Habits(stage.work, profiles, stage.compute, sinks)
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A saved model's number of weights, and the digest of its folder."""
-
-    parameters: int
-    sha256: str
-
-
-def save(stage: Stage, model: Any) -> Saved:
-    """Write a trained model and its training's history into the draft."""
-    model.save_pretrained(stage.draft / "model")
-    if (stage.work / HISTORY).exists():
-        shutil.copyfile(stage.work / HISTORY, stage.draft / HISTORY)
-    return Saved(count_parameters(model), model_sha256(stage.draft / "model"))
 
 
 def require_labels(
@@ -273,7 +240,7 @@ def _freeze(stage: Stage, base: Path, data: Path) -> None:
     answers = _ask(teacher, dev, card)
     require_worth(stage, base, answers, names)
     seconds = time.monotonic() - started
-    saved = save(stage, teacher)
+    saved = trainings.save(stage, teacher)
     TeacherReport(
         mode="given",
         steps=0,

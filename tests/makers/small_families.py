@@ -86,3 +86,11 @@ def ragged() -> tuple[torch.Tensor, torch.Tensor]:
     ids_BT = torch.randint(5, VOCABULARY, (len(LENGTHS), max(LENGTHS)), generator=generator)
     mask_BT = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]
     return ids_BT.masked_fill(~mask_BT, 1), mask_BT
+
+
+def hidden_states(model: Any, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> Any:
+    """What transformers says."""
+    with torch.no_grad():
+        return model(
+            input_ids=ids_BT, attention_mask=mask_BT.long(), output_hidden_states=True
+        ).hidden_states

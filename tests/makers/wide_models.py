@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from tasks.kd.encoders.families import layers_of
+from tasks.kd.encoders.shape import layers_of
 from tasks.kd.students.layouts import embedding_norm, embedding_projection, layout_of, linear, norm
 from tests.makers.small_families import small
 

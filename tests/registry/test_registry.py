@@ -42,8 +42,8 @@ from tasks.registry import (
 )
 from tasks.registry.produced import STAGES
 from tasks.registry.store import import_quietly
-from tests.kd.cache.conftest import make_job, make_params, write
 from tests.kd.conftest import make_split
+from tests.makers.caches import make_job, make_params, write
 from tests.makers.documents import (
     change,
     make_data_card,
@@ -275,8 +275,8 @@ def test_the_run_carries_everything_and_says_nothing(
     tags = run.data.tags
     assert tags["git.commit"] == "1" * 40
     assert tags["git.dirty"] == "true"
-    assert tags["teacher.sha256"] == "t" * 64
-    assert tags["cache.fingerprint"] == "cafe" * 16
+    assert tags["teacher.sha256"] == make_teacher_report().teacher_sha256
+    assert tags["cache.fingerprint"] == make_manifest().fingerprint
     assert tags["prefect.flow_run_id"] == "flow-1"
     assert all(tags[f"dvc.{stage}"].endswith(".dir") for stage in STAGES)
     assert run.inputs is not None
@@ -1036,7 +1036,7 @@ def test_lineage_says_what_can_still_be_found(registry: Registry, make: Make) ->
     json.dumps(lineage, allow_nan=False)
     assert lineage["run"]["found"] is True
     assert lineage["git"] == {"commit": "1" * 40, "dirty": True, "found": False}
-    assert lineage["cache"] == {"fingerprint": "cafe" * 16, "found": False}
+    assert lineage["cache"] == {"fingerprint": make_manifest().fingerprint, "found": False}
     assert lineage["gate"]["verdict"] == "promote"
     hashes = {stage: set(paths.values()) for stage, paths in produced.lineage.dvc.items()}
     assert {stage: {entry["md5"]} for stage, entry in lineage["dvc"].items()} == hashes

@@ -1,10 +1,9 @@
-"""Loading encoders safely. Where each family keeps what the levels need is in `families`."""
+"""Encoders and classifiers from local folders: safetensors alone, whole, and no code of theirs."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +12,12 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification
 
 from tasks.kd.digests import read_json, sha256_file, sha256_json
-from tasks.kd.encoders.families import capture, kernel, layers_of
+from tasks.kd.encoders.files.architectures import kernel
 from tasks.kd.encoders.files.folder import check_weights, read_config
 from tasks.kd.encoders.files.label_names import read_label_names
 from tasks.kd.encoders.files.weights import WEIGHTS, classifier_rows, read_headers, require_head
+from tasks.kd.encoders.shape import as_module
 from tasks.kd.errors import DataError
-
-__all__ = [
-    "WEIGHTS",
-    "attention_kernel",
-    "capture_hidden",
-    "layers_of",
-    "load_classifier",
-    "load_config",
-    "model_sha256",
-    "new_classifier",
-]
 
 # What transformers raises for a configuration of one field or another that can't be.
 _INVALID = (AttributeError, KeyError, OSError, StrictDataclassError, TypeError, ValueError)
@@ -160,7 +149,7 @@ def _load(folder: Path, config: Any, *, new_head: bool) -> torch.nn.Module:
             advice="The model that they belong to computes something else than this one.",
         )
     _require_finite(folder, model)
-    return _module(model).eval()
+    return as_module(model).eval()
 
 
 def _find_left(family: str, unexpected: Sequence[str], *, new_head: bool) -> list[str]:
@@ -209,20 +198,3 @@ def attention_kernel(model: torch.nn.Module) -> str:
     """The implementation of attention that a model computes with, as transformers names it."""
     config: Any = model.config
     return str(config._attn_implementation)
-
-
-@contextmanager
-def capture_hidden(
-    model: torch.nn.Module, layers: tuple[int, ...]
-) -> Iterator[dict[int, torch.Tensor]]:
-    """While open, each forward pass of the model leaves its hidden states [B, T, D] here.
-
-    As `families.capture` without projections.
-    """
-    with capture(model, layers, ()) as captured:
-        yield captured.hidden
-
-
-def _module(value: Any) -> torch.nn.Module:
-    assert isinstance(value, torch.nn.Module)
-    return value

@@ -18,7 +18,7 @@ import torch
 from tasks.kd.data.examples.batching import split_by_tokens
 from tasks.kd.data.examples.padding import Padded, pad_rows
 from tasks.kd.data.examples.prepared import Ids
-from tasks.kd.encoders.loading import capture_hidden
+from tasks.kd.encoders.capture import capture_hidden
 from tasks.kd.tokens.encoding import read_tokenizer
 
 Logits = npt.NDArray[np.float32]

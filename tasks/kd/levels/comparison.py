@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tasks.kd.encoders.families import QKV, scores
+from tasks.kd.encoders.running import QKV, scores
 from tasks.kd.levels.losses import FUNCTIONS
 from tasks.kd.levels.losses.numerics import pool
 from tasks.kd.levels.plans import mixture, shares

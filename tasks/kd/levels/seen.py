@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tasks.kd.encoders.families import Captured
+from tasks.kd.encoders.capture import Captured
 from tasks.kd.recipe.levels import Level
 from tasks.kd.recipe.losses import loss_of
 from tasks.kd.recipe.values import value_at

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from tasks.kd.encoders.families import depth, heads, kernel, layers_prefix, shaped
-from tasks.kd.encoders.files.architectures import shape_of
+from tasks.kd.encoders.files.architectures import kernel, shape_of
 from tasks.kd.encoders.files.folder import read_config
 from tasks.kd.encoders.files.label_names import known_label_names
 from tasks.kd.encoders.loading import load_config, new_classifier
+from tasks.kd.encoders.shape import depth, heads, layers_prefix, shaped
 from tasks.kd.errors import ShapeError
 from tasks.kd.recipe.maps import chosen
 from tasks.kd.recipe.student import (
@@ -29,8 +29,6 @@ from tasks.kd.students.embeddings import (
     require_padding,
 )
 from tasks.kd.students.reduction import reduce_width
-
-__all__ = ["build_student", "depth", "require_positions"]
 
 _VOCABULARY_S = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 # Fields of a family's published models that its configuration class sets otherwise: DeBERTa-v3's

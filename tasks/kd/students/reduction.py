@@ -32,7 +32,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tasks.kd.encoders.families import heads, layers_of, width
+from tasks.kd.encoders.shape import heads, layers_of, width
 from tasks.kd.errors import ShapeError
 from tasks.kd.students.bases import Basis, principal, selected
 from tasks.kd.students.layouts import (

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from tasks.kd.data.examples.prepared import Ids
-from tasks.kd.encoders.families import capture, depth, layers_of, width
+from tasks.kd.encoders.capture import capture
+from tasks.kd.encoders.shape import depth, layers_of, width
 from tasks.kd.students.embeddings import read_tables, second_moment
 from tasks.kd.students.layouts import embedding_norm, embedding_projection, layout_of, linear, norm
 

@@ -1,4 +1,4 @@
-"""The teacher itself as targets, and the streams of one batch from it or from its frozen pieces."""
+"""The live teacher as targets, and one batch's streams from it or from its frozen pieces."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 
 from tasks.kd.data.examples.padding import pad
 from tasks.kd.data.examples.prepared import Ids
-from tasks.kd.encoders.families import QKV, capture, embed, project, run_layer, scores
+from tasks.kd.encoders.capture import capture
+from tasks.kd.encoders.running import QKV, embed, project, run_layer, scores
 from tasks.kd.recipe.streams import kind_of, layer_of
 from tasks.kd.shapes import require_shape
 

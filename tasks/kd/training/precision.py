@@ -11,7 +11,7 @@ import torch
 from torch._functorch import config as functorch
 
 from tasks.kd.data.examples.trainable import Trainable
-from tasks.kd.encoders.families import layers_of
+from tasks.kd.encoders.shape import layers_of
 from tasks.kd.errors import ParamsError
 from tasks.kd.recipe.compute import Compute
 from tasks.kd.training.dropout import quick_dropout
@@ -66,8 +66,7 @@ def require_means(compute: Compute, objective: Trainable, device: torch.device) 
             expected=f"one of {', '.join(_COMPILERS)}",
             found="none",
         )
-    levels = {level.level for phase in objective.phases for level in phase.levels}
-    if inside := sorted(levels & {"attention", "relation"}):
+    if inside := sorted(objective.compared_inside):
         raise ParamsError(
             "what a compiled layer computes inside can't be compared",
             where="compute.compile",

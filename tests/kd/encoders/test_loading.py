@@ -12,17 +12,17 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import ElectraForPreTraining, RobertaModel
 
-from tasks.kd.encoders.families import FAMILIES, kernel
+from tasks.kd.encoders.capture import capture_hidden
+from tasks.kd.encoders.files.architectures import FAMILIES, kernel
+from tasks.kd.encoders.files.weights import WEIGHTS
 from tasks.kd.encoders.loading import (
-    WEIGHTS,
     attention_kernel,
-    capture_hidden,
-    layers_of,
     load_classifier,
     load_config,
     model_sha256,
     new_classifier,
 )
+from tasks.kd.encoders.shape import layers_of
 from tasks.kd.errors import DataError
 from tests.makers.small_families import CONFIGS, ragged, small
 

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from tasks.kd.encoders.families import FAMILIES
+from tasks.kd.encoders.files.architectures import FAMILIES
 from tasks.kd.recipe.recipe import Recipe
 from tasks.kd.recipe.student import Student
 

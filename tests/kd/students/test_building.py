@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
-from tasks.kd.encoders.families import FAMILIES, count_parameters
-from tasks.kd.encoders.loading import layers_of
+from tasks.kd.encoders.files.architectures import FAMILIES
+from tasks.kd.encoders.shape import count_parameters, depth, layers_of
 from tasks.kd.errors import DataError, ShapeError
 from tasks.kd.export.onnx import require_parity, write_onnx
 from tasks.kd.recipe.student import (
@@ -20,7 +20,7 @@ from tasks.kd.recipe.student import (
     InitialWidthReduction,
     Student,
 )
-from tasks.kd.students.building import build_student, depth, require_positions
+from tasks.kd.students.building import build_student, require_positions
 from tasks.kd.students.embeddings import carry_embeddings
 from tasks.kd.students.reduction import reduce_width
 from tests.makers.small_families import VOCABULARY, ragged, small

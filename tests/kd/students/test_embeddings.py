@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.kd.encoders.families import FAMILIES, embed
+from tasks.kd.encoders.files.architectures import FAMILIES
+from tasks.kd.encoders.running import embed
 from tasks.kd.errors import ShapeError
 from tasks.kd.students.bases import principal
 from tasks.kd.students.embeddings import (

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tasks.kd.data.examples.padding import pad
-from tasks.kd.encoders.families import capture, depth
+from tasks.kd.encoders.capture import capture
+from tasks.kd.encoders.shape import depth
 from tasks.kd.errors import ShapeError
 from tasks.kd.students.bases import Basis, principal
 from tasks.kd.students.layouts import REDUCIBLE

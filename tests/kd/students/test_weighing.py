@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.kd.encoders.families import FAMILIES, layers_of
+from tasks.kd.encoders.files.architectures import FAMILIES
+from tasks.kd.encoders.shape import layers_of
 from tasks.kd.errors import ShapeError
 from tasks.kd.students.bases import Basis, principal
 from tasks.kd.students.layouts import REDUCIBLE, layout_of, linear, norm

@@ -8,7 +8,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from tasks.kd.data.examples.padding import pad
-from tasks.kd.encoders.families import depth, width
+from tasks.kd.encoders.shape import depth, width
 from tasks.kd.recipe.teachers import EnsembleRule
 from tasks.kd.targets.targets import run_teacher
 from tasks.kd.teacher.ensemble import (

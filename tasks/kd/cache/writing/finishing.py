@@ -14,7 +14,7 @@ from tasks.kd.cache.writing.shards import (
     find_shard,
     note_name,
 )
-from tasks.kd.encoders.families import config_json, pieces_of
+from tasks.kd.encoders.pieces import config_json, pieces_of
 from tasks.kd.recipe.streams import layer_of
 
 WEIGHTS = "weights.safetensors"

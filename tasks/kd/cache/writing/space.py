@@ -12,7 +12,7 @@ from tasks.kd.cache.store.store import Store
 from tasks.kd.cache.writing.calibration import Calibration
 from tasks.kd.cache.writing.job import CacheJob
 from tasks.kd.data.examples.prepared import Ids
-from tasks.kd.encoders.families import width
+from tasks.kd.encoders.shape import width
 from tasks.kd.errors import CacheQuotaError
 
 

@@ -30,8 +30,8 @@ from tasks.kd.cache.writing.measuring import (
 from tasks.kd.cache.writing.shards import commit_shard, find_shard, give_back, shard_tensors
 from tasks.kd.cache.writing.space import require_space
 from tasks.kd.data.examples.prepared import Ids
-from tasks.kd.encoders.families import depth
 from tasks.kd.encoders.loading import attention_kernel
+from tasks.kd.encoders.shape import depth
 from tasks.kd.errors import DataError
 
 # Does a share of the shards, for each stream in its codec: in this process, or in several.
