@@ -56,7 +56,7 @@ def locate(place: Sequence[int | str], document: Any) -> int:
     for part in place:
         if not _is_inside(part, node):
             break
-        if part in node.lc.data:  # what a merge key brings in has no line of its own
+        if part in (node.lc.data or ()):  # what a merge key brings in has no line of its own
             line = int(node.lc.data[part][0]) + 1
         node = node[part]
     return line

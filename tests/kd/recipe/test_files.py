@@ -311,6 +311,17 @@ def test_a_fault_in_a_merged_field_is_told_at_its_section(text: str, write: Any)
     assert "train_teacher.mode: " in faults_of(write(broken))
 
 
+def test_a_section_that_a_merge_key_brings_in_whole_has_the_line_of_its_name(
+    text: str, write: Any
+) -> None:
+    start = text.index("export_student:\n")
+    end = text.index("evaluate_student:\n")
+    own = "export_student:\n  <<: {serve: int9, parity_examples: 1}\n"
+    path = write(text[:start] + own + text[end:])
+    line = path.read_text().splitlines().index("export_student:") + 1
+    assert f"{path}:{line}: export_student.serve: Input should be" in faults_of(path)
+
+
 def test_broken_yaml_is_refused_with_its_line(write: Any) -> None:
     assert ":2: not valid YAML" in faults_of(write("a: 1\nb: [1, }\n"))
 
