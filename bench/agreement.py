@@ -26,10 +26,11 @@ from tasks.kd.data.examples.batching import Rows
 from tasks.kd.data.examples.padding import Batch, pad
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.data.examples.targets import Targets
+from tasks.kd.data.examples.trainable import Moment
 from tasks.kd.encoders.shape import depth, width
 from tasks.kd.levels.objective import Objective, TeacherShape, banked_layers, standardised_layers
 from tasks.kd.recipe.levels import Level
-from tasks.kd.recipe.phases import Moment, streams_read
+from tasks.kd.recipe.phases import streams_read
 from tasks.kd.students.building import build_student
 from tasks.kd.targets.banks import banks
 from tasks.kd.targets.targets import LiveTargets
@@ -38,7 +39,7 @@ from tasks.kd.training.optimizers import new_optimizer
 
 CODECS: tuple[Codec, ...] = ("float32", "float16", "int8")
 STEPS, LEVEL_STEPS, BATCH = 200, 3, 8
-# As in tests/kd/cache/test_levels.py: for what is not of first order, and for other noise.
+# As in tests/kd/cache/reading/test_levels.py: for what is not of first order, and for other noise.
 _LOSS_SLACK, _GRADIENT_SLACK, _NUMERICS = 1.5, 2.0, 1e-5
 _RATE = 1e-4
 _SEED = 7
@@ -290,7 +291,7 @@ def _alone(bench: Bench, sides: _Sides, level: Level, steps: int) -> dict[Codec,
 
 def _every_level() -> dict[str, Level]:
     """All levels that read a teacher; a test of the cache keeps its list of them whole."""
-    from tests.kd.cache.test_levels import LEVELS, level_of
+    from tests.kd.cache.reading.test_levels import LEVELS, level_of
 
     return {name: level_of(name) for name in LEVELS if name != "labels"}
 

@@ -21,9 +21,9 @@ from tasks.kd.cache.reading.reader import CachedTargets
 from tasks.kd.data.examples.batching import Rows
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.data.tables import stratified
+from tasks.kd.documents.history import Record
 from tasks.kd.training.course import Parts, steps_in_all
 from tasks.kd.training.dev import predict
-from tasks.kd.training.sinks import Record
 
 SEEDS = (7, 8)
 
@@ -43,7 +43,7 @@ class _Steps:
         self._watch = watch
 
     def write(self, record: Record) -> None:
-        if record["split"] == "train":
+        if record.split == "train":
             self._watch.advance()
 
     def close(self) -> None:

@@ -14,11 +14,12 @@ from bench.figures import Figure, Findings, Way, paragraphs, take_turns, turns
 from bench.students import LABELS, batches_of, one_phase, student_of
 from tasks.kd.cache.writing.calibration import deviations
 from tasks.kd.data.examples.padding import Batch, pad
+from tasks.kd.data.examples.trainable import Moment
 from tasks.kd.encoders.shape import depth, width
 from tasks.kd.levels.objective import Objective, TeacherShape
 from tasks.kd.recipe.levels import Level
 from tasks.kd.recipe.losses import AnyLevel
-from tasks.kd.recipe.phases import Moment, streams_read
+from tasks.kd.recipe.phases import streams_read
 from tasks.kd.students.building import build_student
 from tasks.kd.targets.banks import banks
 from tasks.kd.targets.targets import LiveTargets

@@ -12,12 +12,12 @@ from bench.caches import Bench
 from bench.students import objective_of, one_phase, run_loop
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.data.examples.targets import Targets
+from tasks.kd.documents.history import Record, RefusedRecord, TrainRecord
 from tasks.kd.recipe.compute import Compute
 from tasks.kd.recipe.levels import Level
 from tasks.kd.recipe.student import Student
 from tasks.kd.recipe.training import Optimizer
 from tasks.kd.training.course import Parts
-from tasks.kd.training.sinks import Record
 
 # A new optimizer's first update makes its moments, the first batch is assembled during no step.
 WARM_UP_STEPS = 3
@@ -43,11 +43,11 @@ class Speeds:
 
     def write(self, record: Record) -> None:
         """Of an update; a refused one is a fault here."""
-        if record["split"] == "refused":
-            raise SystemExit(f"an update was refused: {record['message']}")
-        if record["split"] == "train":
-            self.seconds.append(self._batch_examples / record["examples_per_s"])
-            self.waited.append(self.seconds[-1] * record["waiting"])
+        if isinstance(record, RefusedRecord):
+            raise SystemExit(f"an update was refused: {record.message}")
+        if isinstance(record, TrainRecord):
+            self.seconds.append(self._batch_examples / record.examples_per_s)
+            self.waited.append(self.seconds[-1] * record.waiting)
 
     def close(self) -> None:
         """Nothing to close."""

@@ -28,8 +28,8 @@ from tasks.kd.cache.store.store import Store
 from tasks.kd.cache.writing.job import CacheJob
 from tasks.kd.cache.writing.writer import write_cache
 from tasks.kd.data.examples.prepared import Split
+from tasks.kd.documents.history import Record
 from tasks.kd.training.course import Parts
-from tasks.kd.training.sinks import Record
 
 TIMES = 10
 EVERY_S = 0.005
@@ -147,7 +147,7 @@ class _Stop:
         self._left = steps
 
     def write(self, record: Record) -> None:
-        self._left -= record["split"] == "train"
+        self._left -= record.split == "train"
         if not self._left:
             raise _EnoughError
 

@@ -21,8 +21,8 @@ from bench.students import (
 from tasks.kd.data.examples.batching import Rows
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.data.examples.targets import Targets
+from tasks.kd.documents.history import Record, TrainRecord
 from tasks.kd.training.course import Parts
-from tasks.kd.training.sinks import Record
 
 STEP = "a step"
 STEPS_TOGETHER = 5
@@ -139,9 +139,9 @@ class _Times:
 
     def write(self, record: Record) -> None:
         """Of an update."""
-        if record["split"] == "train":
-            self.seconds.append(self._batch_examples / record["examples_per_s"])
-            self.waited.append(self.seconds[-1] * record["waiting"])
+        if isinstance(record, TrainRecord):
+            self.seconds.append(self._batch_examples / record.examples_per_s)
+            self.waited.append(self.seconds[-1] * record.waiting)
 
     def close(self) -> None:
         """Nothing to close."""

@@ -24,12 +24,12 @@ from bench.students import distilled, objective_of, one_phase, student_like_teac
 from tasks.kd.cache.format.fingerprint import fingerprint
 from tasks.kd.cache.format.manifest import MANIFEST, Manifest, read_document
 from tasks.kd.cache.store.store import Store
+from tasks.kd.documents.history import HISTORY, read_history
 from tasks.kd.processes.launch import run_training
 from tasks.kd.training.course import Parts
 from tasks.kd.training.loop import Habits, train
 from tasks.kd.training.sinks import JsonLines
 
-METRICS = "metrics.jsonl"
 _NEVER_S = 1e9
 _LARGER = 4  # how many times the recipe's batch
 # Not `python -m`: the processes must find what they do by the name of this module.
@@ -73,7 +73,7 @@ def measure(bench: Bench) -> Findings:
         with TemporaryDirectory(dir=bench.folder, prefix="scaling-") as work:
             place = str(bench.store.folder)
             _run(Spec(material.name, texts, steps, batch_examples, processes, place, work))
-            return speed_of(Path(work) / METRICS, batch_examples)
+            return speed_of(Path(work), batch_examples)
 
     def of(processes: int, *, batch: int = size, steps: int = steps, at_once: int = 1) -> Way:
         def run(number: int) -> float:
@@ -110,11 +110,11 @@ def measure(bench: Bench) -> Findings:
     )
 
 
-def speed_of(metrics: Path, batch_examples: int) -> float:
+def speed_of(folder: Path, batch_examples: int) -> float:
     """Examples a second after the warm-up, by a training's records."""
     speeds = Speeds(batch_examples)
-    for line in metrics.read_text(encoding="utf-8").splitlines():
-        speeds.write(json.loads(line))
+    for record in read_history(folder):
+        speeds.write(record)
     return speeds.speed.examples_per_s
 
 
@@ -154,7 +154,7 @@ def work(spec: Spec) -> None:
         update={"checkpoint_every_s": _NEVER_S, "profile_step": None}
     )
     habits = Habits(
-        folder, folder, compute, lambda step: [JsonLines(folder / METRICS, resume_at=step)]
+        folder, folder, compute, lambda step: [JsonLines(folder / HISTORY, resume_at=step)]
     )
     train(settings, parts, habits)
 

@@ -13,12 +13,12 @@ from tasks.kd.data.examples.batching import Rows, epoch_batches
 from tasks.kd.data.examples.padding import Batch, pad
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.data.examples.targets import Targets
-from tasks.kd.data.examples.trainable import Trainable
+from tasks.kd.data.examples.trainable import Moment, Trainable
 from tasks.kd.encoders.shape import depth, width
 from tasks.kd.levels.objective import Objective, TeacherShape, standardised_layers
 from tasks.kd.recipe.compute import Compute
 from tasks.kd.recipe.levels import HiddenLevel, KLLevel, LabelsLevel, Level
-from tasks.kd.recipe.phases import Moment, Phase
+from tasks.kd.recipe.phases import Phase
 from tasks.kd.recipe.student import InitialRandom, InitialTeacherLayers, Student
 from tasks.kd.recipe.training import Optimizer
 from tasks.kd.students.building import build_student

@@ -110,10 +110,10 @@ def gc(*, yes: bool, dry_run: bool, remote: bool, as_json: bool) -> None:
     else needs them.
     """
     from flows import show
-    from flows.care import clear, describe_waste, find_unneeded, gone_users, open_store, why_kept
+    from flows.care import clear, describe_waste, find_unneeded, gone_users, kept_of, why_kept
 
     root = find_root()
-    kept = open_store(root)
+    kept = kept_of(root)
     if remote and kept.remote is None:
         raise ParamsError("--remote is for a store at a URL", where=kept.place)
     waste = find_unneeded(root, kept, remote=remote)

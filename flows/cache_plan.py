@@ -72,9 +72,9 @@ def write_streams(planned: Planned) -> bool:
 
 def describe_plan(root: Path, planned: Planned) -> dict[str, Any]:
     """All figures, as JSON; bytes in total are None before the data are prepared."""
-    from flows.care import open_store
+    from flows.care import kept_of
     from tasks.kd.cache.format.estimate import Teacher, estimate
-    from tasks.kd.recipe.derived.epochs import epochs_read
+    from tasks.kd.recipe.epochs import epochs_read
 
     recipe, name = planned.recipe, planned.path.stem
     params, teacher = recipe.cache_teacher, recipe.train_teacher
@@ -91,7 +91,7 @@ def describe_plan(root: Path, planned: Planned) -> dict[str, Any]:
         texts=texts,
     )
     need, quota = found.sizes[params.codec].bytes, int(params.quota_gib * 2**30)
-    free = _free_bytes(open_store(root).store.folder)
+    free = _free_bytes(kept_of(root).store.folder)
     return {
         "recipe": name,
         "mode": params.mode,

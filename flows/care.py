@@ -17,7 +17,7 @@ from tasks.kd.cache.store.store import store_place
 from tasks.kd.errors import CacheError, KDError
 
 
-def open_store(root: Path) -> Kept:
+def kept_of(root: Path) -> Kept:
     """The repository's store, as this process's environment names it."""
     return open_kept(*store_place(os.environ, root))
 
@@ -84,7 +84,7 @@ def list_store(root: Path) -> dict[str, Any]:
     `bytes` counts this machine's, `remote_bytes` the URL's, and `unneeded_bytes` those that no
     recipe needs (None if a recipe's manifest can't be read).
     """
-    kept, needs = open_store(root), needs_of(root)
+    kept, needs = kept_of(root), needs_of(root)
     entries, others = read_entries(kept, needs), needed_by_others(root, kept)
     finished = {entry.fingerprint for entry in entries if entry.state == "finished"}
     recipes = {
@@ -153,7 +153,7 @@ def verify_store(root: Path, names: Sequence[str], bar: Callable[[int], Any]) ->
     checked. `bar` makes a progress bar over a number of bytes. Raises ParamsError for an unknown
     name.
     """
-    kept, needs = open_store(root), needs_of(root)
+    kept, needs = kept_of(root), needs_of(root)
     entries = read_entries(kept, needs)
     wanted = [Path(name).stem if name.endswith((".yaml", ".yml")) else name for name in names]
     check = prepare(entries, needs, choose(entries, needs, wanted, recipe_names(root)))

@@ -7,7 +7,6 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -262,6 +261,8 @@ def promote(model: str, reason: str, *, overrides: bool, as_json: bool) -> None:
     the version's own artifacts. With --override it becomes champion on your word; a former champion
     needs that to come back.
     """
+    from dataclasses import asdict
+
     from flows.promotion import override
     from flows.promotion import promote as promote_version
 

@@ -41,7 +41,7 @@ def write_figures(root: Path) -> None:
 
 
 def render_figures(root: Path) -> str:
-    """The file's text for the recipes that are listed now."""
+    """The file's text for the recipes in the list."""
     from tasks.kd.documents.predictions import PREDICTIONS
     from tasks.kd.recipe.files import list_recipes
 

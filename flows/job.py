@@ -131,7 +131,7 @@ def estimate_cache(job: Job) -> int | None:
     """
     from flows.cache_plan import read_texts
     from tasks.kd.cache.format.estimate import stored_bytes
-    from tasks.kd.recipe.streams import plan
+    from tasks.kd.recipe.streams import plan_streams
 
     params, texts = job.recipe.cache_teacher, read_texts(job.artifacts / "prepare_data")
     if texts is None:
@@ -139,7 +139,7 @@ def estimate_cache(job: Job) -> int | None:
     if params.mode == "live":
         return 0
     return stored_bytes(
-        dict.fromkeys(plan(params.streams, params.recompute).stored, params.codec),
+        dict.fromkeys(plan_streams(params.streams, params.recompute).stored, params.codec),
         width=job.recipe.train_teacher.hidden_size,
         texts=texts,
     )

@@ -10,7 +10,7 @@ import torch
 
 from bench import adapters
 from bench.adapters import GOAL, KINDS, Difference, Found, compare
-from tests.kd.cache.conftest import spread_teacher, texts_of
+from tests.makers.caches import spread_teacher, texts_of
 
 
 def found_of(model: Any) -> Found:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tarfile
 import time
@@ -28,8 +27,15 @@ from bench.students import Stepping, distilled
 from tasks.kd.cache.format.codec import Codec
 from tasks.kd.data.examples.padding import Batch, pad
 from tasks.kd.digests import sha256_file
+from tasks.kd.documents.history import TrainRecord
 from tasks.kd.levels.objective import Objective
 from tests.kd.conftest import make_split, make_teacher
+from tests.makers.documents import (
+    make_dev_record,
+    make_refused_record,
+    make_train_record,
+    write_history,
+)
 from tests.makers.phases import one_phase
 from tests.makers.training_setup import (
     HIDDEN,
@@ -44,15 +50,15 @@ from tests.makers.training_setup import (
 # --- speeds --------------------------------------------------------------------------------------
 
 
-def record(examples_per_s: float, waiting: float = 0.0) -> dict[str, Any]:
-    return {"split": "train", "examples_per_s": examples_per_s, "waiting": waiting}
+def record(examples_per_s: float, waiting: float = 0.0) -> TrainRecord:
+    return make_train_record(examples_per_s=examples_per_s, waiting=waiting)
 
 
 def test_the_speed_is_examples_over_seconds_without_the_warm_up() -> None:
     speeds = Speeds(8)
     for one in [record(0.1, 1.0)] * WARM_UP_STEPS:
         speeds.write(one)
-    speeds.write({"split": "dev", "accuracy": 0.5, "loss": 1.0})
+    speeds.write(make_dev_record())
     for one in (record(8.0), record(2.0, 0.5)):  # 1 s and 4 s, of which 2 s were waiting
         speeds.write(one)
     assert speeds.speed.examples_per_s == pytest.approx(16 / 5)
@@ -69,7 +75,7 @@ def test_a_training_that_ends_in_the_warm_up_has_no_speed() -> None:
 
 def test_a_refused_update_is_no_speed() -> None:
     with pytest.raises(SystemExit, match=r"refused: the loss is not finite"):
-        Speeds(8).write({"split": "refused", "message": "the loss is not finite"})
+        Speeds(8).write(make_refused_record(message="the loss is not finite"))
 
 
 def test_a_plain_step_is_an_update_by_all_levels() -> None:
@@ -106,8 +112,8 @@ def test_whole_batches_are_as_many_as_asked_for_or_as_there_are() -> None:
 
 def test_the_speed_of_a_program_is_that_of_its_records(tmp_path: Path) -> None:
     lines = [record(1.0)] * WARM_UP_STEPS + [record(4.0), record(4.0)]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
-    assert speed_of(tmp_path / "metrics.jsonl", 8) == pytest.approx(4.0)
+    write_history(tmp_path, lines)
+    assert speed_of(tmp_path, 8) == pytest.approx(4.0)
 
 
 # --- the bare loop -------------------------------------------------------------------------------

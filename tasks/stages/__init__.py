@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from tasks.kd.digests import Digests, replace_folder, sha256_json, write_json
 from tasks.kd.errors import DataError, KDError, StageError
 from tasks.kd.recipe.compute import Compute
-from tasks.kd.recipe.derived.epochs import epochs_read
+from tasks.kd.recipe.epochs import epochs_read
 from tasks.kd.recipe.files import inputs_of, load_recipe
 from tasks.kd.recipe.recipe import Recipe
 

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
@@ -281,12 +282,23 @@ def test_a_row_that_says_something_else_is_found(
     assert any(found.startswith(fault) for found in faults)
 
 
-def test_the_maps_that_a_recipe_may_name_are_those_there_are() -> None:
+def test_the_maps_that_a_recipe_may_name_are_those_there_are_and_are_described() -> None:
     fixed = {*NAMED, "random"}
     for row in LOSSES.values():
         if issubclass(row.model, LayerLevel):
-            named = values_of(row.model.model_fields["layer_map"].annotation)
+            layer_map = row.model.model_fields["layer_map"]
+            named = values_of(layer_map.annotation)
             assert fixed <= named <= fixed | set(get_args(ChosenMap))
+            assert {name for name in named if name not in str(layer_map.description)} == set()
+
+
+def test_the_page_of_levels_lists_every_loss(root: Path) -> None:
+    lines = (root / "docs" / "levels.md").read_text(encoding="utf-8").splitlines()
+    cells = [line.split("|")[1:3] for line in lines if line.startswith("| ")]
+    listed = {
+        f"{level.strip()}.{name}" for level, names in cells for name in re.findall("`(.+?)`", names)
+    }
+    assert listed == set(LOSSES)
 
 
 # --- of some: what they don't mind ---------------------------------------------------------------

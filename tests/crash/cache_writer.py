@@ -1,12 +1,13 @@
 """A program that kills writers of a cache at given and at random moments, and lets others go on.
 
-It forks before torch has started a thread, and imports once for all cases. It prints, as JSON,
-what became of each case. Nothing is flushed to the disk: a killed process loses nothing that the
-kernel already has.
+It forks before torch has started a thread, and imports once for all cases. Kinds of cases run side
+by side. It prints, as JSON, what became of each case. Nothing is flushed to the disk: a killed
+process loses nothing that the kernel already has.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -29,8 +30,8 @@ from tasks.kd.cache.writing.job import CacheJob
 from tasks.kd.cache.writing.writer import write_cache, write_share
 from tasks.kd.errors import StageError
 from tasks.kd.processes.launch import run_processes
-from tests.kd.cache.conftest import content_of, finished_in, identities_in, make_job, make_params
-from tests.kd.conftest import make_split
+from tests.kd.conftest import make_split, make_teacher
+from tests.makers.caches import content_of, finished_in, identities_in, make_job, make_params
 
 # Everything through which a writer runs its teacher, touches the disk, or is about to.
 PLACES: dict[str, tuple[Any, str]] = {
@@ -56,12 +57,14 @@ Kill = tuple[str, int, bool]
 def job() -> CacheJob:
     """The cache that all writers are at: every kind of stream and of file."""
     torch.set_num_threads(1)
-    return make_job(make_split(30), make_params(codec="int8", streams=STREAMS))
+    params = make_params(codec="int8", streams=STREAMS)
+    return make_job(make_split(30), params, make_teacher(layers=2))
 
 
 def prepare() -> None:
-    """Several shards although the data are few; and nobody waits for the disk."""
+    """Several shards although the data are few, a short calibration, nobody waits for the disk."""
     jobs.MEBIBYTE = 2**13
+    calibration.EXAMPLES = 12
     os.fsync = _forget
 
 
@@ -284,6 +287,14 @@ def launched(root: Path, whole: dict[str, str]) -> dict[str, Any]:
     }
 
 
+def begin(root: Path, name: str, run: Callable[[], object]) -> int:
+    """Run one kind of cases in a child process, which leaves what became of them in a file."""
+    child = os.fork()
+    if child == 0:
+        ended_by(lambda: (root / f"{name}.json").write_text(json.dumps(run())))
+    return child
+
+
 def main(root: Path) -> None:
     """Print how every case ended."""
     prepare()
@@ -292,15 +303,23 @@ def main(root: Path) -> None:
     whole = content_of(root / "whole")
     whole_s = _seconds(partial(write, root / "again"))  # with all files of programs in memory
     assert in_a_fork(partial(write_in_two, root / "in two")) == 0
+    kinds: dict[str, Callable[[], object]] = {
+        "boundaries": partial(at_boundaries, root, whole),
+        "random": partial(at_random, root, whole, whole_s),
+        "one of two": partial(one_of_two, root, whole),
+        "one of two at random": partial(one_of_two_at_random, root, whole, whole_s),
+    }
+    gc.freeze()  # a child's collector copies none of it
+    children = [begin(root, name, run) for name, run in kinds.items()]
     found: dict[str, Any] = {
         "whole": sorted(whole),
         "two": content_of(root / "in two") == whole,
-        "boundaries": at_boundaries(root, whole),
-        "random": at_random(root, whole, whole_s),
-        "one of two": one_of_two(root, whole),
-        "one of two at random": one_of_two_at_random(root, whole, whole_s),
-        "launched": launched(root, whole),  # last: it starts threads
+        "launched": launched(root, whole),  # it starts threads: nothing is forked from here on
     }
+    for child in children:
+        _, status = os.waitpid(child, 0)
+        assert status == 0
+    found |= {name: json.loads((root / f"{name}.json").read_text()) for name in kinds}
     print(json.dumps(found))
 
 

@@ -23,10 +23,10 @@ from flows.cache import cache
 from flows.cli import main
 from tasks.kd.cache.format.fingerprint import FORMAT_VERSION, fingerprint
 from tasks.kd.cache.format.manifest import Live, Manifest
-from tasks.kd.cache.store.store import Store, open_store
+from tasks.kd.cache.store.store import Store, open_cache_store
 from tests.isolation import ROOT
-from tests.kd.cache.conftest import make_job, make_params, write
 from tests.kd.conftest import make_split
+from tests.makers.caches import make_job, make_params, write
 
 COMMANDS = ("gc", "ls", "plan", "verify")
 LIGHT = ("numpy", "pydantic", "rich", "tqdm")  # not too much for work, but for help
@@ -242,7 +242,7 @@ def test_the_store_may_be_a_folder_from_the_root_or_a_url(
     monkeypatch.setenv("STILLHOUSE_STORE", "elsewhere")
     assert read(ask("ls", "--json"))["entries"] == before
     url = f"file://{tmp_path}/remote"
-    open_store(url, place.root / "elsewhere", copies_bytes=2**20).share(place.triage)
+    open_cache_store(url, place.root / "elsewhere", copies_bytes=2**20).share(place.triage)
     monkeypatch.setenv("STILLHOUSE_STORE", url)
     found = read(ask("ls", "--json"))
     assert {entry["fingerprint"] for entry in found["entries"]} == place.names(place.triage)
@@ -314,7 +314,7 @@ def test_verify_at_a_url_says_how_to_mend_it(
 ) -> None:
     url, stream = f"file://{tmp_path}/remote", place.triage.streams["hidden.1"]
     for manifest in (place.triage, place.mobile):
-        open_store(url, place.store, copies_bytes=2**20).share(manifest)
+        open_cache_store(url, place.store, copies_bytes=2**20).share(manifest)
     shutil.rmtree(place.store)
     monkeypatch.setenv("STILLHOUSE_STORE", url)
     assert ask("verify").exit_code == 0
@@ -433,7 +433,7 @@ def test_gc_keeps_what_another_process_uses_and_says_so(place: Place, ask: Ask) 
 def test_gc_looks_again_after_it_was_answered(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = care.open_store(place.root)
+    kept = care.kept_of(place.root)
     waste = care.find_unneeded(place.root, kept, remote=False)
     place.old.write(place.manifest("mobile"))  # the recipe needs it by now
     done = care.clear(place.root, kept, waste, remote=False)
@@ -487,7 +487,7 @@ def test_gc_of_a_store_at_a_url_touches_it_only_with_remote(
 ) -> None:
     url = f"file://{tmp_path}/remote"
     for manifest in (place.triage, place.mobile, place.old):
-        open_store(url, place.store, copies_bytes=2**20).share(manifest)
+        open_cache_store(url, place.store, copies_bytes=2**20).share(manifest)
     monkeypatch.setenv("STILLHOUSE_STORE", url)
     there = {path.name for path in (tmp_path / "remote").iterdir()}
     assert {one["kind"] for one in read(ask("gc", "--yes", "--json"))["removed"]} == {"entry"}

@@ -18,8 +18,8 @@ from tasks.kd.cache.care.users import register
 from tasks.kd.cache.format.manifest import Manifest
 from tasks.kd.cache.store.store import Store
 from tests.isolation import ROOT
-from tests.kd.cache.conftest import make_job, make_params, write
 from tests.kd.conftest import make_split
+from tests.makers.caches import make_job, make_params, write
 from tests.makers.documents import make_data_card, make_split_card
 
 Gc = Callable[..., Result]

@@ -278,10 +278,10 @@ def test_a_preset_written_for_another_depth_says_so_itself(repository: Path) -> 
     [
         ([("layers: 6, hidden", "layers: 4, hidden")], "contradicts itself: {}. Expected teacher"),
         ([("    layers: 3\n", "    layers: 9\n")], "not for a teacher of 6 layers: {}. Expected"),
-        ([("written_for: {layers: 6, hidden_size: 384}\n", "")], "{}:13: written_for: is missing"),
+        ([("written_for: {layers: 6, hidden_size: 384}\n", "")], "{}:1: written_for: is missing"),
         (
             [("layers: 6, hidden", "layers: six, hidden")],
-            "{}:9: written_for.layers: Input should be",
+            "{}:7: written_for.layers: Input should be",
         ),
         ([("train_student:", "train_pupil:")], "{}:1: train_student: is missing"),
     ],

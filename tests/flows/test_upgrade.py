@@ -132,10 +132,10 @@ def test_what_changed_is_there_as_json(params: Path) -> None:
         (
             "kind: teacher_layers\n      layers: uniform",
             "kind: random",
-            "old.yaml:39: train_teacher: write attention_heads and intermediate_size",
+            "old.yaml:33: train_teacher: write attention_heads and intermediate_size",
         ),
-        ("codec: float16", "codec: float8", "old.yaml:58: cache_teacher.codec: Input should be"),
-        ("hidden.4, hidden.6]", "hidden.6]", "old.yaml:57: cache_teacher.streams: lacks hidden.4"),
+        ("codec: float16", "codec: float8", "old.yaml:50: cache_teacher.codec: Input should be"),
+        ("hidden.4, hidden.6]", "hidden.6]", "old.yaml:49: cache_teacher.streams: lacks hidden.4"),
         ("text_column: Text", "text_column: [", "not valid YAML"),
         ("description:", "form: 9\ndescription:", "this stillhouse is too old for the recipe"),
     ],

@@ -23,7 +23,7 @@ from tasks.kd.cache.writing import job as jobs
 from tasks.kd.cache.writing.job import CacheJob
 from tasks.kd.cache.writing.writer import write_cache
 from tasks.kd.digests import sha256_file, write_json
-from tests.kd.cache.conftest import make_params
+from tests.makers.caches import make_params
 
 CACHE = Path(__file__).with_name("cache_v1")
 STORE, EXPECTED = CACHE / "store", CACHE / "expected.json"

@@ -49,8 +49,8 @@ def _draw_many(origin: type, arguments: tuple[Any, ...]) -> st.SearchStrategy[An
 
 
 def _draw_plain(kind: Any, metadata: list[Any]) -> st.SearchStrategy[Any]:
-    least = next((one.ge for one in metadata if isinstance(one, Ge)), None)
-    most = next((one.le for one in metadata if isinstance(one, Le)), None)
+    least: Any = next((one.ge for one in metadata if isinstance(one, Ge)), None)
+    most: Any = next((one.le for one in metadata if isinstance(one, Le)), None)
     if kind is type(None):
         return st.none()
     if kind is bool:

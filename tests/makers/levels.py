@@ -11,6 +11,19 @@ from tasks.kd.recipe.phases import Phase
 from tasks.kd.training.course import Parts
 from tests.makers.phases import one_phase
 
+MSE: dict[str, object] = {
+    "level": "hidden",
+    "loss": "mse",
+    "standardise": False,
+    "projection": "linear",
+}
+VECTOR: dict[str, object] = {
+    "level": "hidden",
+    "loss": "cls_mse",
+    "normalised": True,
+    "projection": "shared",
+}
+
 EVERY_LEVEL: list[dict[str, object]] = [
     {"level": "prediction", "loss": "labels"},
     {"level": "prediction", "loss": "kl", "temperature": 2.0},

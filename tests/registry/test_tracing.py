@@ -11,8 +11,9 @@ from tasks.registry import (
     Registry,
     tracing,
 )
-from tests.kd.cache.conftest import make_job, make_params, write
 from tests.kd.conftest import make_split
+from tests.makers.caches import make_job, make_params, write
+from tests.makers.documents import make_manifest
 from tests.makers.registered import (
     Make,
     put_forward,
@@ -27,7 +28,7 @@ def test_lineage_says_what_can_still_be_found(registry: Registry, make: Make) ->
     json.dumps(lineage, allow_nan=False)
     assert lineage["run"]["found"] is True
     assert lineage["git"] == {"commit": "1" * 40, "dirty": True, "found": False}
-    assert lineage["cache"] == {"fingerprint": "cafe" * 16, "found": False}
+    assert lineage["cache"] == {"fingerprint": make_manifest().fingerprint, "found": False}
     assert lineage["gate"]["verdict"] == "promote"
     hashes = {stage: set(paths.values()) for stage, paths in produced.lineage.dvc.items()}
     assert {stage: {entry["md5"]} for stage, entry in lineage["dvc"].items()} == hashes

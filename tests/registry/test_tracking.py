@@ -20,6 +20,8 @@ from tasks.registry import (
 from tasks.registry.produced import STAGES
 from tests.makers.documents import (
     make_data_card,
+    make_manifest,
+    make_teacher_report,
 )
 from tests.makers.registered import (
     MODEL,
@@ -64,8 +66,8 @@ def test_the_run_carries_everything_and_says_nothing(
     tags = run.data.tags
     assert tags["git.commit"] == "1" * 40
     assert tags["git.dirty"] == "true"
-    assert tags["teacher.sha256"] == "t" * 64
-    assert tags["cache.fingerprint"] == "cafe" * 16
+    assert tags["teacher.sha256"] == make_teacher_report().teacher_sha256
+    assert tags["cache.fingerprint"] == make_manifest().fingerprint
     assert tags["prefect.flow_run_id"] == "flow-1"
     assert all(tags[f"dvc.{stage}"].endswith(".dir") for stage in STAGES)
     assert run.inputs is not None

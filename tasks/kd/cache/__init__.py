@@ -1,1 +1,1 @@
-"""The teacher cache: written once, trained from many times. FORMAT.md says what is on disk."""
+"""The teacher cache: written once, trained from many times. `format/FORMAT.md` has the format."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
@@ -42,19 +44,16 @@ class LevelRecord(Part):
     ] = None
 
 
+Speed = Annotated[float, Field(ge=0)]
+
+
 class _Record(Part):
     step: Annotated[Count, Field(description="updates before it and with it")]
     epoch: Annotated[float, Field(ge=0, description="passes so far, with a fraction")]
     phase: Annotated[Text, Field(description="name of the recipe's phase")]
 
 
-class _Update(_Record):
-    examples_per_s: Annotated[float, Field(ge=0, description="texts per second")]
-    tokens_per_s: Annotated[float, Field(ge=0, description="tokens per second")]
-    waiting: Annotated[Fraction, Field(description="share of time in which data was waited for")]
-
-
-class TrainRecord(_Update):
+class TrainRecord(_Record):
     """An update."""
 
     split: Literal["train"]
@@ -62,9 +61,12 @@ class TrainRecord(_Update):
     levels: Annotated[dict[str, LevelRecord], Field(description="each level's part, by its name")]
     learning_rate: Annotated[float, Field(ge=0, description="the rate of this update")]
     grad_norm: Annotated[float, Field(ge=0, description="norm of the gradient before it is cut")]
+    examples_per_s: Annotated[Speed, Field(description="texts per second")]
+    tokens_per_s: Annotated[Speed, Field(description="tokens per second")]
+    waiting: Annotated[Fraction, Field(description="share of time in which data was waited for")]
 
 
-class RefusedRecord(_Update):
+class RefusedRecord(_Record):
     """A step without an update, as a loss or a gradient was not finite."""
 
     split: Literal["refused"]
@@ -75,6 +77,9 @@ class RefusedRecord(_Update):
     examples: Annotated[
         tuple[str, ...], Field(description="ids of the first examples of the step; absent likewise")
     ] = ()
+    examples_per_s: Annotated[Speed, Field(description="texts per second")]
+    tokens_per_s: Annotated[Speed, Field(description="tokens per second")]
+    waiting: Annotated[Fraction, Field(description="share of time in which data was waited for")]
 
 
 class DevRecord(_Record):
@@ -93,6 +98,16 @@ class NoticeRecord(_Record):
 
 
 Record = TrainRecord | RefusedRecord | DevRecord | NoticeRecord
+
+
+def make_record(fields: Mapping[str, Any]) -> Record:
+    """The record of what a training says; ValidationError, our own fault, where that is none."""
+    return _adapter().validate_python(dict(fields))
+
+
+def format_record(record: Record) -> str:
+    """The line of a record, without its end."""
+    return json.dumps(record.as_json(), allow_nan=False)
 
 
 def read_history(folder: Path) -> list[Record]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from tasks.kd.data.examples.padding import Batch
-from tasks.kd.data.examples.trainable import Trainable
+from tasks.kd.data.examples.trainable import Moment, Trainable
 from tasks.kd.encoders.capture import capture
 from tasks.kd.errors import ParamsError
 from tasks.kd.levels.comparison import Comparison
@@ -27,7 +27,7 @@ from tasks.kd.levels.seen import Seen
 from tasks.kd.recipe.levels import LayerLevel, Level
 from tasks.kd.recipe.losses import Constant, Counts, constants_of, loss_of
 from tasks.kd.recipe.matching import Matching, match
-from tasks.kd.recipe.phases import Moment, Phase, layer_levels
+from tasks.kd.recipe.phases import Phase, layer_levels
 from tasks.kd.recipe.values import value_at
 from tasks.kd.totals import Total
 
@@ -52,6 +52,8 @@ class Objective(Trainable):
     decides what layers a `random` map draws.
     """
 
+    phases: tuple[Phase, ...]
+
     def __init__(
         self,
         student: torch.nn.Module,
@@ -63,6 +65,8 @@ class Objective(Trainable):
         super().__init__()
         self.student = student
         self.phases = phases
+        kinds = {level.level for level in layer_levels(phases)}
+        self.compared_inside = frozenset(kinds & {"attention", "relation"})
         self.projections = torch.nn.ModuleDict()
         self._seed = seed
         self._terms: dict[Level, Prediction | Comparison] = {}

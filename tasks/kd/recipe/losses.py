@@ -141,7 +141,7 @@ LOSSES: Mapping[str, Loss] = {
 }
 
 
-def _name_of(level: Any) -> str:
+def _level_and_loss(level: Any) -> str:
     """The name of a level's loss, also of fields that are still to be validated."""
     if isinstance(level, dict):
         return f"{level.get('level')}.{level.get('loss')}"
@@ -153,12 +153,12 @@ if TYPE_CHECKING:
 else:
     _models = (Annotated[row.model, Tag(name)] for name, row in LOSSES.items())
     # One of all models, by the level and the loss that stand in the recipe.
-    AnyLevel = Annotated[functools.reduce(operator.or_, _models), Discriminator(_name_of)]
+    AnyLevel = Annotated[functools.reduce(operator.or_, _models), Discriminator(_level_and_loss)]
 
 
 def loss_of(level: Level) -> Loss:
     """The row of a level's loss."""
-    return LOSSES[_name_of(level)]
+    return LOSSES[_level_and_loss(level)]
 
 
 def constants_of(level: Level) -> dict[Constant, Any]:
@@ -173,7 +173,7 @@ def level_names(levels: Iterable[Level]) -> tuple[str, ...]:
     Raises ValueError for two of one name.
     """
     levels = tuple(levels)
-    short = [_name_of(level) for level in levels]
+    short = [_level_and_loss(level) for level in levels]
     names = tuple(
         name if short.count(name) == 1 else _with_map(name, level)
         for name, level in zip(short, levels, strict=True)

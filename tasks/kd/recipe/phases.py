@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Literal
 
 from tasks.kd.recipe.levels import LayerLevel, Level
@@ -33,15 +32,6 @@ class Phase(PhaseFields):
     def level_names(self) -> tuple[str, ...]:
         """Its levels' names in metrics, in order."""
         return level_names(self.levels)
-
-
-@dataclass(frozen=True)
-class Moment:
-    """When in a training: the phase, the 0-based epoch, and what share of the phase is done."""
-
-    phase: int
-    epoch: int = 0
-    done: float = 0.0
 
 
 def streams_read(

@@ -1,4 +1,4 @@
-"""The teacher itself as targets, and the streams of one batch from it or from its frozen pieces."""
+"""The live teacher as targets, and one batch's streams from it or from its frozen pieces."""
 
 from __future__ import annotations
 

@@ -8,6 +8,8 @@ B examples, C classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +18,24 @@ from torch.nn import functional
 
 from tasks.kd.data.examples.padding import Batch
 from tasks.kd.data.examples.prepared import NO_LABEL
-from tasks.kd.data.examples.trainable import Trainable
-from tasks.kd.recipe.levels import LabelsLevel
-from tasks.kd.recipe.phases import Moment, Phase
+from tasks.kd.data.examples.trainable import Moment, Trainable
 from tasks.kd.shapes import require_shape
 from tasks.kd.totals import Total
+
+LEVEL = "prediction.labels"
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The one phase of a fine-tuning: all layers, all of the time."""
+
+    epochs: int
+    learning_rate: float
+    name: str = "fine_tune"
+    optimizer: Literal["anew", "continued"] = "anew"
+    trained_layers: Literal["all"] = "all"
+    balance_every: None = None
+    reads_unlabelled: bool = False
 
 
 class FineTuning(Trainable):
@@ -29,17 +44,7 @@ class FineTuning(Trainable):
     def __init__(self, classifier: torch.nn.Module, *, epochs: int, learning_rate: float) -> None:
         super().__init__()
         self.student = classifier
-        phase = Phase(
-            name="fine_tune",
-            epochs=epochs,
-            learning_rate=learning_rate,
-            optimizer="anew",
-            trained_layers="all",
-            balance_every=None,
-            levels=(LabelsLevel(level="prediction", loss="labels", weight=1.0),),
-        )
-        self.phases = (phase,)
-        (self._name,) = phase.level_names
+        self.phases = (Tuning(epochs=epochs, learning_rate=learning_rate),)
 
     def forward(
         self,
@@ -51,15 +56,15 @@ class FineTuning(Trainable):
         logits_BC = self.student(
             input_ids=batch.input_ids_BT, attention_mask=batch.mask_BT.long()
         ).logits
-        return {self._name: cross_entropy(logits_BC, batch.labels_B)}
+        return {LEVEL: cross_entropy(logits_BC, batch.labels_B)}
 
     def weights(self, moment: Moment) -> dict[str, float]:  # noqa: ARG002
         """The one level's weight, which is 1."""
-        return {self._name: 1.0}
+        return {LEVEL: 1.0}
 
     def counts(self, phase: int, lengths: npt.NDArray[np.int64]) -> dict[str, int]:  # noqa: ARG002
         """The number of examples."""
-        return {self._name: len(lengths)}
+        return {LEVEL: len(lengths)}
 
 
 def cross_entropy(logits_BC: torch.Tensor, labels_B: torch.Tensor) -> Total:

@@ -12,10 +12,11 @@ import numpy as np
 from tasks.kd.data.examples.batching import Rows, epoch_batches
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.data.examples.targets import Targets
-from tasks.kd.data.examples.trainable import Trainable
-from tasks.kd.recipe.phases import Moment, Phase
+from tasks.kd.data.examples.trainable import Moment, Trainable, TrainedPhase
 from tasks.kd.recipe.training import Optimizer
 from tasks.kd.training.checkpoint import State
+
+Told = dict[str, Any]  # fields of a record, before it has all
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,12 @@ def steps_per_epoch(settings: Optimizer, examples: int) -> int:
     return math.ceil(examples / settings.batch_examples)
 
 
-def rows_read(phase: Phase, split: Split) -> Rows:
+def rows_read(phase: TrainedPhase, split: Split) -> Rows:
     """The examples that a phase passes over: all, or those that have a label."""
     return np.arange(len(split)) if phase.reads_unlabelled else split.labelled
 
 
-def steps_in_all(settings: Optimizer, phases: Sequence[Phase], split: Split) -> int:
+def steps_in_all(settings: Optimizer, phases: Sequence[TrainedPhase], split: Split) -> int:
     """Optimizer steps of all phases, should none end early."""
     return sum(
         phase.epochs * steps_per_epoch(settings, len(rows_read(phase, split))) for phase in phases
@@ -66,7 +67,7 @@ class Course:
         per_epoch = tuple(steps_per_epoch(settings, len(each)) for each in rows)
         return cls(settings, parts, parts.train.lengths, rows, per_epoch)
 
-    def phase(self, state: State) -> Phase:
+    def phase(self, state: State) -> TrainedPhase:
         """The state's phase."""
         return self.parts.objective.phases[state.phase]
 
@@ -96,7 +97,7 @@ class Course:
         done = state.step_in_phase / self.steps(state)
         return Moment(state.phase, self.epochs_done(state), done)
 
-    def place(self, state: State) -> dict[str, Any]:
+    def place(self, state: State) -> Told:
         """Where the state is, as records say it."""
         done = state.step_in_phase / self.per_epoch[state.phase]
         epoch = self._epochs_before(state) + done

@@ -16,16 +16,15 @@ from tasks.kd.data.examples.prepared import Split
 from tasks.kd.errors import NonFiniteLossError
 from tasks.kd.processes import ranks
 from tasks.kd.training.checkpoint import State
-from tasks.kd.training.course import Course, Parts
+from tasks.kd.training.course import Course, Parts, Told
 from tasks.kd.training.optimizers import averaged
-from tasks.kd.training.sinks import Record
 
 # How many of a split's examples an error names.
 _NAMED = 8
 
 
-def evaluate_epoch(course: Course, state: State) -> Record:
-    """Measure the student on the dev split after an epoch; returns the record.
+def evaluate_epoch(course: Course, state: State) -> Told:
+    """Measure the student on the dev split after an epoch; returns what its record says.
 
     Its weights, or their average, are kept in `state` if they are the best of the last phase.
     """

@@ -15,11 +15,10 @@ import numpy as np
 import torch
 
 from tasks.kd.data.examples.prepared import Split
-from tasks.kd.data.examples.trainable import Trainable
+from tasks.kd.data.examples.trainable import Moment, Trainable
 from tasks.kd.errors import ParamsError
 from tasks.kd.processes import ranks
 from tasks.kd.recipe.compute import Compute
-from tasks.kd.recipe.phases import Moment
 from tasks.kd.training.checkpoint import State
 from tasks.kd.training.feeding import Feed, MicroBatch, Work
 from tasks.kd.training.precision import forward_pass

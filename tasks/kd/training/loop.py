@@ -18,19 +18,20 @@ import torch
 from accelerate import PartialState
 
 from tasks.kd.data.examples.trainable import Trainable
+from tasks.kd.documents.history import make_record
 from tasks.kd.processes import ranks
 from tasks.kd.recipe.compute import Compute
 from tasks.kd.recipe.training import Optimizer
 from tasks.kd.training import checkpoint
 from tasks.kd.training.checkpoint import Checkpoint, Checkpoints, State
-from tasks.kd.training.course import Course, Parts
+from tasks.kd.training.course import Course, Parts, Told
 from tasks.kd.training.dev import evaluate_epoch
 from tasks.kd.training.feeding import Feed, Work
 from tasks.kd.training.gradients import Asked, Computer
 from tasks.kd.training.optimizers import begin_average, frozen, frozen_weights, new_optimizer
 from tasks.kd.training.precision import first_scale, prepared, require_means
 from tasks.kd.training.profiling import profiled
-from tasks.kd.training.sinks import Record, Sink
+from tasks.kd.training.sinks import Sink
 from tasks.kd.training.updates import update
 
 
@@ -73,11 +74,12 @@ class _Training:
     def objective(self) -> Trainable:
         return self.course.parts.objective
 
-    def tell(self, state: State, record: Record) -> None:
+    def tell(self, state: State, said: Told) -> None:
         """Hand a record to the sinks, with its place in the training."""
-        placed = self.course.place(state) | record
-        for sink in self.sinks:
-            sink.write(placed)
+        if self.sinks:
+            record = make_record(self.course.place(state) | said)
+            for sink in self.sinks:
+                sink.write(record)
 
     def notice(self, state: State, message: str) -> None:
         """Tell of something that happened in the step that comes next."""
@@ -186,12 +188,12 @@ def _run_phase(training: _Training, state: State, optimizer: torch.optim.Optimiz
     saved = begun = told = time.monotonic()
     before = state.seconds
     for work in training.feed.work(todo):
-        record = _step(training, computer, optimizer, work, state)
+        said = _step(training, computer, optimizer, work, state)
         state.step += 1
         state.step_in_phase += 1
         now = time.monotonic()
         state.seconds = before + now - begun
-        training.tell(state, record | _speed(course, work, now - told))
+        training.tell(state, said | _speed(course, work, now - told))
         told = now
         ends_epoch = course.ends_epoch(state)
         if ends_epoch:
@@ -212,18 +214,18 @@ def _step(
     optimizer: torch.optim.Optimizer,
     work: Work,
     state: State,
-) -> Record:
-    """One optimizer update over a global batch, or its refusal; returns its record."""
+) -> Told:
+    """One optimizer update over a global batch, or its refusal; returns what its record says."""
     habits, number = training.habits, state.step + 1
     is_watched = number == habits.compute.profile_step and ranks.rank() == 0
     with profiled(habits.profiles, f"step-{number}") if is_watched else nullcontext():
         losses = computer.compute(work, state, _asked(training, state))
         if losses.halved_to is not None:
             training.notice(state, _halved(losses.halved_to))
-        record = update(training.course, habits.compute, optimizer, work, state, losses)
+        said = update(training.course, habits.compute, optimizer, work, state, losses)
     if is_watched:
         training.notice(state, f"a profile of step {number} is in {habits.profiles}")
-    return record
+    return said
 
 
 def _asked(training: _Training, state: State) -> Asked:
@@ -243,7 +245,7 @@ def _halved(tokens: int) -> str:
     )
 
 
-def _speed(course: Course, work: Work, seconds: float) -> Record:
+def _speed(course: Course, work: Work, seconds: float) -> Told:
     """Examples and tokens per second, and the share of time in which data was waited for."""
     return {
         "examples_per_s": len(work.rows) / seconds,

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 import torch
 
+from tasks.kd.data.examples.trainable import TrainedPhase
 from tasks.kd.encoders.pieces import pieces_of
 from tasks.kd.encoders.shape import depth
 from tasks.kd.errors import ParamsError
-from tasks.kd.recipe.phases import Phase
 from tasks.kd.recipe.training import Optimizer
 
 _NO_DECAY = ("bias", "LayerNorm.weight", "norm.weight")
@@ -52,7 +52,7 @@ def learning_rate(settings: Optimizer, peak: float, step: int, steps: int) -> fl
     return peak * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def frozen_weights(student: torch.nn.Module, phase: Phase) -> list[torch.nn.Parameter]:
+def frozen_weights(student: torch.nn.Module, phase: TrainedPhase) -> list[torch.nn.Parameter]:
     """The weights of a student that a phase does not train.
 
     What all layers share (MPNet's and DeBERTa's positions) is trained with any of them; a pooler

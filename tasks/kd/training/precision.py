@@ -66,8 +66,7 @@ def require_means(compute: Compute, objective: Trainable, device: torch.device) 
             expected=f"one of {', '.join(_COMPILERS)}",
             found="none",
         )
-    levels = {level.level for phase in objective.phases for level in phase.levels}
-    if inside := sorted(levels & {"attention", "relation"}):
+    if inside := sorted(objective.compared_inside):
         raise ParamsError(
             "what a compiled layer computes inside can't be compared",
             where="compute.compile",

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 from tasks.kd.digests import write_bytes
-
-Record = dict[str, Any]
+from tasks.kd.documents.history import (
+    DevRecord,
+    NoticeRecord,
+    Record,
+    RefusedRecord,
+    TrainRecord,
+    format_record,
+    parse_record,
+)
 
 
 class Sink(Protocol):
-    """Takes the records of a training.
-
-    Each has `step`, `epoch`, `phase` and `split`: train (an update), refused (a step without
-    one), dev (an evaluation) or notice. Refusals and notices have a `message`. An update's
-    `levels` say of each its `raw` value, its `weight` in force and the `weighted` product; where
-    levels are balanced, the `factor` in that weight; and, where measured, the `grad_norm` of the
-    weighted level, null if it is not finite.
-    """
+    """Takes the records of a training: updates, refused ones, evaluations on dev and notices."""
 
     def write(self, record: Record) -> None:
         """Take one record."""
@@ -35,13 +34,13 @@ class JsonLines:
 
     def __init__(self, path: Path, *, resume_at: int) -> None:
         """Records of steps after `resume_at`, left by a killed run, are dropped."""
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= resume_at]
+        kept = [line for line in _lines(path) if parse_record(line, path).step <= resume_at]
         write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: Record) -> None:
         """One line."""
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.write(format_record(record) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -57,16 +56,15 @@ class Bar:
 
     def write(self, record: Record) -> None:
         """Epoch, loss, tokens per second, share of time spent waiting, the last dev accuracy."""
-        if record["split"] == "dev":
-            self._accuracy = f" dev {100 * record['accuracy']:.1f} %"
+        if isinstance(record, DevRecord):
+            self._accuracy = f" dev {100 * record.accuracy:.1f} %"
+        if isinstance(record, DevRecord | NoticeRecord):
             return
-        if record["split"] == "notice":
-            return
-        if record["split"] == "train":
-            self._shown = f"loss {record['loss']:.4f}"
+        if isinstance(record, TrainRecord):
+            self._shown = f"loss {record.loss:.4f}"
         self._bar.set_postfix_str(
-            f"{record['phase']} epoch {record['epoch']:.1f} {self._shown} "
-            f"{record['tokens_per_s']:.0f} tok/s waiting {100 * record['waiting']:.0f} %"
+            f"{record.phase} epoch {record.epoch:.1f} {self._shown} "
+            f"{record.tokens_per_s:.0f} tok/s waiting {100 * record.waiting:.0f} %"
             f"{self._accuracy}",
             refresh=False,
         )
@@ -85,8 +83,8 @@ class Messages:
 
     def write(self, record: Record) -> None:
         """Say the record's message, if it has one."""
-        if "message" in record:
-            self._say(f"step {record['step']}: {record['message']}")
+        if isinstance(record, RefusedRecord | NoticeRecord):
+            self._say(f"step {record.step}: {record.message}")
 
     def close(self) -> None:
         """Nothing to close."""

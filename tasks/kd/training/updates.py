@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
+from tasks.kd.documents.history import LevelRecord
 from tasks.kd.errors import NonFiniteLossError
 from tasks.kd.recipe.compute import Compute
 from tasks.kd.training.checkpoint import State
-from tasks.kd.training.course import Course
+from tasks.kd.training.course import Course, Told
 from tasks.kd.training.feeding import Work
 from tasks.kd.training.gradients import Losses
 from tasks.kd.training.optimizers import learning_rate, update_average
 from tasks.kd.training.precision import SCALE_GROWS_AFTER
-from tasks.kd.training.sinks import Record
 
 # How many of a batch's examples an error or a record names.
 _NAMED = 8
@@ -27,8 +28,8 @@ def update(
     work: Work,
     state: State,
     losses: Losses,
-) -> Record:
-    """Take a step with the gradients at the weights, or refuse it; returns the step's record.
+) -> Told:
+    """Take a step with the gradients at the weights, or refuse it; returns what its record says.
 
     The gradients are gone afterwards. Raises NonFiniteLossError for the last of `max_non_finite`
     refusals in a row.
@@ -67,7 +68,7 @@ def _grow_scale(state: State) -> None:
         state.loss_scale, state.steps_at_scale = 2 * state.loss_scale, 0
 
 
-def _refuse(course: Course, work: Work, state: State, losses: Losses, norm: float) -> Record:
+def _refuse(course: Course, work: Work, state: State, losses: Losses, norm: float) -> Told:
     """Leave an update out; raise NonFiniteLossError if it is one too many."""
     is_finite = all(math.isfinite(value) for value in losses.raw.values())
     if is_finite and state.loss_scale > 1:  # a gradient too large for fp16 at this scale
@@ -84,20 +85,20 @@ def _refuse(course: Course, work: Work, state: State, losses: Losses, norm: floa
         "split": "refused",
         "message": str(error),
         "in_a_row": state.refused_in_a_row,
-        "examples": examples[:_NAMED],
+        "examples": tuple(examples[:_NAMED]),
     }
 
 
-def level_record(name: str, losses: Losses, state: State) -> Record:
+def level_record(name: str, losses: Losses, state: State) -> LevelRecord:
     """What a step's record says of a level."""
     raw, weight = losses.raw[name], losses.weights[name]
-    record: Record = {"raw": raw, "weight": weight, "weighted": weight * raw}
+    more: dict[str, Any] = {}
     if state.factors:
-        record["factor"] = state.factors[name]
+        more["factor"] = state.factors[name]
     if losses.level_norms:
         norm = losses.level_norms[name]
-        record["grad_norm"] = norm if math.isfinite(norm) else None
-    return record
+        more["grad_norm"] = norm if math.isfinite(norm) else None
+    return LevelRecord(raw=raw, weight=weight, weighted=weight * raw, **more)
 
 
 def _not_finite(losses: Losses, norm: float, example_ids: list[str]) -> NonFiniteLossError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ from safetensors import SafetensorError
 
 from tasks.kd.cache.format.manifest import read_document
 from tasks.kd.cache.store.store import Store
-from tasks.kd.errors import CacheCorruptError, KDError, StageError
+from tasks.kd.errors import CacheCorruptError, KDError
 from tasks.kd.processes import ranks
 from tasks.kd.processes.agreement import agreed
 from tasks.kd.processes.launch import run_processes
-from tests.kd.cache.conftest import MEND
+from tests.makers.caches import MEND
 
 CPU = torch.device("cpu")
 
@@ -66,55 +67,68 @@ def test_alone_an_error_is_its_own() -> None:
         raise ZeroDivisionError
 
 
-def open_shares(store: str, out: str) -> None:
-    """As a training does: each process compares its part, then all agree; tells what it met."""
+def meet(folder: str) -> None:
+    """One process of several: what it meets when it opens a whole cache and a damaged one.
+
+    As a training does, each compares its part, then all agree. In the third case the system fails
+    the last process and no other.
+    """
     torch.set_num_threads(1)
     rank, size = ranks.rank(), ranks.world_size()
-    said = "nothing"
-    try:
-        with agreed(CPU):
-            manifest: Any = read_document(Path(store) / "artifact.json")
-            Store(Path(store)).require(manifest, verify=(rank, size), mend=MEND)
-    except KDError as error:
-        said = f"{type(error).__name__}: {error}"
-    (Path(out) / f"{rank}.json").write_text(json.dumps(said))
+
+    def compare(store: Path) -> None:
+        manifest: Any = read_document(store / "artifact.json")
+        Store(store).require(manifest, verify=(rank, size), mend=MEND)
+
+    def fail(_: Path) -> None:
+        if rank == size - 1:
+            raise OSError("the disk is on fire ✗")
+
+    for name, act in (("whole", compare), ("damaged", compare), ("failing", fail)):
+        said = "nothing"
+        try:
+            with agreed(CPU):
+                act(Path(folder) / name)
+        except (KDError, OSError) as error:
+            said = f"{type(error).__name__}: {error}"
+        (Path(folder) / f"{name}-{rank}.json").write_text(json.dumps(said))
 
 
-def raise_of_two_kinds(out: str) -> None:
-    """The last process meets a fault of the system, no other any."""
-    rank, last = ranks.rank(), ranks.world_size() - 1
-    said = "nothing"
-    try:
-        with agreed(CPU):
-            if rank == last:
-                raise OSError("the disk is on fire ✗")
-    except (OSError, StageError) as error:
-        said = f"{type(error).__name__}: {error}"
-    (Path(out) / f"{rank}.json").write_text(json.dumps(said))
+@pytest.fixture(scope="module")
+def folder(written: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where three processes have left what they met."""
+    folder = tmp_path_factory.mktemp("agreement")
+    _, manifest, store = written
+    for name in ("whole", "damaged"):
+        shutil.copytree(store, folder / name)
+        manifest.write(folder / name / "artifact.json")
+    damage(shard_in(folder / "damaged", manifest))
+    run_processes(meet, str(folder), processes=3)
+    return folder
 
 
-def read_all(folder: Path) -> list[str]:
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("?.json"))]
+def shard_in(store: Path, manifest: Any) -> Path:
+    stream = manifest.streams["hidden.2"]
+    path: Path = store / stream.fingerprint / stream.shards[0].name
+    return path
+
+
+def read_all(folder: Path, case: str) -> list[str]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{case}-?.json"))]
 
 
 @pytest.mark.slow
-def test_what_one_process_finds_damaged_all_refuse(copied: Any, tmp_path: Path) -> None:
-    _, manifest, folder = copied
-    manifest.write(folder / "artifact.json")
-    run_processes(open_shares, str(folder), str(tmp_path), processes=2)
-    assert read_all(tmp_path) == ["nothing", "nothing"]
-    shard = manifest.streams["hidden.2"].shards[0]
-    path = folder / manifest.streams["hidden.2"].fingerprint / shard.name
-    damage(path)
-    run_processes(open_shares, str(folder), str(tmp_path), processes=2)
-    said = read_all(tmp_path)
+def test_what_one_process_finds_damaged_all_refuse(written: Any, folder: Path) -> None:
+    assert read_all(folder, "whole") == ["nothing"] * 3
+    said = read_all(folder, "damaged")
+    path = shard_in(folder / "damaged", written[1])
+    assert len(said) == 3
     assert all(one.startswith("CacheCorruptError: ") for one in said)
     assert all(str(path) in one and MEND in one for one in said)
-    assert sum("process " in one for one in said) == 1  # the other was told of it
+    assert sum("process " in one for one in said) == 2  # the others were told of it
 
 
 @pytest.mark.slow
-def test_a_fault_of_the_system_reaches_all(tmp_path: Path) -> None:
-    run_processes(raise_of_two_kinds, str(tmp_path), processes=3)
+def test_a_fault_of_the_system_reaches_all(folder: Path) -> None:
     told = "StageError: process 2 of 3: the disk is on fire ✗"
-    assert read_all(tmp_path) == [told, told, "OSError: the disk is on fire ✗"]
+    assert read_all(folder, "failing") == [told, told, "OSError: the disk is on fire ✗"]

@@ -18,8 +18,8 @@ from tasks.kd.cache.reading.audit import audit
 from tasks.kd.cache.writing.job import CacheJob
 from tasks.kd.encoders.files.architectures import ATTENTION_FAMILIES, FAMILIES
 from tasks.kd.targets.targets import LiveTargets, derive, device_of, own_device, run_teacher
-from tests.kd.cache.conftest import job_of, live_of, make_params, open_written, texts_of, write
 from tests.kd.conftest import make_teacher
+from tests.makers.caches import job_of, live_of, make_params, open_written, texts_of, write
 from tests.makers.small_families import ragged, small
 
 CPU, META = torch.device("cpu"), torch.device("meta")

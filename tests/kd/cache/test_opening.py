@@ -15,7 +15,7 @@ from tasks.kd.cache.opening import Opened, open_targets, own_part
 from tasks.kd.cache.store.store import Store
 from tasks.kd.cache.writing.job import CacheJob
 from tasks.kd.errors import CacheCorruptError, CacheIncompleteError, CacheStaleError
-from tests.kd.cache.conftest import MEND, STREAMS, live_of, same_streams, spread_teacher
+from tests.makers.caches import MEND, STREAMS, live_of, same_streams, spread_teacher
 
 Written = tuple[CacheJob, Manifest, Path]
 

@@ -142,8 +142,9 @@ def test_a_lead_that_can_t_be_measured_is_null_and_one_that_is_not_is_absent() -
 
 
 def test_a_document_never_changes() -> None:
+    contract: Any = makers.make_contract()
     with pytest.raises(ValueError, match="frozen"):
-        makers.make_contract().serve = "another.onnx"
+        contract.serve = "another.onnx"
 
 
 # --- what is refused -----------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tasks.kd.documents.document import Part
 from tasks.kd.documents.history import (
     HISTORY,
     DevRecord,
@@ -21,6 +22,7 @@ from tasks.kd.errors import DataError
 from tests.makers import documents as makers
 from tests.makers.drawn import draw_parts
 
+KINDS: tuple[type[Part], ...] = (TrainRecord, RefusedRecord, DevRecord, NoticeRecord)
 RECORDS: list[Record] = [
     makers.make_train_record(1),
     makers.make_refused_record(2),
@@ -31,7 +33,7 @@ RECORDS: list[Record] = [
 
 @given(
     st.lists(
-        st.one_of(*map(draw_parts, (TrainRecord, RefusedRecord, DevRecord, NoticeRecord))),
+        st.one_of(*(draw_parts(kind) for kind in KINDS)),
         max_size=4,
     )
 )

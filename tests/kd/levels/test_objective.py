@@ -6,21 +6,21 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch.overrides import TorchFunctionMode
 
 from tasks.kd.data.examples.padding import Batch, pad
+from tasks.kd.data.examples.trainable import Moment
 from tasks.kd.encoders.capture import capture_hidden
 from tasks.kd.errors import ParamsError
 from tasks.kd.levels.losses import prediction
 from tasks.kd.levels.objective import Objective, TeacherShape
 from tasks.kd.recipe.losses import LOSSES
 from tasks.kd.recipe.maps import drawn
-from tasks.kd.recipe.phases import Moment, streams_read
+from tasks.kd.recipe.phases import streams_read
 from tasks.kd.targets.targets import LiveTargets
 from tasks.kd.totals import Total
 from tests.kd.conftest import make_teacher
-from tests.makers.levels import EVERY_LEVEL, batch_of, phase_with
+from tests.makers.levels import EVERY_LEVEL, MSE, VECTOR, batch_of, phase_with
 from tests.makers.phases import one_phase
 from tests.makers.training_setup import (
     ATTENTION,
@@ -64,19 +64,6 @@ def test_counts_are_known_before_the_forward_pass() -> None:
         totals = parts.objective(batch, targets, Moment(phase))
         counts = parts.objective.counts(phase, batch.mask_BT.sum(1).numpy())
         assert counts == {name: total.count for name, total in totals.items()}
-
-
-def test_projections_are_trained_and_are_no_part_of_the_student() -> None:
-    objective = make_parts().objective
-    trained = {name for name, _ in objective.named_parameters()}
-    assert {f"projections.{pair}.weight" for pair in ("0_0", "1_2", "2_4")} <= trained
-    assert not [name for name in objective.student.state_dict() if "projection" in name]
-
-
-def test_a_projection_between_equal_widths_starts_as_the_identity() -> None:
-    objective = objective_of(make_parts(width=32))
-    states = torch.randn(2, 3, 32)
-    assert torch.equal(objective.projections["0_0"](states), states)
 
 
 def test_without_a_teacher_there_are_labels_only() -> None:
@@ -124,7 +111,7 @@ def test_every_level_of_a_recipe_is_tried_here() -> None:
 @pytest.mark.parametrize("fields", EVERY_LEVEL, ids=lambda f: f"{f['level']}.{f['loss']}")
 def test_every_level_trains_the_student_and_knows_its_count(fields: dict[str, object]) -> None:
     parts = make_parts((phase_with(fields),))
-    streams = streams_read(parts.objective.phases, 2, 4)
+    streams = streams_read([phase_with(fields)], 2, 4)
     texts = parts.train.input_ids[:6]
     ids, mask = pad(texts, 0)
     batch = Batch(ids, mask, torch.from_numpy(parts.train.labels[:6]))
@@ -155,7 +142,7 @@ def test_levels_are_in_float32_whatever_the_precision_of_the_passes(loss: str) -
     texts = parts.train.input_ids[:6]
     ids, mask = pad(texts, 0)
     batch = Batch(ids, mask, torch.from_numpy(parts.train.labels[:6]))
-    streams = streams_read(parts.objective.phases, 2, 4)
+    streams = streams_read([phase_with(fields)], 2, 4)
     targets = LiveTargets(make_teacher(), streams, pad_id=0).fetch(texts)
     seen: list[torch.dtype] = []
 
@@ -178,18 +165,6 @@ def test_levels_are_in_float32_whatever_the_precision_of_the_passes(loss: str) -
 
 # --- layer maps ----------------------------------------------------------------------------------
 
-MSE: dict[str, object] = {
-    "level": "hidden",
-    "loss": "mse",
-    "standardise": False,
-    "projection": "linear",
-}
-VECTOR: dict[str, object] = {
-    "level": "hidden",
-    "loss": "cls_mse",
-    "normalised": True,
-    "projection": "shared",
-}
 ATTENTION_MSE: dict[str, object] = {"level": "attention", "loss": "mse", "heads": "each"}
 MAPPED: list[dict[str, object]] = [
     *({**MSE, "layer_map": name} for name in ("skip", "upper_middle", "random", "mixture")),
@@ -204,7 +179,7 @@ def totals_of(fields: Mapping[str, object], *slices: slice, epoch: int = 0) -> T
     """The level over all the slices of the same texts, each a micro-batch of its own."""
     parts = make_parts((phase_with(fields),))
     objective = parts.objective.eval()
-    streams = streams_read(objective.phases, 2, 4)
+    streams = streams_read([phase_with(fields)], 2, 4)
     found: list[Total] = []
     for rows in slices:
         texts = parts.train.input_ids[rows]
@@ -247,63 +222,7 @@ def test_nearest_is_the_least_that_any_pair_costs() -> None:
     assert float(near.sum.detach()) == pytest.approx(float(sum(map(min, costs))), rel=1e-5)
 
 
-def test_a_standardised_mixture_is_refused() -> None:
-    with pytest.raises(ValidationError, match="a mixture of layers has no deviation"):
-        phase_with({**MSE, "standardise": True, "layer_map": "mixture"})
-
-
-def test_a_gram_matrix_needs_two_layers() -> None:
-    fields = {"level": "hidden", "loss": "gram", "projection": "linear", "layer_map": "last"}
-    with pytest.raises(ValueError, match=r"hidden\.gram compares a matched layer with the next"):
-        streams_read((phase_with(fields),), 2, 4)
-
-
-def test_a_plan_is_no_map_for_relations() -> None:
-    fields = {
-        "level": "relation",
-        "loss": "kl",
-        "relations": ("values",),
-        "relation_heads": 4,
-        "layer_map": "transport",
-    }
-    with pytest.raises(ValidationError):
-        phase_with(fields)
-
-
-# --- projections, weights, temperatures ----------------------------------------------------------
-
-
-def test_a_shared_projection_is_one_for_all_layers() -> None:
-    objective = objective_of(make_parts((phase_with({**MSE, "projection": "shared"}),)))
-    assert list(objective.projections) == ["shared"]
-
-
-def weight_of(objective: Objective) -> torch.Tensor:
-    weight = objective.projections["orthogonal_2_4"].weight
-    assert isinstance(weight, torch.Tensor)
-    return weight.detach()
-
-
-def test_an_orthogonal_projection_keeps_lengths_also_when_trained() -> None:
-    fields = {**MSE, "projection": "orthogonal", "layer_map": "last"}
-    parts = make_parts((phase_with(fields),))
-    optimizer = torch.optim.SGD(parts.objective.parameters(), lr=1.0)
-    batch, targets = batch_of(parts, slice(0, 6))
-    before = weight_of(objective_of(parts)).clone()
-    (total,) = parts.objective(batch, targets, Moment(0)).values()
-    total.mean().backward()
-    optimizer.step()
-    weight = weight_of(objective_of(parts))
-    assert not torch.allclose(weight, before)
-    assert torch.allclose(weight.mT @ weight, torch.eye(16), atol=1e-5)
-
-
-def test_two_levels_of_one_loss_are_told_apart_by_their_maps() -> None:
-    levels = [{**MSE, "weight": 1.0, "layer_map": m} for m in ("transport", ((0, 0),))]
-    phase = one_phase(tuple(levels))
-    assert phase.level_names == ("hidden.mse transport", "hidden.mse [[0, 0]]")
-    with pytest.raises(ValidationError, match="holds each level once"):
-        one_phase((levels[0], levels[0]))
+# --- weights and temperatures --------------------------------------------------------------------
 
 
 def test_a_scheduled_weight_is_that_of_the_moment() -> None:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from tasks.kd.errors import ParamsError
-from tasks.kd.recipe.derived.epochs import epochs_read
+from tasks.kd.recipe.epochs import epochs_read
 from tasks.kd.recipe.files import (
     check_inputs,
     find_recipe,

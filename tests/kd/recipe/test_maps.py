@@ -3,10 +3,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tasks.kd.recipe.maps import chosen, drawn, pairs, uniform
+from tasks.kd.recipe.maps import NAMED, chosen, drawn, pairs, uniform
 
 depths = st.integers(1, 48)
 
@@ -36,6 +36,17 @@ def test_named_maps() -> None:
     assert pairs("skip", 6, 12) == ((1, 2), (2, 4), (3, 6), (4, 8), (5, 10))  # PKD's own
     assert pairs("upper_middle", 6, 24) == ((6, 21),)  # MiniLMv2's own
     assert pairs(((1, 5), (2, 6)), 3, 6) == ((1, 5), (2, 6))
+
+
+@given(st.sampled_from(sorted(NAMED)), depths, depths)
+def test_a_named_map_is_in_order_and_within_both_models(name: str, a: int, b: int) -> None:
+    student, teacher = sorted((a, b))
+    assume(name != "skip" or student > 1)
+    own, theirs = (list(side) for side in zip(*pairs(name, student, teacher), strict=True))
+    assert own == sorted(set(own))
+    assert theirs == sorted(set(theirs))
+    assert 0 <= own[0] <= own[-1] <= student
+    assert 0 <= theirs[0] <= theirs[-1] <= teacher
 
 
 @pytest.mark.parametrize("layer_map", [((4, 6),), ((1, 7),), ((-1, 0),)])

@@ -10,8 +10,8 @@ import torch
 
 from tasks.kd.data.examples.padding import Batch, pad
 from tasks.kd.data.examples.prepared import Ids
+from tasks.kd.data.examples.trainable import Moment
 from tasks.kd.levels.losses.numerics import pool
-from tasks.kd.recipe.phases import Moment
 from tasks.kd.targets.banks import banks
 from tests.kd.conftest import make_split
 from tests.makers.phases import one_phase

@@ -15,12 +15,15 @@ from tasks.kd.teacher.fine_tuning import FineTuning, cross_entropy
 from tasks.kd.training.course import Parts
 from tasks.kd.training.loop import train
 from tests.kd.conftest import make_split, make_teacher
+from tests.makers.phases import one_phase
 from tests.makers.training_setup import make_habits, make_settings, records_of, weights_of
 
 
 def as_level(classifier: torch.nn.Module) -> Objective:
     """The same training as a student's, whose only level is the labels."""
-    return Objective(classifier, FineTuning(classifier, epochs=2, learning_rate=1e-3).phases)
+    labelled = {"level": "prediction", "loss": "labels", "weight": 1.0}
+    phase = one_phase((labelled,), name="fine_tune", epochs=2, learning_rate=1e-3)
+    return Objective(classifier, (phase,))
 
 
 def as_teacher(classifier: torch.nn.Module) -> FineTuning:

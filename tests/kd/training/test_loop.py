@@ -18,7 +18,7 @@ from tasks.kd.training.course import Parts, steps_per_epoch
 from tasks.kd.training.dev import evaluate, predict
 from tasks.kd.training.loop import train
 from tasks.kd.training.optimizers import learning_rate, new_optimizer
-from tests.kd.cache.conftest import make_job, make_params, open_written, write
+from tests.makers.caches import make_job, make_params, open_written, write
 from tests.makers.phases import one_phase
 from tests.makers.training_setup import (
     HIDDEN,

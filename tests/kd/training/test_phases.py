@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from tasks.kd.data.examples.prepared import NO_LABEL
+from tasks.kd.data.examples.trainable import Moment
 from tasks.kd.errors import ParamsError
-from tasks.kd.recipe.phases import Moment
 from tasks.kd.recipe.schedules import WeightSchedule
 from tasks.kd.training.checkpoint import Checkpoint, Checkpoints
 from tasks.kd.training.course import Parts, steps_in_all

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from tasks.kd.data.examples.trainable import Moment
 from tasks.kd.encoders.shape import layers_of
 from tasks.kd.errors import ParamsError
-from tasks.kd.recipe.phases import Moment
 from tasks.kd.training import dev, precision, updates
 from tasks.kd.training import loop as training
 from tasks.kd.training.course import Parts

@@ -15,6 +15,13 @@ import torch
 from tasks.kd.training.feeding import Feed
 from tasks.kd.training.loop import train
 from tasks.kd.training.sinks import Bar, JsonLines, Messages
+from tests.makers.documents import (
+    make_dev_record,
+    make_notice_record,
+    make_refused_record,
+    make_train_record,
+    write_history,
+)
 from tests.makers.training_setup import (
     PHASES,
     make_habits,
@@ -25,7 +32,7 @@ from tests.makers.training_setup import (
     without_dropout,
 )
 
-PLACE = {"step": 3, "epoch": 0.5, "phase": "inner"}
+PLACE = {"epoch": 0.5, "phase": "inner"}
 SPEED = {"examples_per_s": 80.0, "tokens_per_s": 912.4, "waiting": 0.25}
 
 
@@ -48,12 +55,12 @@ class Shown:
 def test_the_bar_shows_epoch_tokens_and_waiting_and_counts_steps() -> None:
     shown = Shown()
     bar = Bar(shown)
-    bar.write(PLACE | SPEED | {"split": "train", "loss": 0.51234})
+    bar.write(make_train_record(3, **PLACE, **SPEED, loss=0.51234))
     assert shown.text == "inner epoch 0.5 loss 0.5123 912 tok/s waiting 25 %"
-    bar.write(PLACE | {"split": "dev", "accuracy": 0.9123, "loss": 0.2})
-    bar.write(PLACE | {"split": "notice", "message": "smaller"})
+    bar.write(make_dev_record(3, **PLACE, accuracy=0.9123))
+    bar.write(make_notice_record(3, **PLACE))
     assert shown.steps == 1
-    bar.write(PLACE | SPEED | {"split": "refused", "message": "nan"})
+    bar.write(make_refused_record(3, **PLACE, **SPEED))
     assert shown.steps == 2
     assert shown.text.endswith("loss 0.5123 912 tok/s waiting 25 % dev 91.2 %")
     bar.close()
@@ -63,8 +70,8 @@ def test_the_bar_shows_epoch_tokens_and_waiting_and_counts_steps() -> None:
 def test_what_is_said_in_words_is_passed_on() -> None:
     said: list[str] = []
     messages = Messages(said.append)
-    messages.write(PLACE | SPEED | {"split": "train", "loss": 0.5})
-    messages.write(PLACE | {"split": "notice", "message": "smaller micro-batches"})
+    messages.write(make_train_record(3))
+    messages.write(make_notice_record(3, message="smaller micro-batches"))
     messages.close()
     assert said == ["step 3: smaller micro-batches"]
 
@@ -208,10 +215,10 @@ def test_gradient_norms_come_at_their_interval(tmp_path: Path) -> None:
 
 def test_records_after_the_checkpoint_are_written_anew(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    lines = [PLACE | {"step": step, "split": "train"} for step in (1, 2, 3)]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4, "sp')
+    write_history(tmp_path, [make_train_record(step) for step in (1, 2, 3)])
+    path.write_text(path.read_text() + '{"step": 4, "sp')
     sink = JsonLines(path, resume_at=2)
-    sink.write(PLACE | {"split": "notice", "message": "again"})
+    sink.write(make_notice_record(3, message="again"))
     sink.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
     assert path.read_text().endswith('"message": "again"}\n')

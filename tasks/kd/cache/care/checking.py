@@ -22,7 +22,7 @@ from tasks.kd.errors import (
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with an entry, or (without a fingerprint) with a recipe's own manifest."""
+    """A fault of an entry or, without a fingerprint, of a recipe's own manifest."""
 
     fingerprint: str
     what: str
@@ -32,7 +32,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Wanted:
-    """An entry as a recipe's manifest, or that of a cache in the store, says that it is."""
+    """An entry as it should be, by a recipe's manifest or by that of a cache in the store."""
 
     document: Document
     recipe: str | None
@@ -40,7 +40,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Check:
-    """What is to be compared byte for byte, and what manifests alone have shown."""
+    """The entries to be compared byte for byte, and what their manifests alone have shown."""
 
     whole: tuple[Entry, ...]
     unfinished: tuple[Entry, ...]
@@ -48,19 +48,19 @@ class Check:
 
     @property
     def bytes(self) -> int:
-        """Of all files to be read."""
+        """Bytes of all files to be read."""
         return sum(entry.bytes for entry in self.whole)
 
     @property
     def files(self) -> int:
-        """How many there are."""
+        """Number of files to be read."""
         return sum(len(files_of(entry.document)) for entry in self.whole if entry.document)
 
 
 def choose(
     entries: Sequence[Entry], needs: Needs, names: Sequence[str], known: Iterable[str]
 ) -> tuple[set[str], set[str]]:
-    """Recipes and fingerprints that are meant by names of recipes and beginnings of fingerprints.
+    """The recipes and fingerprints that names and beginnings of fingerprints mean.
 
     `known` are all recipes. Raises ParamsError for a name that means nothing or several things,
     DataError for a recipe that has no cache yet.
@@ -76,16 +76,16 @@ def choose(
                 )
             recipes.add(name)
             continue
-        found = {one for one in fingerprints if len(name) >= 4 and one.startswith(name)}
-        if len(found) != 1:
+        matches = {one for one in fingerprints if len(name) >= 4 and one.startswith(name)}
+        if len(matches) != 1:
             raise ParamsError(
                 f"{name!r} means no recipe and no entry of the store"
-                if not found
+                if not matches
                 else f"{name!r} means several entries of the store",
-                expected=_one_of(sorted(found) or _near(name, known, fingerprints)),
+                expected=_one_of(sorted(matches) or _near(name, known, fingerprints)),
                 mend="stillhouse cache ls",
             )
-        meant |= found
+        meant |= matches
     return recipes, meant
 
 
@@ -100,10 +100,10 @@ def _one_of(names: list[str]) -> str | None:
 
 
 def prepare(entries: Sequence[Entry], needs: Needs, chosen: tuple[set[str], set[str]]) -> Check:
-    """What is to be compared: the recipes and entries chosen, or all if none is.
+    """The check of the recipes and entries chosen, or of all if none is.
 
-    What a recipe's manifest names must be there and finished, or being written. What no recipe
-    names may be unfinished.
+    An entry that a recipe's manifest names must be there and finished, or being written. An entry
+    that no recipe names may be unfinished.
     """
     recipes, meant = chosen
     everything = not recipes and not meant
@@ -135,7 +135,7 @@ def prepare(entries: Sequence[Entry], needs: Needs, chosen: tuple[set[str], set[
 def _required(
     entries: Sequence[Entry], needs: Needs, recipes: set[str], meant: set[str]
 ) -> dict[str, list[Wanted]]:
-    """What must be finished, by fingerprint: what recipes read, and the members of a cache."""
+    """Entries that must be finished, by fingerprint: those that recipes read, members of caches."""
     caches = [e.document for e in entries if e.fingerprint in meant and e.members]
     members = [doc for one in caches if isinstance(one, Manifest) for doc in one.entries]
     read = [document for recipe in recipes for document in needs.read_by(recipe)]
@@ -147,31 +147,31 @@ def _required(
         if document.fingerprint in names
     ]
     wanted += [Wanted(document, None) for document in members]
-    found: dict[str, list[Wanted]] = {}
+    required: dict[str, list[Wanted]] = {}
     for one in wanted:
-        found.setdefault(one.document.fingerprint, []).append(one)
-    return found
+        required.setdefault(one.document.fingerprint, []).append(one)
+    return required
 
 
-def _unmet(wanted: list[Wanted], found: list[Entry]) -> Iterator[Fault]:
-    """What of one fingerprint is not as it is wanted, whatever its files are."""
+def _unmet(wanted: list[Wanted], entries: list[Entry]) -> Iterator[Fault]:
+    """Faults of the entries of one fingerprint that their files have no part in."""
     document = wanted[0].document
-    for entry in found:
+    for entry in entries:
         others = [w for w in wanted if entry.document not in (None, w.document)]
         if others:
             what = f"{document.title} was written again since: its manifest is another"
             recipes = tuple(w.recipe for w in others if w.recipe is not None)
             yield Fault(entry.fingerprint, what, recipes, entry.remote)
-    if all(entry.state == "unfinished" and not entry.in_use for entry in found):
+    if all(entry.state == "unfinished" and not entry.in_use for entry in entries):
         recipes = tuple(w.recipe for w in wanted if w.recipe is not None)
         what = f"{document.title} is not there, or not finished"
         yield Fault(document.fingerprint, what, recipes)
 
 
 def compare(kept: Kept, check: Check, *, on_bytes: Callable[[int], None]) -> Iterator[Fault]:
-    """Compare every byte; each file that is missing or differs is a fault.
+    """Compare every byte; yield a fault for each file that is missing or differs.
 
-    Files of a URL are fetched for it, one at a time. `on_bytes` is called with the size of each
+    Files at a URL are fetched for it, one at a time. `on_bytes` is called with the size of each
     file when it is done. Raises TransientError and CacheError where the store can't be asked.
     """
     for entry in check.whole:

@@ -1,4 +1,4 @@
-"""Clearing a store of what no recipe needs, and never of what is in use."""
+"""Clearing a store of entries and files that no recipe needs and nobody uses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ COPIES, COPIES_LOCK = "copies", ".copies.lock"
 
 @dataclass(frozen=True)
 class Waste:
-    """Something that may go, and why; `paths` are its files here, none for an entry at the URL.
+    """Something that may be removed, and why.
+
+    `paths` are its files here; an entry at the URL has none.
 
     `in_use` is as it was found: `remove` looks again. `needed_by` are recipes of other repositories
     that share the store: it stays.
@@ -44,7 +46,7 @@ class Waste:
 def find_waste(
     kept: Kept, needs: Needs, *, remote: bool, others: Mapping[str, tuple[str, ...]] = _NOBODY
 ) -> list[Waste]:
-    """What no recipe needs: entries, leftovers and copies here, with `remote` entries there too.
+    """All that no recipe needs: entries, leftovers and copies here; with `remote` entries there.
 
     `others` are who else needs an entry of this folder, by its fingerprint.
 
@@ -54,21 +56,21 @@ def find_waste(
         raise error
     store = kept.store
     entries = read_entries(kept if remote else Kept(store), needs)
-    found = [_as_waste(store, entry, others) for entry in entries if not entry.recipes]
-    found += _temporaries(store, {waste.name for waste in found})
-    found += [_trial(folder) for folder in sorted(store.folder.glob(f"{TRIAL}*"))]
+    waste = [_as_waste(store, entry, others) for entry in entries if not entry.recipes]
+    waste += _temporaries(store, {one.name for one in waste})
+    waste += [_trial(folder) for folder in sorted(store.folder.glob(f"{TRIAL}*"))]
     if kept.remote is not None:
         digests = needs.digests
         copies = store.folder.glob(f"{COPIES}/[!.]*/*")
         unneeded = tuple(sorted(path for path in copies if path.parent.name not in digests))
         if unneeded:
             why = "copies of what no recipe needs"
-            found.append(Waste(COPIES, "copies", why, _bytes(unneeded), paths=unneeded))
-    return found
+            waste.append(Waste(COPIES, "copies", why, _bytes(unneeded), paths=unneeded))
+    return waste
 
 
 def remove(kept: Kept, waste: Waste) -> bool:
-    """Remove it, unless it is in use or needed elsewhere: then False, and nothing was done.
+    """Remove waste and say True; False if it is in use or needed elsewhere, and stays as it is.
 
     An entry's locks are held meanwhile, so that no writer and no reader has it, and its manifest
     goes first, so that nobody finds half of one. Its folder stays, with the two lock files alone:
@@ -166,7 +168,7 @@ def _alone(folder: Path, locks: Iterable[str]) -> Iterator[bool]:
 
 
 def _unlink(folder: Path, waste: Waste) -> None:
-    """Unlink its files, the manifest before all others; of an entry also what came since."""
+    """Unlink its files, the manifest first. Of an entry, files that came since go too."""
     paths = waste.paths
     if waste.kind == "entry":
         paths = tuple(folder / name for name in sizes_of(folder))

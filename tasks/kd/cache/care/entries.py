@@ -1,6 +1,6 @@
-"""Caring for a store: what lies in it, which recipes need it, and whether it is whole.
+"""The entries of a store, and which recipes need them.
 
-Nothing here loads torch or opens a shard: manifests say it all, and digests are of plain files.
+Nothing here loads torch or opens a shard: manifests say it all.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ TRIAL = "trial-"  # begins the name of what `choice.measure` and `compare` put b
 
 @dataclass(frozen=True)
 class Kept:
-    """A store to be cared for: this machine's folder and, where its place is a URL, what is there.
+    """A store to be listed, checked or cleared: this machine's folder, and the one at a URL if any.
 
-    Other than `open_store`, which a stage reads and writes through, this makes nothing and evicts
-    nothing.
+    Unlike `open_cache_store`, which a stage reads and writes through, this makes nothing and
+    evicts nothing.
     """
 
     store: Store
@@ -50,7 +50,7 @@ class Kept:
 
     @property
     def place(self) -> str:
-        """Where it is, without secrets."""
+        """The folder or the URL, without secrets."""
         return self.remote.where if self.remote is not None else str(self.store.folder)
 
 
@@ -68,7 +68,7 @@ def open_kept(place: str, local: Path) -> Kept:
 
 @dataclass(frozen=True)
 class Needs:
-    """What each recipe's cache is made of; `faults` are of manifests that can't be read."""
+    """The manifest of each recipe's cache; `faults` are those of manifests that can't be read."""
 
     manifests: Mapping[str, Manifest | Live]
     faults: Mapping[str, CacheError]
@@ -80,35 +80,35 @@ class Needs:
 
     @cached_property
     def recipes(self) -> dict[str, tuple[str, ...]]:
-        """Recipes by the fingerprint of what they need."""
-        found: dict[str, tuple[str, ...]] = {}
+        """The recipes that need an entry, by its fingerprint."""
+        recipes: dict[str, tuple[str, ...]] = {}
         for recipe, manifest in self.manifests.items():
             for name in (manifest.fingerprint, *(doc.fingerprint for doc in self.read_by(recipe))):
-                found[name] = (*found.get(name, ()), recipe)
-        return found
+                recipes[name] = (*recipes.get(name, ()), recipe)
+        return recipes
 
     @property
     def digests(self) -> set[str]:
-        """Digests of all files that a recipe needs."""
+        """Digests of all files that any recipe needs."""
         return {
             f.sha256 for recipe in self.manifests for doc in self.read_by(recipe) for f in doc.files
         }
 
 
 def read_needs(manifests: Mapping[str, Path]) -> Needs:
-    """What recipes need, from the path of each one's present manifest."""
-    found: dict[str, Manifest | Live] = {}
+    """Read the recipes' present manifests, given by path."""
+    present: dict[str, Manifest | Live] = {}
     faults: dict[str, CacheError] = {}
     for recipe, path in manifests.items():
         try:
-            found[recipe] = read_recipe_manifest(path)
+            present[recipe] = read_recipe_manifest(path)
         except CacheError as error:
             faults[recipe] = error
-    return Needs(found, faults)
+    return Needs(present, faults)
 
 
 def files_of(document: Document) -> tuple[File, ...]:
-    """The files of an entry's own; a cache has none, its streams and pieces are entries."""
+    """The files of an entry itself. A cache has none: its streams and pieces are entries."""
     return document.files if isinstance(document, Stream | Piece) else ()
 
 
@@ -117,10 +117,10 @@ def files_of(document: Document) -> tuple[File, ...]:
 
 @dataclass(frozen=True)
 class Entry:
-    """An entry here, or (`remote`) at the store's URL.
+    """An entry on this machine, or (`remote`) at the store's URL.
 
-    `document` is its manifest if it is finished, `fault` what is wrong with the one that it has.
-    `last_use` is in seconds since 1970. What is used on other machines can't be seen.
+    `document` is its manifest if it is finished, `fault` says what is wrong with the manifest that
+    it has. `last_use` is in seconds since 1970; use on other machines can't be seen.
     """
 
     fingerprint: str
@@ -134,14 +134,14 @@ class Entry:
 
     @property
     def state(self) -> Literal["finished", "unfinished", "damaged"]:
-        """`damaged` is of the manifest: to see the same of files takes reading them."""
+        """`damaged` speaks of the manifest alone: files would have to be read."""
         if self.fault is not None:
             return "damaged"
         return "finished" if self.document is not None else "unfinished"
 
     @property
     def what(self) -> str:
-        """Name and codec of a stream, the name of a piece, how many a cache has of each."""
+        """A stream's name and codec, a piece's name, or how many of each a cache has."""
         made_of = self.document.made_of if self.document is not None else {}
         if isinstance(self.document, Stream):
             return f"{made_of.get('stream')} {self.document.codec}"
@@ -151,7 +151,7 @@ class Entry:
 
     @property
     def teacher(self) -> str:
-        """Digest of the teacher's weights; empty where there is no manifest to say it."""
+        """Digest of the teacher's weights; empty if there is no manifest to say it."""
         return str(self.document.made_of.get("teacher_sha256", "")) if self.document else ""
 
     @property
@@ -166,22 +166,24 @@ class Entry:
         """Fingerprints of a cache's streams and pieces."""
         if not isinstance(self.document, Manifest):
             return ()
-        found: dict[str, Stream | Piece] = {**self.document.streams, **self.document.pieces}
+        members: dict[str, Stream | Piece] = {**self.document.streams, **self.document.pieces}
         names = (*in_order(self.document.streams), *in_order(self.document.pieces))
-        return tuple(found[name].fingerprint for name in names)
+        return tuple(members[name].fingerprint for name in names)
 
 
 def read_entries(kept: Kept, needs: Needs) -> list[Entry]:
-    """All entries, each cache before its streams and pieces. Reads manifests, no more."""
+    """All entries, each cache before its streams and pieces. Only manifests are read."""
     here = [_read_here(kept.store, name, needs) for name in kept.store.entries()]
     there = [_read_there(kept.remote, name, needs) for name in _names(kept.remote)]
-    found = [entry for entry in (*here, *there) if entry is not None]
+    entries = [entry for entry in (*here, *there) if entry is not None]
     order: dict[tuple[bool, str], int] = {}
-    for entry in sorted(found, key=lambda e: (e.remote, not e.recipes, e.fingerprint)):
+    for entry in sorted(entries, key=lambda e: (e.remote, not e.recipes, e.fingerprint)):
         if entry.members:
             for name in (entry.fingerprint, *entry.members):
                 order.setdefault((entry.remote, name), len(order))
-    return sorted(found, key=lambda e: (order.get((e.remote, e.fingerprint), len(order)), e.remote))
+    return sorted(
+        entries, key=lambda e: (order.get((e.remote, e.fingerprint), len(order)), e.remote)
+    )
 
 
 def _names(remote: Remote | None) -> list[str]:
@@ -189,7 +191,10 @@ def _names(remote: Remote | None) -> list[str]:
 
 
 def _read_here(store: Store, name: str, needs: Needs) -> Entry | None:
-    """None for a folder with nothing but locks: `remove` leaves it, as a writer may wait there."""
+    """The entry in a folder; None if it holds nothing but locks.
+
+    `remove` leaves such a folder, as a writer may wait there.
+    """
     folder, fault = store.entry(name), None
     document: Document | None = None
     try:
@@ -251,11 +256,11 @@ def _named(document: Document, name: str, where: object) -> Document:
 
 
 def sizes_of(folder: Path) -> dict[str, int]:
-    """Bytes by name of what lies in an entry's folder, but for its locks."""
-    found = {}
+    """Bytes by name of the files in an entry's folder, locks left out."""
+    sizes = {}
     with suppress(FileNotFoundError):
         for path in folder.iterdir():
             with suppress(FileNotFoundError):
                 if path.name not in (LOCK, USE) and path.is_file():
-                    found[path.name] = path.stat().st_size
-    return found
+                    sizes[path.name] = path.stat().st_size
+    return sizes

@@ -1,9 +1,9 @@
-"""Who uses a store: one note per repository and recipe, so that nobody clears what others need.
+"""Notes of who uses a store, so that nobody clears what others need.
 
-`users/<repository>-<recipe>.json` in the store's folder says which repository it is, where, and
-which entries the recipe's cache is made of. A repository writes it when it begins a cache, when it
-has made one and when it trains from one. A store behind a URL has none: nobody sees from there who
-is still there.
+There is one for each repository and recipe: `users/<repository>-<recipe>.json` in the store's
+folder says which repository it is, where, and which entries the recipe's cache is made of. A
+repository writes it when it begins a cache, when it has made one and when it trains from one. A
+store behind a URL has no notes, as nobody can see from there whether a repository still exists.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ class User:
 
     @property
     def is_here(self) -> bool:
-        """Whether the repository is of this machine, so that what it needs now can be read."""
+        """Whether the repository is on this machine, so that its present needs can be read."""
         return self.machine == socket.gethostname()
 
     @property
     def is_gone(self) -> bool:
-        """Whether the repository was of this machine and is no more. Of others nobody can tell."""
+        """Whether the repository was on this machine and is gone. Of others nobody can tell."""
         return self.is_here and not Path(self.root).is_dir()
 
 
 def register(store: Store, root: Path, recipe: str, entries: Iterable[str]) -> None:
     """Note that a recipe of the repository at `root` needs these entries, by fingerprint.
 
-    A store that can only be read is not cleared either: nothing is written then.
+    Nothing is written to a store that can only be read: it is not cleared either.
     """
     root, machine = root.resolve(), socket.gethostname()
     repository = hashlib.sha256(f"{machine}:{root}".encode()).hexdigest()[:16]
@@ -72,12 +72,12 @@ def register(store: Store, root: Path, recipe: str, entries: Iterable[str]) -> N
 
 
 def read_users(store: Store, *, apart_from: Path) -> list[User]:
-    """All that have registered, but for the repository at that root.
+    """All users that have registered, apart from the repository at that root.
 
-    Raises CacheCorruptError for a note that can't be read: what it protects is not known.
+    Raises CacheCorruptError for a note that can't be read, as nobody knows what it protects.
     """
     own = (socket.gethostname(), str(apart_from.resolve()))
-    found = []
+    users = []
     for path in sorted((store.folder / USERS).glob("*.json")):
         try:
             said = read_json(path)
@@ -99,8 +99,8 @@ def read_users(store: Store, *, apart_from: Path) -> list[User]:
                 advice="It may protect what another repository needs: remove it if none does.",
             ) from None
         if (user.machine, user.root) != own:
-            found.append(user)
-    return found
+            users.append(user)
+    return users
 
 
 def forget(users: Iterable[User]) -> None:

@@ -1,1 +1,1 @@
-"""What a cache is on disk: FORMAT.md, in code."""
+"""The format of a cache on disk, as FORMAT.md specifies it."""

@@ -1,4 +1,4 @@
-"""How hidden states are kept: float32, float16, bfloat16, or int8 on standardised channels."""
+"""Codecs for hidden states: float32, float16, bfloat16, or int8 on standardised channels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DTYPES: dict[str, torch.dtype] = {
     "int8": torch.int8,
 }
 _LARGEST = 127.0
-# A channel of less than this share of the median deviation carries next to nothing.
+# A channel that deviates by less than this share of the median carries next to nothing.
 _STILL = 0.1
 
 
@@ -37,10 +37,10 @@ class Encoded:
 
 
 class Moments:
-    """Mean and squared deviations of states that come one part after another; none are kept.
+    """Running mean and squared deviations of states that arrive in parts; no state is kept.
 
-    In float64 and by parts (Chan, Golub, LeVeque, 1979), as sums of squares would lose the digits
-    of a channel whose mean is large.
+    They are combined in float64, part by part (Chan, Golub, LeVeque, 1979). Plain sums of squares
+    would lose the digits of a channel whose mean is large.
     """
 
     def __init__(self, width: int) -> None:
@@ -49,7 +49,7 @@ class Moments:
         self._squares_D = torch.zeros(width, dtype=torch.float64)
 
     def add(self, states_MD: torch.Tensor) -> None:
-        """Take some more states in."""
+        """Add some more states."""
         double, count = states_MD.double(), len(states_MD)
         mean_D, whole = double.mean(0), self._count + count
         apart_D = mean_D - self._mean_D
@@ -59,10 +59,10 @@ class Moments:
         self._count = whole
 
     def statistics(self) -> Statistics:
-        """Of all states so far; a channel that hardly moves counts with the median deviation.
+        """Statistics of all states so far; a channel that hardly moves gets the median deviation.
 
-        Such a channel would otherwise be blown up, in the codec and in a standardised loss: of
-        a tuned MiniLM's 384 embedding channels three move by 1/22 to 1/200 of the median, and were
+        Such a channel would otherwise be blown up, in the codec and in a standardised loss. Three
+        of a tuned MiniLM's 384 embedding channels move by 1/22 to 1/200 of the median, and made up
         nine tenths of such a loss.
         """
         deviation_D = (self._squares_D / self._count).sqrt()
@@ -73,17 +73,17 @@ class Moments:
 
 
 def statistics_of(states_MD: torch.Tensor) -> Statistics:
-    """Of states `[M, D]` that are all at hand."""
+    """Statistics of states `[M, D]` that are all at hand."""
     moments = Moments(states_MD.shape[1])
     moments.add(states_MD)
     return moments.statistics()
 
 
 def encode(states_MD: torch.Tensor, codec: Codec, statistics: Statistics) -> Encoded:
-    """Float32 states in the codec's form.
+    """Encode float32 states in a codec.
 
-    int8: each channel is standardised, then each token divided by its own largest value / 127,
-    as outlier channels of BERT would otherwise take the whole range (arXiv:2109.12948).
+    For int8 each channel is standardised, then each token is divided by its own largest value
+    / 127: outlier channels of BERT would otherwise take the whole range (arXiv:2109.12948).
     """
     if codec != "int8":
         return Encoded(states_MD.to(DTYPES[codec]))
@@ -96,7 +96,7 @@ def encode(states_MD: torch.Tensor, codec: Codec, statistics: Statistics) -> Enc
 def decode(
     values: torch.Tensor, scale: torch.Tensor | None, statistics: Statistics | None
 ) -> torch.Tensor:
-    """Back to float32. Axes before the last are free: records `[M, D]` or a batch `[B, T, D]`."""
+    """Decode to float32. Axes before the last are free: records `[M, D]` or a batch `[B, T, D]`."""
     states = values.float()
     if scale is None or statistics is None:
         return states
@@ -104,7 +104,7 @@ def decode(
 
 
 def is_finite(encoded: Encoded) -> bool:
-    """Whether nothing overflowed the codec's range."""
+    """Whether all values are finite, so that none overflowed the codec's range."""
     checked = encoded.values if encoded.scale is None else encoded.scale
     if not checked.numel():
         return True

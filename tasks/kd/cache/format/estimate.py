@@ -1,4 +1,7 @@
-"""What a cache will take and cost, from a recipe's figures alone: no teacher, no data, no torch."""
+"""What a cache will take and cost, from a recipe's figures alone.
+
+No teacher, no data and no torch are needed.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from tasks.kd.recipe.streams import (
     kind_of,
     layer_of,
     naive_bytes,
-    plan,
+    plan_streams,
     stream_bytes,
 )
 
@@ -43,7 +46,7 @@ _NONE = Texts(0, 0, 0)
 
 @dataclass(frozen=True)
 class Served:
-    """How one stream is served. What is computed has a piece that does it, and takes no bytes.
+    """How one stream is served. A computed stream has a piece that computes it, and takes no bytes.
 
     `needed_for` names the streams that are computed from it. `bytes_per_example` comes on top of
     `bytes_per_token`; of logits it holds four bytes per label once the labels are known. `bytes`
@@ -63,7 +66,10 @@ class Served:
 
 @dataclass(frozen=True)
 class Size:
-    """Of all stored streams in one codec: per token (what is per example spread out), and all."""
+    """Bytes of all stored streams in one codec, per token and in all.
+
+    Bytes per example are spread over the tokens.
+    """
 
     bytes_per_token: float
     bytes: int | None
@@ -102,7 +108,7 @@ def estimate(
     stored once, and the frozen pieces of the teacher are not in it.
     """
     read = in_order(set(streams))
-    planned = plan(read, recompute)
+    planned = plan_streams(read, recompute)
     length = texts.tokens / max(1, texts.examples) if texts is not None else float(longest)
     share = recompute_share(planned, teacher)
     return Estimate(
@@ -121,9 +127,9 @@ def estimate(
 
 
 def stored_bytes(codecs: Mapping[str, str], *, width: int, texts: Texts) -> int:
-    """Bytes of stored streams in their codecs, of a teacher so wide: values, ids, keys, offsets.
+    """Bytes of stored streams in their codecs: values, token ids, keys and offsets.
 
-    But for the headers of the shards, a few hundred bytes each.
+    `width` is the teacher's. The shards' headers, a few hundred bytes each, are left out.
     """
     return sum(
         stream_bytes(
@@ -138,7 +144,7 @@ def stored_bytes(codecs: Mapping[str, str], *, width: int, texts: Texts) -> int:
 
 
 def recompute_share(planned: Plan, teacher: Teacher) -> float:
-    """What is computed at each reading, as a share of the teacher's own forward pass.
+    """The work of computing streams at each reading, as a share of the teacher's forward pass.
 
     Multiply-adds per token, with d the width and i the intermediate width: a layer has
     4·d² + 2·d·i (queries, keys, values and output; the two feed-forward matrices), the queries,
@@ -183,13 +189,13 @@ def _serve(
 
 
 def source_of(computed: str) -> str:
-    """What a computed stream is computed from."""
+    """The stream, or the token ids, that a computed stream is computed from."""
     layer = layer_of(computed)
     return f"hidden.{layer - 1}" if layer else "the token ids"
 
 
 def _row_bytes(stream: str, codec: str, width: int, texts: Texts | None) -> tuple[int, int]:
-    """Bytes per token and, on top, per example."""
+    """Bytes per token of a stored stream and, on top, per example."""
     labels = texts.labels if texts is not None else 0
     per_token, per_example = (
         stored_bytes({stream: codec}, width=width, texts=one)

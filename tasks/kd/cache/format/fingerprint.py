@@ -1,4 +1,4 @@
-"""What a cache was made of, and how two such differ. Standard library only."""
+"""What a cache was made of, and how two caches differ. Standard library only."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def base_fields(
     """What every stream of one teacher on one set of encoded examples was made of.
 
     `attention` is the kernel that the teacher computes with (`encoders.attention_kernel`); the
-    writer refuses another. What only moves work about (shards, batches, processes) is not in it.
-    Neither is the device: a teacher's pass is in full float32 on any, and differs by as little as
-    that of another batch does (see `targets.run_teacher`).
+    writer refuses another. Settings that only move work about (shards, batches, processes) are left
+    out. So is the device: a teacher's pass is in full float32 on any device, and differs by as
+    little as that of another batch does (see `targets.run_teacher`).
     """
     return {
         "format_version": FORMAT_VERSION,
@@ -32,13 +32,13 @@ def base_fields(
 def stream_fields(
     base: Fields, stream: str, *, codec: str, max_relative_error: float
 ) -> dict[str, object]:
-    """What one stored stream was made of. Logits are float32 whatever the codec."""
+    """Fields that say what one stored stream was made of. Logits are float32 whatever the codec."""
     kept = {"codec": codec, "max_relative_error": max_relative_error}
     return {**base, "stream": stream, **(kept if stream != "logits" else {"codec": "float32"})}
 
 
 def piece_fields(base: Fields, piece: str) -> dict[str, object]:
-    """What one frozen piece was made of: the teacher, whatever the examples."""
+    """Fields that say what one frozen piece was made of: the teacher, whatever the examples."""
     return {
         "format_version": base["format_version"],
         "teacher_sha256": base["teacher_sha256"],
@@ -47,7 +47,7 @@ def piece_fields(base: Fields, piece: str) -> dict[str, object]:
 
 
 def fingerprint(fields: Fields) -> str:
-    """Hex digest over all fields, whatever their order. Equal fields, equal cache content."""
+    """Hex digest over all fields, in any order. Caches of equal fields have equal content."""
     text = json.dumps(dict(fields), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

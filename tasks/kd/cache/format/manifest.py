@@ -1,4 +1,4 @@
-"""Manifests: what a cache and each of its entries hold, of what, and the digest of every file.
+"""Manifests: what a cache and its entries hold, what they were made of, each file's digest.
 
 An entry's manifest is written last: an entry without one is unfinished.
 """
@@ -21,7 +21,7 @@ from tasks.kd.cache.format.fingerprint import (
 )
 from tasks.kd.digests import canonical_json, sha256_file, sha256_json, write_json
 from tasks.kd.errors import CacheCorruptError, CacheFormatError, CacheIncompleteError
-from tasks.kd.recipe.streams import in_order, kind_of, plan
+from tasks.kd.recipe.streams import in_order, kind_of, plan_streams
 
 MANIFEST = "manifest.json"
 
@@ -31,7 +31,7 @@ class _Model(BaseModel):
 
 
 class File(_Model):
-    """One file of an entry; shards also say what they hold."""
+    """One file of an entry. A shard also says how many examples and tokens it holds."""
 
     name: str
     bytes: int
@@ -41,7 +41,7 @@ class File(_Model):
 
 
 class _Document(_Model):
-    """What all manifests share: `fingerprint` is the digest of `made_of`."""
+    """The fields that all manifests share. `fingerprint` is the digest of `made_of`."""
 
     format_version: int
     fingerprint: str
@@ -49,12 +49,12 @@ class _Document(_Model):
 
     @property
     def title(self) -> str:
-        """A stream or a piece in words."""
+        """The entry in words, such as `stream hidden.2`."""
         kind = getattr(self, "kind", "")
         return f"{kind} {self.made_of.get(kind)}"
 
     def write(self, path: Path) -> None:
-        """Write it atomically, with the digest of its own content."""
+        """Write the manifest atomically, with the digest of its own content."""
         document = self.model_dump(mode="json")
         write_json(path, {**document, "content_sha256": sha256_json(document)})
 
@@ -108,7 +108,7 @@ class Manifest(_Document):
 
     @property
     def entries(self) -> Iterator[Stream | Piece]:
-        """Everything that it needs of the store."""
+        """All streams and pieces that it needs of the store."""
         yield from self.streams.values()
         yield from self.pieces.values()
 
@@ -119,27 +119,27 @@ class Manifest(_Document):
 
     @property
     def served(self) -> tuple[str, ...]:
-        """Names of all streams that it gives."""
+        """Names of all streams that it serves."""
         return in_order({*self.streams, *self.computed} - self.internal)
 
     @property
     def internal(self) -> set[str]:
-        """Stored streams that no level asked for: others are computed from them."""
+        """Stored streams that no level reads. Others are computed from them."""
         return {name for name in self.streams if name not in self.made_of["streams"]}
 
     @property
     def examples(self) -> int:
-        """Distinct texts."""
+        """Number of distinct texts."""
         return max((stream.examples for stream in self.streams.values()), default=0)
 
     @property
     def tokens(self) -> int:
-        """Real tokens."""
+        """Number of real tokens."""
         return max((stream.tokens for stream in self.streams.values()), default=0)
 
     @property
     def bytes(self) -> int:
-        """On disk, pieces included."""
+        """Bytes on disk, pieces included."""
         return sum(file.bytes for entry in self.entries for file in entry.files)
 
     @property
@@ -159,7 +159,7 @@ class Manifest(_Document):
 
 
 class Live(_Document):
-    """What stands in place of a cache where the teacher itself is run: nothing is stored."""
+    """The manifest that stands in place of a cache's where the teacher itself is run."""
 
     kind: Literal["live"]
     why: str
@@ -204,7 +204,7 @@ def read_recipe_manifest(path: Path, *, mend: str | None = None) -> Manifest | L
 
 
 def parse_document(text: bytes, where: object) -> Stream | Piece | Manifest | Live:
-    """The same, of bytes that came from somewhere."""
+    """Parse a manifest of any kind, as `read_document` does; `where` is named in errors."""
     try:
         document = json.loads(text)
         canonical_json(document)  # refuses NaN and infinity, which JSON does not have
@@ -252,10 +252,10 @@ def parse_document(text: bytes, where: object) -> Stream | Piece | Manifest | Li
 
 
 def _wrong_part(manifest: Manifest) -> str | None:
-    """What of its streams and pieces is not as its own fields say, if anything."""
+    """The first stream or piece that is not as the cache's own fields say; None if all are."""
     own = dict(manifest.made_of)
     try:
-        planned = plan(own.pop("streams"), own.pop("recompute"))
+        planned = plan_streams(own.pop("streams"), own.pop("recompute"))
         codec, bound = own.pop("codec"), own.pop("max_relative_error")
         made_of: dict[str, list[dict[str, object]]] = {
             name: [
@@ -290,7 +290,7 @@ def _wrong_part(manifest: Manifest) -> str | None:
 
 
 def verify_file(path: Path, file: File, *, mend: str | None = None) -> None:
-    """Raise CacheIncompleteError or CacheCorruptError unless it is there, byte for byte."""
+    """Raise CacheIncompleteError or CacheCorruptError unless a file is there, byte for byte."""
     verify_size(path, file, mend=mend)
     if (digest := sha256_file(path)) != file.sha256:
         raise CacheCorruptError(
@@ -317,5 +317,5 @@ def verify_size(path: Path, file: File, *, mend: str | None = None) -> None:
 
 
 def describe_difference(expected: dict[str, Any], manifest: Manifest | Live) -> str:
-    """The fields in which a cache differs from what is wanted, in one line."""
+    """The fields in which a cache differs from what is expected, in one line."""
     return "; ".join(differences(expected, manifest.made_of))

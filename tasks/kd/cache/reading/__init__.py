@@ -1,1 +1,1 @@
-"""Reading them back, verified."""
+"""Reading a teacher's outputs back, verified."""

@@ -18,9 +18,9 @@ _NUMERICS = 1e-4
 
 
 def audit(cached: CachedTargets, live: LiveTargets, input_ids: Sequence[Ids], *, count: int) -> int:
-    """Recompute up to `count` records, one by one, and compare; returns how many.
+    """Recompute up to `count` records, one by one, and compare them; return how many.
 
-    The records are drawn at random, the same ones whenever there are as many examples.
+    The records are drawn at random, the same ones for the same number of examples.
 
     Raises CacheCorruptError where a record is further from the teacher's than its codec explains.
     """
@@ -32,7 +32,7 @@ def audit(cached: CachedTargets, live: LiveTargets, input_ids: Sequence[Ids], *,
 
 
 def tolerance(codec_errors: Mapping[str, float]) -> dict[str, float]:
-    """Largest relative error of one record that each stream's measured error explains."""
+    """The largest relative error of a record that each stream's measured error explains."""
     return {name: _NUMERICS + 4 * error for name, error in codec_errors.items()}
 
 
@@ -51,7 +51,7 @@ def compare(cached: Targets, live: Targets, input_ids: Ids, bounds: dict[str, fl
 
 
 def _difference(own: torch.Tensor, theirs: torch.Tensor) -> float:
-    """‖own − theirs‖ / ‖theirs‖; pairs that a local window excludes must be the same ones."""
+    """‖own − theirs‖ / ‖theirs‖; infinite unless a local window excludes the same pairs in both."""
     excluded = torch.isneginf(theirs)
     if not torch.equal(excluded, torch.isneginf(own)):
         return float("inf")

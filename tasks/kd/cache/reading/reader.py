@@ -1,4 +1,4 @@
-"""Reading a cache: memory-mapped, any example at any time, never a wrong one."""
+"""Reading a cache: memory-mapped, any example at any time, each verified by its token ids."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def open_cache(
     mend: str,
     verify: Verify = True,
 ) -> CachedTargets:
-    """Open the cache that a manifest names: every byte compared, or sizes alone.
+    """Open the cache that a manifest names, after comparing every byte, or sizes alone.
 
     With `verify` (i, n), the i-th of n processes compares its part of the files; none may use the
     cache before all have said that theirs is whole (`agreement.agreed`).
@@ -51,7 +51,7 @@ def open_cache(
 
 
 def require_fresh(document: Manifest | Live, expected: dict[str, Any], *, mend: str) -> None:
-    """Raise CacheStaleError, with the fields that differ, unless made of what is expected."""
+    """Raise CacheStaleError, with the fields that differ, for a cache that was made of others."""
     if fingerprint(expected) != document.fingerprint:
         raise CacheStaleError(
             "the teacher cache is stale",
@@ -62,7 +62,7 @@ def require_fresh(document: Manifest | Live, expected: dict[str, Any], *, mend: 
 
 
 class CachedTargets:
-    """`Targets` from disk. Shards stay memory-mapped; a batch is gathered into one buffer each.
+    """`Targets` from disk. Shards stay memory-mapped; each stream of a batch has one buffer.
 
     All streams hold the same records in the same order (by length, then key), so one index of one
     stream finds them all; each stream's own copy of the token ids is compared on every read.
@@ -83,7 +83,7 @@ class CachedTargets:
         self._frozen = _frozen(manifest.pieces, mapped)
 
     def on(self, device: torch.device) -> CachedTargets:
-        """Itself, computing there what it computes."""
+        """The same targets; computed streams are computed on that device."""
         self._frozen.to(device)
         return self
 
@@ -94,15 +94,15 @@ class CachedTargets:
         for a record whose token ids are not the example's.
         """
         ids_BT, mask_BT = pad(input_ids, self._pad_id)
-        found: dict[str, torch.Tensor] = {}
+        served: dict[str, torch.Tensor] = {}
         if self._index is not None:
             records = self._index.find(input_ids)
             for name, stored in self._stored.items():
-                found[name] = stored.gather(records, input_ids, mask_BT)
+                served[name] = stored.gather(records, input_ids, mask_BT)
         if self.manifest.computed:
-            states = {layer_of(s): x for s, x in found.items() if kind_of(s) == "hidden"}
-            found.update(derive(self._frozen, self.manifest.computed, states, ids_BT, mask_BT))
-        return {name: found[name] for name in self.streams}
+            states = {layer_of(s): x for s, x in served.items() if kind_of(s) == "hidden"}
+            served.update(derive(self._frozen, self.manifest.computed, states, ids_BT, mask_BT))
+        return {name: served[name] for name in self.streams}
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class _Shard:
 
 
 class _Mapped:
-    """Shards that are open. Where the store has a bound, the longest unused are let go.
+    """The open shards. Where the store has a bound, the least recently used are let go.
 
     On Linux a file that was removed keeps its blocks for as long as it is mapped.
     """
@@ -127,7 +127,7 @@ class _Mapped:
         self._shards: OrderedDict[tuple[str, str], tuple[int, _Shard]] = OrderedDict()
 
     def shard(self, entry: Stream, file: File) -> _Shard:
-        """A shard, opened if it is not."""
+        """A shard, opened if it isn't yet."""
         name = (entry.fingerprint, file.name)
         if name not in self._shards:
             tensors = self.tensors(entry, file)
@@ -168,7 +168,7 @@ class _Mapped:
             ) from None
 
     def metadata(self, entry: Piece, file: File) -> dict[str, str]:
-        """A file's own notes."""
+        """The metadata of a safetensors file."""
         with safe_open(self._store.path(entry, file), framework="pt") as opened:
             return dict(opened.metadata())
 
@@ -177,7 +177,7 @@ class _Mapped:
 
 
 class _StoredStream:
-    """One stream's shards."""
+    """The shards of one stream."""
 
     def __init__(self, name: str, stream: Stream, mapped: _Mapped) -> None:
         self.name, self.stream, self._mapped = name, stream, mapped
@@ -190,11 +190,11 @@ class _StoredStream:
             self._statistics = Statistics(tensors["mean"], tensors["deviation"])
 
     def size(self) -> int:
-        """Bytes of its shards."""
+        """Bytes of all its shards."""
         return sum(file.bytes for file in self.stream.shards)
 
     def shard(self, number: int) -> _Shard:
-        """A shard by number."""
+        """The shard of that number."""
         return self._mapped.shard(self.stream, self.stream.shards[number])
 
     def gather(
@@ -220,7 +220,7 @@ class _StoredStream:
         return zero_padding(decode(values, scale, self._statistics), mask_BT)
 
     def _place(self, record: int, ids: Ids) -> tuple[_Shard, int, int, int]:
-        """A record's shard, row, first and last token; its ids are the example's."""
+        """A record's shard, row, first and last token. Its ids must be the example's."""
         number = int(np.searchsorted(self.firsts, record, side="right")) - 1
         shard = self.shard(number)
         row = record - int(self.firsts[number])
@@ -251,9 +251,9 @@ class _Index:
         }
 
     def find(self, input_ids: Sequence[Ids]) -> npt.NDArray[np.int64]:
-        """Record numbers. Raises CacheIncompleteError, naming the text, for one that is not there.
+        """The examples' record numbers. Raises CacheIncompleteError, naming a text that has none.
 
-        Half of the key is compared here; the token ids themselves when the record is read.
+        Half of the key is compared here, the token ids themselves when the record is read.
         """
         records = np.empty(len(input_ids), dtype=np.int64)
         for row, ids in enumerate(input_ids):
@@ -272,7 +272,7 @@ class _Index:
 
 
 def _require_shard(tensors: Mapping[str, torch.Tensor], stream: Stream, file: File) -> None:
-    """Raise CacheCorruptError unless a shard's tensors are what the manifest says of them."""
+    """Raise CacheCorruptError unless a shard's tensors have the manifest's types and shapes."""
     examples, tokens = file.examples, file.tokens
     logits = stream.made_of["stream"] == "logits"
     expected = {
@@ -291,13 +291,13 @@ def _require_tensors(
     expected: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
     file: File,
 ) -> None:
-    found = {name: (value.dtype, tuple(value.shape)) for name, value in tensors.items()}
-    if found != expected:
+    held = {name: (value.dtype, tuple(value.shape)) for name, value in tensors.items()}
+    if held != expected:
         raise CacheCorruptError(
             "a file of the teacher cache holds other tensors than its manifest says",
             where=file.name,
             expected=expected,
-            found=found,
+            found=held,
         )
 
 

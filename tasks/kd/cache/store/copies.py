@@ -1,4 +1,4 @@
-"""Local copies of a remote store's files, bounded, least recently used first to go."""
+"""Local copies of a remote store's files, within a bound; the least recently used go first."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 class LocalCopies:
     """A bounded folder of files of a remote store, each at `<sha256>/<name>`.
 
-    What is read is fetched; the least recently used goes when the bound is passed. The digest is
-    part of the path because an entry that was written again has other bytes under the same names,
-    and one process may still follow the old manifest while another follows the new. Processes may
-    share the folder: placing and evicting happen under one lock, downloads in parallel, each file
-    by one process while the others that want it wait. Locks are `flock`, which the kernel releases
-    on death, so the folder has to be on this machine's own disk.
+    A file is fetched when it is read; the least recently used one goes when the bound is passed.
+    The digest is part of the path because an entry that was written again has other bytes under the
+    same names, and one process may still follow the old manifest while another follows the new.
+
+    Processes may share the folder. They place and evict files under one lock and download in
+    parallel; each file is downloaded by one process while the others that want it wait. Locks are
+    `flock`, which the kernel releases on death, so the folder has to be on this machine's own disk.
 
     The bound holds for finished copies; a download adds its own file until it is placed. An evicted
-    file that is memory-mapped stays readable to whoever mapped it (Linux removes the name at once
-    and frees the bytes with the last map).
+    file that is memory-mapped stays readable to whoever mapped it: Linux removes the name at once
+    and frees the bytes with the last map.
     """
 
     def __init__(self, folder: Path, remote: Remote, *, limit_bytes: int) -> None:
         """Open the folder, or make it; clean up after dead processes; keep to the limit.
 
-        Raises ParamsError for a folder that holds anything else: what lies in it gets evicted.
+        Raises ParamsError for a folder that holds anything else, as files in it get evicted.
         """
         self._folder, self._remote, self._limit_bytes = folder, remote, limit_bytes
         self._lock, self._coming = folder / ".copies.lock", folder / ".coming"
@@ -84,7 +85,7 @@ class LocalCopies:
         return path
 
     def _use(self, path: Path, file: FileLike) -> bool:
-        """Mark a good copy as used; False where there is none, or none any more."""
+        """Mark a good copy as used. False if there is none, or none any more."""
         try:
             good = path.stat().st_size == file.bytes
             if good and path not in self._verified:
@@ -117,12 +118,12 @@ class LocalCopies:
                 part.unlink(missing_ok=True)
 
     def _make_room(self, wanted_bytes: int) -> None:
-        """Evict, least recently used first, until as much fits. The caller holds the lock."""
+        """Evict the least recently used copies until so much fits. The caller holds the lock."""
         copies = []
         for path in self._folder.glob("[!.]*/*"):
             with suppress(FileNotFoundError):  # another process found it damaged
-                found = path.stat()
-                copies.append((found.st_mtime_ns, found.st_size, path))
+                status = path.stat()
+                copies.append((status.st_mtime_ns, status.st_size, path))
         total = wanted_bytes + sum(size for _, size, _ in copies)
         for _, size, path in sorted(copies):
             if total <= self._limit_bytes:
@@ -133,7 +134,7 @@ class LocalCopies:
                 path.parent.rmdir()
 
     def _sweep(self) -> None:
-        """Remove what processes that died while fetching have left."""
+        """Remove the files of processes that died while fetching."""
         for part in self._coming.glob("*.part"):
             with (
                 suppress(BlockingIOError),  # alive
@@ -155,6 +156,6 @@ def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
 
 
 def _touch(path: Path) -> None:
-    """Set the time of use to now, in full: what the kernel sets itself moves in milliseconds."""
+    """Set the time of use to now, in nanoseconds: the kernel's own clock moves in milliseconds."""
     now = time.time_ns()
     os.utime(path, ns=(now, now))

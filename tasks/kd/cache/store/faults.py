@@ -1,4 +1,4 @@
-"""What the drivers of remote stores raise, as errors of the `KDError` tree, free of secrets."""
+"""Errors of remote stores' drivers, turned into the `KDError` tree and freed of secrets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ _BUSY = {
     errno.ENETUNREACH,
     errno.ESTALE,
 }
-# Drivers bring error trees of their own, outside OSError, and may not be installed: told by name.
+# Drivers have error trees of their own, outside OSError, and may not be installed: they are told by
+# name.
 _UNREACHABLE = {
     "ClientConnectionError",  # aiohttp
     "ClientPayloadError",
@@ -35,16 +36,16 @@ _DENIED = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrieval
 
 
 def redact(text: str) -> str:
-    """The text with what may be secret in a URL cut out: user, password, query, fragment.
+    """The text without the parts of its URLs that may be secret: user, password, query, fragment.
 
     An unescaped secret may hold a slash or an at-sign (those of AWS do), so all up to a URL's last
-    at-sign goes.
+    at-sign is cut out.
     """
     return re.sub(r"(?<=\S)[?#]\S*", "", re.sub(r"://\S*@", "://", text))
 
 
 def one_line(error: Exception, url: str = "") -> str:
-    """One line of what a driver said, without secrets, those of the store's URL included."""
+    """A driver's message in one line, without secrets, those of the store's URL included."""
     text = " ".join(str(error).split())
     for secret in _secrets(url):
         text = text.replace(secret, "***")
@@ -52,7 +53,10 @@ def one_line(error: Exception, url: str = "") -> str:
 
 
 def _secrets(url: str) -> list[str]:
-    """What `redact` cuts out of a URL, as a driver may repeat it out of place, longest first."""
+    """The parts of a URL that `redact` cuts out, longest first.
+
+    A driver may repeat them out of place.
+    """
     rest, _, query = url.partition("://")[2].partition("?")
     user, _, _ = rest.rpartition("@")
     values = (pair.partition("=")[2] for pair in query.split("&"))
@@ -62,7 +66,7 @@ def _secrets(url: str) -> list[str]:
 
 
 def _name_fault(error: Exception, url: str) -> KDError | None:
-    """The error of our tree for one of a driver's; None for what is no fault of the store."""
+    """The error of our tree for a driver's; None for one that is no fault of the store."""
     names = {kind.__name__ for kind in type(error).__mro__}
     number = error.errno if isinstance(error, OSError) else None
     no_bucket = _code(error) == "NoSuchBucket"
@@ -102,9 +106,9 @@ def _code(error: Exception) -> str | None:
 
 @contextmanager
 def named_faults(url: str) -> Iterator[None]:
-    """Name what a driver raises about the store at a URL.
+    """Turn a driver's error about the store at a URL into a named one.
 
-    FileNotFoundError passes where only a file is missing, and so does what is our own bug.
+    FileNotFoundError passes where only a file is missing, and so do our own bugs.
     """
     try:
         yield
@@ -117,7 +121,7 @@ def named_faults(url: str) -> Iterator[None]:
 
 @contextmanager
 def local_faults(folder: Path) -> Iterator[None]:
-    """Name what goes wrong with this machine's own disk."""
+    """Turn an error of this machine's own disk into a named one."""
     try:
         yield
     except OSError as error:

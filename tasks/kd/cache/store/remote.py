@@ -1,4 +1,4 @@
-"""The store elsewhere: entries of the teacher cache behind a URL, and bounded copies of them here.
+"""The store elsewhere: entries of the teacher cache behind a URL.
 
 A remote store is laid out as the local one is, so that a mirror made by any tool is a store too:
 
@@ -6,12 +6,12 @@ A remote store is laid out as the local one is, so that a mirror made by any too
     <entry>/<name>.sha256    its digest, as `sha256sum -c` reads it; written after the file
     <entry>/manifest.json    written last: an entry without it is unfinished and not offered
 
-Why digests lie beside the files. What an interrupted upload has left must be told from what is
-still to come. A size does not tell a stale file from the right one, reading back costs as much as
-uploading again, and what a store keeps of a digest differs by driver (S3's ETag of a file that was
-uploaded in parts is none). A side object is the same everywhere, and written last it never vouches
-for half a file. It decides what is uploaded again, no more: what comes down is compared with the
-manifest's digest every time.
+Digests lie beside the files so that an upload can tell which files an interrupted one has left. A
+size does not tell a stale file from the right one, reading back costs as much as uploading again,
+and drivers differ in the digests that they keep (S3's ETag of a file that was uploaded in parts is
+none). A side object is the same everywhere, and as it is written last it never vouches for half a
+file. It decides only what is uploaded again: every file that comes down is compared with the
+manifest's digest.
 
 Errors are of the `KDError` tree, in one line, with passwords and tokens cut out of URLs. Retries
 are the drivers' own; so are credentials, which they find in their usual places, such as
@@ -42,15 +42,15 @@ from tasks.kd.errors import (
 
 SIDE = ".sha256"
 
-# Where a file needs its folder first and is written in place, byte by byte. Elsewhere an object
-# appears whole or not at all, and a request for a folder may create a bucket (s3fs does).
+# Schemes where a file needs its folder first and is written in place, byte by byte. Elsewhere an
+# object appears whole or not at all, and a request for a folder may create a bucket (s3fs does).
 _FOLDERS = {"file", "local", "sftp", "ssh"}
 _EXTRAS = {"s3": "s3", "s3a": "s3"}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 class FileLike(Protocol):
-    """What a manifest says of a file."""
+    """A file as a manifest names it."""
 
     @property
     def name(self) -> str:
@@ -69,9 +69,9 @@ class Remote:
     """A store behind a URL that fsspec reads. Holds no connection: may be pickled and forked."""
 
     def __init__(self, url: str) -> None:
-        """Name the store, `s3://bucket/prefix` or `file:///folder`; nothing is connected to yet.
+        """Name the store, `s3://bucket/prefix` or `file:///folder`. No connection is made yet.
 
-        Raises ParamsError where the URL is none or its driver is not installed.
+        Raises ParamsError for a URL that is none, or whose driver is not installed.
         """
         self._url = url.rstrip("/") if url.partition("://")[2].strip("/") else url
         self.where = redact(self._url)
@@ -118,7 +118,7 @@ class Remote:
         return [name for name in names if _NAME.fullmatch(name) and MANIFEST in self._sizes(name)]
 
     def upload(self, folder: Path, files: Sequence[FileLike]) -> None:
-        """Copy a finished entry there: `folder/manifest.json` last, after the named files.
+        """Upload a finished entry: the named files first, `folder/manifest.json` last.
 
         A file that is there with the same size and digest is not sent again, so that an upload
         which was interrupted goes on where it was. A file is compared with its digest before it is
@@ -142,11 +142,11 @@ class Remote:
             self._commit(folder.name, named, manifest)
 
     def fetch(self, entry: str, file: FileLike, temporary: Path) -> None:
-        """Copy a file of an entry here, size and digest verified.
+        """Download a file of an entry to `temporary`, and verify its size and digest.
 
-        Under a temporary name: the caller renames the verified file, or removes what there is.
-        Raises CacheIncompleteError where it is not there and CacheCorruptError where it differs
-        from its size or digest.
+        The caller renames the verified file, or removes what there is. Raises CacheIncompleteError
+        for a file that is not there and CacheCorruptError for one that differs from its size or
+        digest.
         """
         files, folder = self._place(entry, file.name)
         temporary.touch()  # a folder that can't be written is found before the store is asked
@@ -177,14 +177,14 @@ class Remote:
         return files, str(root).rstrip("/")
 
     def _place(self, *names: str) -> tuple[Any, str]:
-        """The driver and the path of an entry; every name is checked."""
+        """The driver and the path of an entry. Every name is checked."""
         for name in names:
             check_name(name, self.where)
         files, root = self._open()
         return files, f"{root}/{names[0]}"
 
     def _sizes(self, entry: str) -> dict[str, int]:
-        """Name to bytes of what lies in an entry's folder, finished or not."""
+        """Bytes by name of the files in an entry's folder, finished or not."""
         files, folder = self._place(entry)
         try:
             with named_faults(self._url):
@@ -206,7 +206,7 @@ class Remote:
         return said == _side(file)
 
     def _send(self, folder: Path, file: FileLike, sizes: dict[str, int]) -> None:
-        """Put a file, then its digest; a digest of what was there before goes first."""
+        """Put a file, then its digest. The digest of an earlier file is removed first."""
         path, side = folder / file.name, f"{file.name}{SIDE}"
         check_name(file.name, folder)
         with local_faults(folder):
@@ -219,7 +219,7 @@ class Remote:
         self._write(folder.name, side, lambda files, to: files.pipe_file(to, _side(file)))
 
     def _commit(self, entry: str, named: Sequence[FileLike], manifest: bytes) -> None:
-        """Put the manifest, if what it names is there: somebody may have deleted meanwhile."""
+        """Put the manifest if all files that it names are there. Somebody may have deleted some."""
         sizes = self._sizes(entry)
         lost = [file.name for file in named if sizes.get(file.name) != file.bytes]
         if lost:
@@ -256,15 +256,15 @@ class Remote:
 
 def _verify(path: Path, file: FileLike, *, where: object) -> None:
     """Raise CacheCorruptError unless a local file has the size and digest that it should."""
-    found: tuple[int, str | None] = path.stat().st_size, None
-    if found[0] == file.bytes:
-        found = file.bytes, sha256_file(path)
-    if found != (file.bytes, file.sha256):
+    actual: tuple[int, str | None] = path.stat().st_size, None
+    if actual[0] == file.bytes:
+        actual = file.bytes, sha256_file(path)
+    if actual != (file.bytes, file.sha256):
         raise CacheCorruptError(
             "a file of the teacher cache differs from its manifest",
             where=where,
             expected=f"{file.bytes} bytes with sha256 {file.sha256}",
-            found=f"{found[0]} bytes" + (f" with sha256 {found[1]}" if found[1] else ""),
+            found=f"{actual[0]} bytes" + (f" with sha256 {actual[1]}" if actual[1] else ""),
         )
 
 
@@ -301,5 +301,5 @@ def _is_folder(row: dict[str, Any]) -> bool:
 
 
 def _side(file: FileLike) -> bytes:
-    """What is kept of a digest; sha256sum's own format."""
+    """The content of a file's side object, in sha256sum's own format."""
     return f"{file.sha256}  {file.name}\n".encode()

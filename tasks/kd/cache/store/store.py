@@ -1,4 +1,4 @@
-"""The store: where entries live, who writes them, who uses them.
+"""The store: where entries lie, who writes them, who uses them.
 
 An entry is a folder named by its fingerprint. One writer at a time (`lock`), any number of users
 (`use`, whose time of change is the last use); the kernel drops both locks when a process dies.
@@ -47,7 +47,7 @@ Verify = bool | tuple[int, int]
 
 
 class Store:
-    """A folder of entries; what it lacks is read from elsewhere, and what it makes is put there.
+    """A folder of entries, and the store elsewhere that it reads from and shares with.
 
     `remote` is the store elsewhere, `copies` the files of it that are kept on this machine, and
     `open_bytes` how much of the store a reader may have open at a time (None: any amount).
@@ -71,16 +71,16 @@ class Store:
         return self.folder / fingerprint
 
     def holds(self, entry: Stream | Piece | Manifest) -> bool:
-        """Whether this machine has that very entry, finished (its files are not looked at)."""
+        """Whether this machine has that very entry, finished. Its files are not looked at."""
         try:
             return read_document(self.entry(entry.fingerprint) / MANIFEST) == entry
         except CacheError:
             return False
 
     def finished(self, fingerprint: str) -> Document | None:
-        """A finished entry with every byte verified.
+        """The manifest of a finished entry, every byte verified; None if there is none.
 
-        A damaged one loses its manifest, which makes it an unfinished one: its writer mends it.
+        A damaged entry loses its manifest. That makes it an unfinished one, which its writer mends.
         """
         folder = self.entry(fingerprint)
         try:
@@ -113,7 +113,7 @@ class Store:
         return parse_document(text, fingerprint) if text is not None else None
 
     def discard(self, manifest: Manifest) -> None:
-        """Remove a cache that was found wrong, with all that it was made of, on this machine."""
+        """Remove a wrong cache from this machine, with all entries that it is made of."""
         with self.writing(manifest.fingerprints):
             for name in manifest.fingerprints:
                 (self.entry(name) / MANIFEST).unlink(missing_ok=True)
@@ -122,24 +122,25 @@ class Store:
                         path.unlink()
 
     def path(self, entry: Stream | Piece, file: File) -> Path:
-        """A file of an entry on this machine. Raises CacheIncompleteError if it is nowhere."""
+        """Path of an entry's file on this machine. Raises CacheIncompleteError if it is nowhere."""
         here = self.entry(entry.fingerprint) / file.name
         if self._copies is None or self._is_here(entry):
             return here
         return self._copies.path(entry.fingerprint, file)
 
     def _is_here(self, entry: Stream | Piece) -> bool:
-        """`holds`, asked once: shards are opened again and again."""
+        """`holds`, asked once for each entry: shards are opened again and again."""
         if entry.fingerprint not in self._here:
             self._here[entry.fingerprint] = self.holds(entry)
         return self._here[entry.fingerprint]
 
     def require(self, manifest: Manifest, *, verify: Verify, mend: str) -> None:
-        """Raise CacheIncompleteError or CacheCorruptError unless all that it needs is there.
+        """Raise CacheIncompleteError or CacheCorruptError unless all that a cache needs is there.
 
-        Every byte is compared with `verify`, without it those of a stream's statistics alone (few,
-        and of one size for all layers) and of the rest the sizes; with `verify` (i, n) those of
-        every n-th file from the i-th on. Files of a remote store are compared when they arrive.
+        With `verify` every byte is compared; with `verify` (i, n) the bytes of every n-th file from
+        the i-th on. Of other files the sizes are compared, and the bytes of a stream's statistics,
+        which are few and of one size for all layers. Files of a remote store are compared when they
+        arrive.
         """
         first, step = verify if isinstance(verify, tuple) else (0, 1)
         number = 0
@@ -168,9 +169,9 @@ class Store:
 
     @contextmanager
     def writing(self, fingerprints: Iterable[str]) -> Iterator[None]:
-        """Be the only writer of those entries; waits for another.
+        """Be the only writer of those entries, after waiting for any other.
 
-        What a killed one left under temporary names is removed. Raises CacheError for a store that
+        Temporary files of a killed writer are removed. Raises CacheError for a store that
         can't be written, CacheQuotaError for a disk that fills up.
         """
         with ExitStack() as stack:
@@ -184,7 +185,7 @@ class Store:
             yield
 
     def use(self, fingerprints: Iterable[str]) -> Callable[[], None]:
-        """Mark entries as in use until what is returned is called, or this process ends."""
+        """Mark entries as in use until the returned function is called, or this process ends."""
         marks: list[int] = []
         for fingerprint in fingerprints:
             if self.entry(fingerprint).is_dir():
@@ -221,16 +222,16 @@ class Store:
 
 
 def store_place(environment: Mapping[str, str], root: Path) -> tuple[str, Path]:
-    """Where a repository's teacher caches are, as `open_store` takes it: place and local folder.
+    """The place and the local folder of a repository's teacher caches, for `open_cache_store`.
 
-    That is `.store`, or the folder (from the root) or fsspec URL of STILLHOUSE_STORE.
+    The place is `.store`, or the folder (from the root) or fsspec URL of STILLHOUSE_STORE.
     """
     local = root / ".store"
     place = environment.get("STILLHOUSE_STORE") or str(local)
     return (place if "://" in place else str(root / place)), local
 
 
-def open_store(place: str, local: Path, *, copies_bytes: int) -> Store:
+def open_cache_store(place: str, local: Path, *, copies_bytes: int) -> Store:
     """The store at a folder, or at an fsspec URL with this machine's part of it in `local`.
 
     Of a URL at most `copies_bytes` of what is only read are kept, in `local/copies`.
@@ -251,8 +252,8 @@ def disk_faults(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        found = re.search(r"\(os error (\d+)\)", str(error))  # safetensors gives it in words only
-        number = error.errno if isinstance(error, OSError) else found and int(found[1])
+        said = re.search(r"\(os error (\d+)\)", str(error))  # safetensors gives it in words only
+        number = error.errno if isinstance(error, OSError) else said and int(said[1])
         if number in (errno.ENOSPC, errno.EDQUOT):
             raise CacheQuotaError(
                 "the disk filled up while the teacher cache was written",

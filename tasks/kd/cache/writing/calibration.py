@@ -1,7 +1,7 @@
-"""Before the first shard: each stream's statistics and codec, and what the codec costs.
+"""Calibration, before the first shard: each stream's statistics, its codec and the codec's error.
 
-On texts spread over all lengths. Statistics come from every second one and errors are measured
-on the others, so that a codec is judged on texts that it was not fitted to.
+It takes texts spread over all lengths. Statistics come from every second one and errors are
+measured on the others, so that a codec is judged on texts that it was not fitted to.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tasks.kd.recipe.streams import kind_of, layer_of
 from tasks.kd.targets.targets import derive, run_teacher
 
 EXAMPLES = 256
-# Smaller batches than the writer's: attention is compared in float64, which would be all its peak.
+# Batches are smaller than the writer's: attention is compared in float64, which sets the peak.
 _BATCH_TOKENS = 2048
 
 
@@ -38,23 +38,23 @@ def deviations(
 ) -> dict[int, torch.Tensor]:
     """Standard deviation [D] of each hidden layer's channels, for standardised losses.
 
-    Of the training texts given, as the targets serve them: the same from a cache, within its
-    codec's tolerance, and from a live teacher.
+    They are taken over the given training texts as the targets serve them: the same from a cache,
+    within its codec's tolerance, and from a live teacher.
     """
     layers = tuple(layers)
     order = sorted(range(len(input_ids)), key=lambda i: len(input_ids[i]))
-    found: dict[int, Moments] = {}
+    by_layer: dict[int, Moments] = {}
     for position in sample(order) if layers else ():
         streams = targets.fetch([input_ids[order[position]]])
         for layer in layers:
             states_TD = streams[f"hidden.{layer}"][0]
-            found.setdefault(layer, Moments(states_TD.shape[1])).add(states_TD)
-    return {layer: moments.statistics().deviation_D for layer, moments in found.items()}
+            by_layer.setdefault(layer, Moments(states_TD.shape[1])).add(states_TD)
+    return {layer: moments.statistics().deviation_D for layer, moments in by_layer.items()}
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """One stream: the codec that it is kept in, the errors measured, its statistics if hidden."""
+    """One stream's codec, its measured errors and, for hidden states, its statistics."""
 
     codec: Codec
     relative_error: float
@@ -73,7 +73,7 @@ class _Batch:
 class Sample:
     """The teacher's hidden states on the calibration texts, in batches of like length.
 
-    What is computed from them is not kept: the attention of long texts is larger than all else.
+    Nothing computed from them is kept: the attention of long texts is larger than all else.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Sample:
         self._held_back = self._run([input_ids[i] for i in held_back], pad_id, batch_tokens)
 
     def statistics(self, layer: int) -> Statistics:
-        """Of a hidden stream's channels."""
+        """Mean and deviation of a hidden layer's channels."""
         moments = Moments(width(self._teacher))
         for batch in self._fitted:
             moments.add(batch.states[f"hidden.{layer}"][batch.mask_BT])
@@ -124,11 +124,11 @@ class Sample:
         differences, norms = dict.fromkeys(computed, 0.0), dict.fromkeys(computed, 0.0)
         for batch in self._held_back if computed else ():
             states = {layer: _decoded(batch, layer, *kept[layer]) for layer in kept}
-            found = derive(self._teacher, computed, states, batch.ids_BT, batch.mask_BT)
+            decoded = derive(self._teacher, computed, states, batch.ids_BT, batch.mask_BT)
             fresh = run_teacher(self._teacher, batch.ids_BT, batch.mask_BT, computed)
             for name in computed:
                 _require_numbers(name, fresh[name], batch.mask_BT)
-                own, theirs = (_real(name, x[name], batch.mask_BT) for x in (found, fresh))
+                own, theirs = (_real(name, x[name], batch.mask_BT) for x in (decoded, fresh))
                 differences[name] += float((own - theirs).double().square().sum())
                 norms[name] += float(theirs.double().square().sum())
         return {
@@ -146,8 +146,8 @@ class Sample:
             exact = batch.states[f"hidden.{layer}"]
             logs = []
             for state in (exact, _decoded(batch, layer, codec, statistics)):
-                found = derive(self._teacher, [name], {layer: state}, batch.ids_BT, batch.mask_BT)
-                raw = found[name].double()
+                derived = derive(self._teacher, [name], {layer: state}, batch.ids_BT, batch.mask_BT)
+                raw = derived[name].double()
                 logs.append(
                     raw.masked_fill(~batch.mask_BT[:, None, None], -torch.inf).log_softmax(-1)
                 )
@@ -171,7 +171,7 @@ class Sample:
 def _require_numbers(name: str, value: torch.Tensor, mask_BT: torch.Tensor) -> None:
     """Raise NonFiniteLossError, naming the stream, for NaN or infinity at a real token.
 
-    And DataError for a teacher that computes in another type than the fingerprint says.
+    A teacher that computes in another type than the fingerprint says raises DataError.
     """
     if value.dtype != torch.float32:
         raise DataError(
@@ -191,7 +191,7 @@ def _require_numbers(name: str, value: torch.Tensor, mask_BT: torch.Tensor) -> N
 
 
 def _tokens(batches: Sequence[_Batch], stream: str) -> torch.Tensor:
-    """All real tokens' states `[M, D]`."""
+    """The states `[M, D]` of all real tokens."""
     return torch.cat([batch.states[stream][batch.mask_BT] for batch in batches])
 
 
@@ -205,7 +205,7 @@ def _decoded(batch: _Batch, layer: int, codec: Codec, statistics: Statistics) ->
 
 
 def _real(name: str, value: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
-    """What counts of a stream: no padding, no pair that a local window excludes."""
+    """A stream without padding, and without pairs that a local window excludes."""
     if kind_of(name) != "attention":
         return value[mask_BT]
     pairs = (mask_BT[:, :, None] & mask_BT[:, None, :])[:, None].expand_as(value)
@@ -214,5 +214,5 @@ def _real(name: str, value: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor
 
 
 def _rounded(value: float) -> float:
-    """Three digits: a measurement, which must not differ by the last bit between machines."""
+    """A measurement to three digits, so that machines don't differ by its last bit."""
     return float(f"{value:.3g}")

@@ -28,7 +28,7 @@ _BATCHES = 4  # the first of them warms up
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds per real token: one pass of the teacher, and storing and reading what is stored."""
+    """Seconds per real token of the teacher's pass, of storing and of reading; bytes in all."""
 
     forward: float
     write: float
@@ -37,14 +37,14 @@ class Timings:
 
     @property
     def break_even(self) -> float:
-        """Epochs from which on the cache is quicker; infinite if reading is not."""
+        """Epochs from which on the cache is quicker; infinite if reading is no quicker."""
         if self.read >= self.forward:
             return float("inf")
         return (self.forward + self.write) / (self.forward - self.read)
 
 
 def choose(timings: Timings, *, epochs: float, quota_bytes: int) -> tuple[str, str]:
-    """`cache` or `live`, and why, for a training that reads the teacher in so many epochs."""
+    """`cache` or `live`, and why, for a training that reads the teacher for so many epochs."""
     figures = (
         f"a pass of the teacher takes {1e6 * timings.forward:.0f} µs a token, storing it "
         f"{1e6 * timings.write:.1f}, reading it back {1e6 * timings.read:.1f}"
@@ -61,9 +61,9 @@ def choose(timings: Timings, *, epochs: float, quota_bytes: int) -> tuple[str, s
 
 
 def measure(job: CacheJob, store: Store) -> Timings:
-    """Time a few batches of middle length; files go to the store's disk and out of memory.
+    """Time a few batches of middle length on this machine, as it is at the moment.
 
-    The figures are of this machine as it is at the moment.
+    Files are written to the store's disk and dropped from memory before they are read.
     """
     job.teacher.eval()
     _, texts = distinct(job.input_ids)
@@ -90,7 +90,7 @@ def measure(job: CacheJob, store: Store) -> Timings:
 
 
 def _trial(job: CacheJob, texts: list[Ids], path: Path) -> tuple[float, float, float]:
-    """Seconds of the teacher's pass, of encoding and writing, of reading, decoding, deriving."""
+    """Seconds of the teacher's pass, of encoding and writing, and of reading and computing."""
     codec: Codec = job.params.codec
     ids_BT, mask_BT = pad(texts, job.pad_id)
     began = time.perf_counter()
@@ -122,8 +122,8 @@ def _read(
 ) -> None:
     mask_BT = stored["mask"]
     states: dict[int, torch.Tensor] = {}
-    for stream, found in statistics.items():
-        decoded = decode(stored[stream], stored.get(f"{stream}.scale"), found)  # type: ignore[arg-type]
+    for stream, moments in statistics.items():
+        decoded = decode(stored[stream], stored.get(f"{stream}.scale"), moments)  # type: ignore[arg-type]
         padded = torch.zeros((*mask_BT.shape, decoded.shape[-1]))
         padded[mask_BT] = decoded
         states[layer_of(stream)] = padded

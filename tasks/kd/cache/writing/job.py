@@ -23,7 +23,7 @@ from tasks.kd.cache.format.fingerprint import (
 from tasks.kd.data.examples.batching import Rows
 from tasks.kd.data.examples.prepared import Ids
 from tasks.kd.encoders.shape import width
-from tasks.kd.recipe.streams import Plan, plan, state_bytes
+from tasks.kd.recipe.streams import Plan, plan_streams, state_bytes
 from tasks.kd.recipe.training import CacheTeacher
 
 MEBIBYTE = 2**20
@@ -70,7 +70,7 @@ class CacheJob(CacheInputs):
     @cached_property
     def plan(self) -> Plan:
         """What is stored and what is computed."""
-        return plan(self.params.streams, self.params.recompute)
+        return plan_streams(self.params.streams, self.params.recompute)
 
     @cached_property
     def streams(self) -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""What a stream of a teacher is like, before its first shard and beside it in the store.
+"""Measuring a job's streams, and keeping a stream's calibration beside its shards.
 
-The calibration is written down when a stream is begun: who goes on with a killed writer's work
-encodes with the same statistics.
+The calibration is written down when a stream is begun, so that whoever goes on with a killed
+writer's work encodes with the same statistics.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ def too_coarse(
 ) -> dict[str, str]:
     """Streams from which something is computed with more error than the recipe allows, and why.
 
-    What is kept in float32 is as exact as it can be.
+    A stream that is kept in float32 is as exact as it can be.
     """
-    bound, found = job.params.max_relative_error, {}
+    bound, reasons = job.params.max_relative_error, {}
     for name, error in computed.items():
         source = source_of(name)
         if not error <= bound and source in kept and kept[source].codec != "float32":
-            found[source] = (
+            reasons[source] = (
                 f"{source} is kept in float32: with {kept[source].codec}, {name}, which is "
                 f"computed from it, would have a relative error of {error:.2g}"
             )
-    return found
+    return reasons
 
 
 def read_statistics(store: Store, stream: Stream) -> Statistics | None:
-    """What a stream's int8 values are decoded with; None for logits."""
+    """A stream's statistics, by which int8 values are decoded; None for logits."""
     if stream.statistics is None:
         return None
     return statistics_in(store.path(stream, stream.statistics))
 
 
 def statistics_in(path: Path) -> Statistics | None:
-    """Those of a file; None if it is not there, as for logits."""
+    """The statistics in a file; None if it is not there, as for logits."""
     if not path.exists():
         return None
     tensors = load_file(path)
@@ -61,7 +61,7 @@ def statistics_in(path: Path) -> Statistics | None:
 
 
 class Calibrator:
-    """The teacher on the calibration texts, run only if something is to be measured."""
+    """The teacher on a job's calibration texts, run only if something is to be measured."""
 
     def __init__(self, job: CacheJob, texts: Sequence[Ids]) -> None:
         self._job, self._texts = job, texts
@@ -73,17 +73,17 @@ class Calibrator:
         return Sample(job.teacher, self._texts, streams, pad_id=job.pad_id, batch_tokens=tokens)
 
     def forget(self) -> None:
-        """Let the states go: they are measured, and a writer needs the room."""
+        """Free the states: all is measured, and a writer needs the memory."""
         self.__dict__.pop("_sample", None)
 
     def calibrate(self, stream: str, codec: Codec) -> Calibration:
-        """What a stream is like in that codec, or in float32 if it is too coarse."""
+        """Measure a stream in that codec, or in float32 if the codec is too coarse."""
         return self._sample.calibrate(stream, codec, self._job.params.max_relative_error)
 
     def derived_errors(
         self, store: Store, streams: Mapping[str, Stream | Calibration]
     ) -> dict[str, float]:
-        """Relative error of every computed stream, with its inputs as they are stored, or will."""
+        """Relative error of every computed stream, its inputs decoded as a reader will."""
         kept = {}
         for name, one in streams.items():
             statistics = (
@@ -95,23 +95,26 @@ class Calibrator:
         return self._sample.derived_errors(computed, kept) if computed else {}
 
 
-def begin(folder: Path, found: Calibration) -> None:
-    """Write down what a stream is encoded with, unless that is what it was begun with."""
+def begin(folder: Path, calibration: Calibration) -> None:
+    """Write down what a stream is encoded with, unless an earlier writer has."""
     if begun(folder) is not None:
         return
     for stale in (*folder.glob("shard-*"), folder / CALIBRATION, folder / STATISTICS):
         stale.unlink(missing_ok=True)  # encoded with statistics that are gone
     digest = None
-    if found.statistics is not None:
-        tensors = {"mean": found.statistics.mean_D, "deviation": found.statistics.deviation_D}
+    if calibration.statistics is not None:
+        tensors = {
+            "mean": calibration.statistics.mean_D,
+            "deviation": calibration.statistics.deviation_D,
+        }
         digest = commit_tensors(tensors, folder / STATISTICS).model_dump(mode="json")
-    said = {name: value for name, value in vars(found).items() if name != "statistics"}
+    said = {name: value for name, value in vars(calibration).items() if name != "statistics"}
     said["statistics"] = digest
     write_json(folder / CALIBRATION, {"said": said, "sha256": sha256_json(said)})
 
 
 def begun(folder: Path) -> Calibration | None:
-    """What an earlier writer measured, if it is there and its statistics are whole."""
+    """The calibration of an earlier writer; None unless it and its statistics are whole."""
     try:
         document = read_json(folder / CALIBRATION)
         said = document["said"]

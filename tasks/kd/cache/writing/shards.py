@@ -1,4 +1,4 @@
-"""The files of a stream's entry: whole or not there, and found again by a writer that goes on."""
+"""The files of a stream's entry: each is whole or not there, and found again by the next writer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tasks.kd.digests import commit_file, read_json, sha256_file, write_json
 
 
 def find_shard(folder: Path, number: int, raw_keys: bytes) -> File | None:
-    """A shard of an earlier run, if it is whole and holds those records."""
+    """A shard of an earlier run; None unless it is whole and holds those records."""
     path = folder / shard_name(number)
     try:
         note = File.model_validate(read_json(folder / note_name(path.name)))
@@ -37,7 +37,7 @@ def find_shard(folder: Path, number: int, raw_keys: bytes) -> File | None:
 def shard_tensors(
     raw_keys: bytes, texts: Sequence[Ids], encoded: Encoded
 ) -> dict[str, torch.Tensor]:
-    """A shard's tensors, as FORMAT.md says."""
+    """A shard's tensors, as FORMAT.md specifies them."""
     lengths = np.asarray([len(ids) for ids in texts], dtype=np.int64)
     tensors = {
         "keys": torch.frombuffer(bytearray(raw_keys), dtype=torch.uint8).reshape(-1, 16),
@@ -70,7 +70,7 @@ def commit_tensors(
 
 
 def describe_file(path: Path, offsets: torch.Tensor | None = None) -> File:
-    """A file's size and digest, and what its `offsets` say that it holds."""
+    """A file's size and digest, and the counts that its `offsets` give."""
     return File(
         name=path.name,
         bytes=path.stat().st_size,
@@ -81,10 +81,10 @@ def describe_file(path: Path, offsets: torch.Tensor | None = None) -> File:
 
 
 def give_back() -> None:
-    """Return to the system what malloc keeps of freed blocks; glibc's alone, elsewhere nothing.
+    """Return freed blocks that malloc keeps to the system; only glibc's can.
 
-    Batches of ever other shapes leave holes in its heap: without this a writer's memory creeps
-    up by a fifth in the course of a hundred shards.
+    Batches of ever different shapes leave holes in its heap: without this a writer's memory grows
+    by a fifth over a hundred shards.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
@@ -92,10 +92,10 @@ def give_back() -> None:
 
 
 def shard_name(number: int) -> str:
-    """Of the shard with that number."""
+    """File name of a shard by its number."""
     return f"shard-{number:05d}.safetensors"
 
 
 def note_name(shard: str) -> str:
-    """Of the note of a shard."""
+    """File name of a shard's note."""
     return f"{Path(shard).stem}.json"

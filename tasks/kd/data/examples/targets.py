@@ -1,4 +1,4 @@
-"""What a training asks of a teacher: one interface, served from a cache or by the teacher."""
+"""The teacher's streams: one interface, served from a cache or by a live teacher."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from tasks.kd.data.examples.prepared import Ids
 
 
 class Targets(Protocol):
-    """The teacher's streams for given examples, padded to the longest."""
+    """A source of the teacher's streams for given examples, padded to the longest."""
 
     def fetch(self, input_ids: Sequence[Ids]) -> dict[str, torch.Tensor]:
-        """Float32, by stream name, in the machine's memory whatever computed it.
+        """Streams by name, float32, in CPU memory whatever device computed them.
 
         `logits` [B, C], `hidden.<l>` [B, T, D], `attention.<l>` [B, H, T, T] (scores before the
         softmax), `relation.<l>` [B, T, 3, D] (queries, keys, values). Hidden states and relations
-        are zero at padding; what attention holds there means nothing.
+        are zero at padding; attention's values there are meaningless.
         """
         ...
 
 
 class NoTargets:
-    """For training on labels alone."""
+    """Targets of a training on labels alone."""
 
     def fetch(self, input_ids: Sequence[Ids]) -> dict[str, torch.Tensor]:  # noqa: ARG002
-        """Nothing."""
+        """An empty mapping."""
         return {}

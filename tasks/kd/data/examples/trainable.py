@@ -7,15 +7,64 @@ two kinds that there are.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from tasks.kd.data.examples.padding import Batch
-from tasks.kd.recipe.phases import Moment, Phase
 from tasks.kd.totals import Total
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When in a training: the phase, the 0-based epoch, and what share of the phase is done."""
+
+    phase: int
+    epoch: int = 0
+    done: float = 0.0
+
+
+class TrainedPhase(Protocol):
+    """What the loop asks of a phase; `recipe.phases.Phase` has more."""
+
+    @property
+    def name(self) -> str:
+        """Shown in metrics and messages."""
+        ...
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the texts that it reads."""
+        ...
+
+    @property
+    def learning_rate(self) -> float:
+        """Its peak."""
+        ...
+
+    @property
+    def optimizer(self) -> Literal["anew", "continued"]:
+        """Whether the optimizer forgets its moments as the phase begins."""
+        ...
+
+    @property
+    def trained_layers(self) -> Literal["all"] | tuple[int | Literal["head"], ...]:
+        """The layers that are trained, 0 the embeddings, and `head`."""
+        ...
+
+    @property
+    def balance_every(self) -> int | None:
+        """Steps between measurements that balance the levels, or None."""
+        ...
+
+    @property
+    def reads_unlabelled(self) -> bool:
+        """Whether it reads texts without labels too."""
+        ...
 
 
 class Trainable(torch.nn.Module, ABC):
@@ -26,7 +75,9 @@ class Trainable(torch.nn.Module, ABC):
     """
 
     student: torch.nn.Module
-    phases: tuple[Phase, ...]
+    phases: Sequence[TrainedPhase]
+    # Kinds of levels that compare what a layer computes inside: it can't be compiled then.
+    compared_inside: frozenset[str] = frozenset()
 
     @abstractmethod
     def forward(

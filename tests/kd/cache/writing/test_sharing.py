@@ -11,7 +11,8 @@ from tasks.kd.cache.format.manifest import MANIFEST, Manifest
 from tasks.kd.cache.reading.audit import audit
 from tasks.kd.cache.store.store import Store
 from tasks.kd.data.examples.prepared import Split
-from tests.kd.cache.conftest import (
+from tests.kd.conftest import make_split, make_teacher
+from tests.makers.caches import (
     STREAMS,
     content_of,
     identities_in,
@@ -21,7 +22,6 @@ from tests.kd.cache.conftest import (
     open_written,
     write,
 )
-from tests.kd.conftest import make_split, make_teacher
 
 
 def fingerprints(manifest: Manifest) -> dict[str, str]:

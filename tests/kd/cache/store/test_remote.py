@@ -32,7 +32,7 @@ from tasks.kd.errors import (
     ParamsError,
     TransientError,
 )
-from tests.kd.cache.remote_setup import (
+from tests.makers.remote_stores import (
     ENTRY,
     SIZES,
     File,

@@ -21,7 +21,7 @@ from tasks.kd.cache.format.estimate import (
 )
 from tasks.kd.cache.format.manifest import Manifest
 from tasks.kd.cache.writing.job import CacheJob
-from tasks.kd.recipe.streams import Recompute, plan
+from tasks.kd.recipe.streams import Recompute, plan_streams
 
 BASE = Teacher(layers=12, width=768, heads=12, intermediate=3072)
 TINYBERT = (
@@ -71,14 +71,16 @@ def test_each_stream_says_what_it_is_computed_from_and_for() -> None:
 def test_recomputation_as_a_share_of_a_forward_pass(
     streams: tuple[str, ...], recompute: Recompute, share: float
 ) -> None:
-    found = recompute_share(plan(streams, recompute), BASE)
+    found = recompute_share(plan_streams(streams, recompute), BASE)
     assert found == pytest.approx(share)
     assert break_even(found) == pytest.approx(1 / (1 - share))
 
 
 def test_a_narrow_feed_forward_part_makes_the_projections_a_larger_share() -> None:
     narrow = replace(BASE, intermediate=768)  # a layer is 6·d²
-    assert recompute_share(plan(["relation.1"], "projections"), narrow) == pytest.approx(3 / 72)
+    assert recompute_share(plan_streams(["relation.1"], "projections"), narrow) == pytest.approx(
+        3 / 72
+    )
 
 
 def test_a_cache_that_runs_as_much_as_the_teacher_never_pays() -> None:

@@ -18,8 +18,8 @@ from tasks.kd.cache.writing.writer import write_cache, write_share
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.digests import canonical_json, sha256_json
 from tasks.kd.errors import CacheCorruptError
-from tests.kd.cache.breaking import stop_after
-from tests.kd.cache.conftest import (
+from tests.makers.broken_caches import stop_after
+from tests.makers.caches import (
     content_of,
     identities_in,
     live_of,

@@ -17,9 +17,10 @@ from tasks.kd.cache.reading.audit import audit, tolerance
 from tasks.kd.cache.writing.job import distinct
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.data.examples.targets import Targets
-from tasks.kd.recipe.streams import kind_of, plan
+from tasks.kd.recipe.streams import kind_of, plan_streams
 from tasks.kd.targets.targets import LiveTargets
-from tests.kd.cache.conftest import (
+from tests.kd.conftest import make_split, make_teacher
+from tests.makers.caches import (
     CODECS,
     STREAMS,
     content_of,
@@ -32,7 +33,6 @@ from tests.kd.cache.conftest import (
     texts_of,
     write,
 )
-from tests.kd.conftest import make_split, make_teacher
 from tests.makers.small_families import CONFIGS, small
 
 # Everything of layer 3, so that its output can be computed again.
@@ -72,7 +72,7 @@ def test_every_stream_of_every_example_is_the_teacher_s(
     bounds = tolerance(manifest.codec_errors)
     assert max(bounds.values()) < {"float32": 2e-4, "float16": 2e-3}.get(codec, 0.05)
     require_close(cached, live, [split.input_ids[row] for row in (3, 17, 5, 3)], bounds)
-    assert set(manifest.streams) == set(plan(MORE, recompute).stored)  # type: ignore[arg-type]
+    assert set(manifest.streams) == set(plan_streams(MORE, recompute).stored)  # type: ignore[arg-type]
     assert set(manifest.computed) == set(MORE) - set(manifest.streams)
     assert len(manifest.streams["hidden.1"].shards) > 3
 
@@ -119,16 +119,23 @@ def test_every_family_s_streams_come_back(family: str, recompute: str, tmp_path:
     assert has_kl == (set() if family == "deberta-v2" else inner)
 
 
-@given(st.lists(st.integers(0, 39), min_size=1, max_size=12))
-def test_a_batch_of_any_examples_in_any_order_is_theirs(
-    written: Any, split: Split, rows: list[int]
-) -> None:
-    """Stored streams bit for bit as alone; padding is zero."""
+@pytest.fixture(scope="module")
+def one_by_one(written: Any, split: Split) -> tuple[Targets, list[dict[str, torch.Tensor]]]:
+    """A cache, and what it serves of each example alone."""
     job, manifest, store = written
     cached = open_written(job, manifest, store, verify=False)
+    return cached, [cached.fetch([ids]) for ids in split.input_ids]
+
+
+@given(st.lists(st.integers(0, 39), min_size=1, max_size=12))
+def test_a_batch_of_any_examples_in_any_order_is_theirs(
+    one_by_one: Any, split: Split, rows: list[int]
+) -> None:
+    """Stored streams bit for bit as alone; padding is zero."""
+    cached, each = one_by_one
     together = cached.fetch([split.input_ids[row] for row in rows])
     for place, row in enumerate(rows):
-        alone = cached.fetch([split.input_ids[row]])
+        alone = each[row]
         length = len(split.input_ids[row])
         assert torch.equal(together["logits"][place], alone["logits"][0])
         for name in ("hidden.2", "hidden.4"):

@@ -16,8 +16,8 @@ from safetensors import safe_open
 from tasks.kd.cache.format.manifest import MANIFEST
 from tasks.kd.data.examples.prepared import Ids
 from tasks.kd.errors import CacheError
-from tests.kd.cache.breaking import artifact, forge, open_artifact
-from tests.kd.cache.conftest import (
+from tests.makers.broken_caches import artifact, forge, open_artifact
+from tests.makers.caches import (
     job_of,
     make_params,
     open_written,

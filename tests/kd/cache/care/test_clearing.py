@@ -15,12 +15,12 @@ import pytest
 from tasks.kd.cache.care.clearing import TRIAL_S, Waste, find_waste, remove
 from tasks.kd.cache.care.entries import Kept, Needs, open_kept, read_entries
 from tasks.kd.cache.format.manifest import Manifest
-from tasks.kd.cache.store.store import Store, open_store
+from tasks.kd.cache.store.store import Store, open_cache_store
 from tasks.kd.cache.writing.job import CacheJob
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.errors import CacheCorruptError, CacheError
 from tests.isolation import ROOT
-from tests.kd.cache.conftest import make_job, make_params, open_written, write
+from tests.makers.caches import make_job, make_params, open_written, write
 
 Copied = tuple[CacheJob, Manifest, Path]
 NOTHING = Needs({}, {})
@@ -267,8 +267,8 @@ def test_copies_go_and_entries_at_the_url_only_when_asked(
     url, here = f"file://{tmp_path}/remote", tmp_path / "here"
     other = write(make_job(split, make_params(codec="int8", streams=("hidden.2",))), folder)
     for one in (manifest, other):
-        open_store(url, folder, copies_bytes=2**20).share(one)
-    reader = open_store(url, here, copies_bytes=2**20)
+        open_cache_store(url, folder, copies_bytes=2**20).share(one)
+    reader = open_cache_store(url, here, copies_bytes=2**20)
     for entry in (manifest.streams["hidden.2"], other.streams["hidden.2"]):
         for file in entry.files:
             assert reader.path(entry, file).is_file()

@@ -13,11 +13,11 @@ from tasks.kd.cache.care.checking import Fault, choose, compare, prepare
 from tasks.kd.cache.care.entries import Entry, Kept, Needs, open_kept, read_entries, read_needs
 from tasks.kd.cache.format.fingerprint import FORMAT_VERSION, fingerprint
 from tasks.kd.cache.format.manifest import Live, Manifest
-from tasks.kd.cache.store.store import Store, open_store, store_place
+from tasks.kd.cache.store.store import Store, open_cache_store, store_place
 from tasks.kd.cache.writing.job import CacheJob
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.errors import CacheCorruptError, DataError, ParamsError
-from tests.kd.cache.conftest import make_job, make_params, write
+from tests.makers.caches import make_job, make_params, write
 
 Copied = tuple[CacheJob, Manifest, Path]
 NOTHING = Needs({}, {})
@@ -324,7 +324,7 @@ def shared(copied: Copied, tmp_path: Path) -> tuple[Kept, Manifest]:
     """The cache at a URL, and nothing of it here."""
     _, manifest, folder = copied
     url = f"file://{tmp_path}/remote"
-    open_store(url, folder, copies_bytes=2**20).share(manifest)
+    open_cache_store(url, folder, copies_bytes=2**20).share(manifest)
     return open_kept(url, tmp_path / "other machine"), manifest
 
 

@@ -19,7 +19,8 @@ from tasks.kd.cache.writing.job import distinct
 from tasks.kd.data.examples.prepared import Ids, Split
 from tasks.kd.errors import DataError
 from tasks.kd.targets.targets import LiveTargets
-from tests.kd.cache.conftest import (
+from tests.kd.conftest import make_teacher
+from tests.makers.caches import (
     CODECS,
     job_of,
     live_of,
@@ -29,7 +30,6 @@ from tests.kd.cache.conftest import (
     texts_of,
     write,
 )
-from tests.kd.conftest import make_teacher
 
 STREAMS = ("logits", "hidden.0", "hidden.1", "hidden.2", "attention.2", "relation.2", "hidden.4")
 

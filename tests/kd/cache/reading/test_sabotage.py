@@ -31,7 +31,8 @@ from tasks.kd.errors import (
     DataError,
 )
 from tasks.kd.targets.targets import run_teacher
-from tests.kd.cache.breaking import (
+from tests.kd.conftest import make_split, make_teacher
+from tests.makers.broken_caches import (
     artifact,
     change,
     forge,
@@ -40,7 +41,7 @@ from tests.kd.cache.breaking import (
     shards_of,
     stop_after,
 )
-from tests.kd.cache.conftest import (
+from tests.makers.caches import (
     MEND,
     STREAMS,
     content_of,
@@ -54,7 +55,6 @@ from tests.kd.cache.conftest import (
     texts_of,
     write,
 )
-from tests.kd.conftest import make_split, make_teacher
 from tests.makers.small_families import small
 
 

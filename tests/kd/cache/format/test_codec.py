@@ -21,7 +21,7 @@ from tasks.kd.cache.format.codec import (
     relative_error,
     statistics_of,
 )
-from tests.kd.cache.conftest import CODECS
+from tests.makers.caches import CODECS
 
 # Half a unit in the last place, of each float's significand; and its smallest normal number.
 ROUNDING = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}

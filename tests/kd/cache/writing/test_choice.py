@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tasks.kd.cache.store.store import Store
 from tasks.kd.cache.writing.choice import Timings, choose, measure
 from tasks.kd.data.examples.prepared import Split
-from tests.kd.cache.conftest import CODECS, job_of, make_job, make_params, texts_of, write
+from tests.makers.caches import CODECS, job_of, make_job, make_params, texts_of, write
 from tests.makers.small_families import small
 
 GIB = 2**30

@@ -16,7 +16,7 @@ from tasks.kd.cache.reading.reader import CachedTargets
 from tasks.kd.cache.writing.job import CacheJob
 from tasks.kd.digests import sha256_json
 from tasks.kd.errors import CacheCorruptError
-from tests.kd.cache.conftest import open_written, write
+from tests.makers.caches import open_written, write
 
 
 def shards_of(copied: Any, stream: str) -> list[Path]:

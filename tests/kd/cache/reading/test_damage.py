@@ -21,7 +21,8 @@ from tasks.kd.errors import (
     CacheIncompleteError,
     NonFiniteLossError,
 )
-from tests.kd.cache.breaking import (
+from tests.kd.conftest import make_split, make_teacher
+from tests.makers.broken_caches import (
     artifact,
     change,
     forge,
@@ -30,7 +31,7 @@ from tests.kd.cache.breaking import (
     shards_of,
     stop_after,
 )
-from tests.kd.cache.conftest import (
+from tests.makers.caches import (
     content_of,
     live_of,
     make_job,
@@ -39,7 +40,6 @@ from tests.kd.cache.conftest import (
     same_streams,
     write,
 )
-from tests.kd.conftest import make_split, make_teacher
 
 # --- what else can be wrong ----------------------------------------------------------------------
 

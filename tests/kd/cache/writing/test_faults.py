@@ -23,7 +23,8 @@ from tasks.kd.data.examples.prepared import Ids, Split
 from tasks.kd.digests import write_json
 from tasks.kd.errors import CacheError, CacheQuotaError, NonFiniteLossError
 from tasks.kd.targets.targets import run_teacher
-from tests.kd.cache.conftest import (
+from tests.kd.conftest import VOCABULARY, make_split, make_teacher
+from tests.makers.caches import (
     content_of,
     finished_in,
     identities_in,
@@ -35,7 +36,6 @@ from tests.kd.cache.conftest import (
     texts_of,
     write,
 )
-from tests.kd.conftest import VOCABULARY, make_split, make_teacher
 
 RARE = 1  # no text of texts_of holds it
 

@@ -16,14 +16,14 @@ from tasks.kd.cache.reading.audit import audit
 from tasks.kd.cache.reading.reader import CachedTargets, open_cache
 from tasks.kd.cache.store.copies import LocalCopies
 from tasks.kd.cache.store.remote import Remote
-from tasks.kd.cache.store.store import Store, open_store
+from tasks.kd.cache.store.store import Store, open_cache_store
 from tasks.kd.cache.writing.job import CacheJob
 from tasks.kd.cache.writing.writer import write_cache
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.errors import CacheCorruptError, CacheIncompleteError
 from tasks.kd.targets.targets import LiveTargets
-from tests.kd.cache.conftest import MEND, make_job, make_params
 from tests.kd.conftest import make_teacher
+from tests.makers.caches import MEND, make_job, make_params
 
 LIMIT = 100_000
 
@@ -57,7 +57,7 @@ def url(
 
 
 def store_at(url: str, local: Path) -> Store:
-    return open_store(url, local, copies_bytes=LIMIT)
+    return open_cache_store(url, local, copies_bytes=LIMIT)
 
 
 def fill(job: CacheJob, store: Store) -> Manifest:

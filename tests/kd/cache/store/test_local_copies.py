@@ -25,7 +25,7 @@ from tasks.kd.errors import (
     CacheQuotaError,
     ParamsError,
 )
-from tests.kd.cache.remote_setup import (
+from tests.makers.remote_stores import (
     ENTRY,
     SIZES,
     File,

@@ -30,7 +30,7 @@ from tasks.kd.cache.writing.shards import commit_tensors, shard_tensors
 from tasks.kd.data.examples.prepared import Ids
 from tasks.kd.digests import read_json, sha256_file
 from tests.golden.make_cache import EXPECTED, RECIPES, STORE, TEXTS
-from tests.kd.cache.conftest import job_of, make_params, texts_of, write
+from tests.makers.caches import job_of, make_params, texts_of, write
 
 Array = np.ndarray[Any, Any]
 # What is served bit for bit; the rest is computed, in whatever order a library adds.

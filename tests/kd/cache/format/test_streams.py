@@ -18,11 +18,11 @@ from tasks.kd.recipe.streams import (
     kind_of,
     layer_of,
     naive_bytes,
-    plan,
+    plan_streams,
     state_bytes,
     stream_bytes,
 )
-from tests.kd.cache.conftest import CODECS, make_job, make_params, write
+from tests.makers.caches import CODECS, make_job, make_params, write
 
 LAYERS = 5
 ALL = (
@@ -46,7 +46,7 @@ def inputs_of(stream: str) -> set[str]:
 def test_everything_asked_for_is_stored_or_computed_from_what_is_there(
     wanted: set[str], recompute: Any
 ) -> None:
-    found = plan(wanted, recompute)
+    found = plan_streams(wanted, recompute)
     assert set(found.stored).isdisjoint(found.computed)
     assert wanted <= {*found.stored, *found.computed}
     assert set(found.computed) <= wanted
@@ -58,7 +58,7 @@ def test_everything_asked_for_is_stored_or_computed_from_what_is_there(
 def test_nothing_is_stored_that_is_not_read_or_could_be_computed(
     wanted: set[str], recompute: Any
 ) -> None:
-    found = plan(wanted, recompute)
+    found = plan_streams(wanted, recompute)
     needed = set().union(*(inputs_of(stream) for stream in found.computed))
     for stream in found.stored:
         assert kind_of(stream) in ("logits", "hidden")
@@ -69,7 +69,7 @@ def test_nothing_is_stored_that_is_not_read_or_could_be_computed(
 
 @given(WANTED)
 def test_running_layers_again_never_stores_more(wanted: set[str]) -> None:
-    less, more = plan(wanted, "layers"), plan(wanted, "projections")
+    less, more = plan_streams(wanted, "layers"), plan_streams(wanted, "projections")
     assert set(less.stored) <= set(more.stored)
     assert set(less.pieces) == set(more.pieces)
     both = {layer_of(s) for s in wanted if kind_of(s) in ("attention", "relation")}
@@ -83,21 +83,21 @@ def test_a_plan_does_not_depend_on_the_order_of_the_streams(
 ) -> None:
     shuffled = sorted(wanted)
     random.shuffle(shuffled)
-    assert plan(shuffled, recompute) == plan(wanted, recompute)
-    assert plan([*shuffled, *shuffled], recompute) == plan(wanted, recompute)
+    assert plan_streams(shuffled, recompute) == plan_streams(wanted, recompute)
+    assert plan_streams([*shuffled, *shuffled], recompute) == plan_streams(wanted, recompute)
 
 
 def test_attention_and_output_of_one_layer_by_hand() -> None:
     """TinyBERT's recipe: what methods.md, section 3a, says of it."""
     wanted = ("hidden.0", "attention.3", "hidden.3", "attention.6", "hidden.6", "logits")
-    found = plan(wanted, "layers")
+    found = plan_streams(wanted, "layers")
     assert found.stored == ("logits", "hidden.2", "hidden.5")
     assert found.computed == ("hidden.0", "attention.3", "hidden.3", "attention.6", "hidden.6")
     assert found.pieces == ("embeddings", "layer.3", "layer.6")
-    found = plan(wanted, "projections")
+    found = plan_streams(wanted, "projections")
     assert found.stored == ("logits", "hidden.2", "hidden.3", "hidden.5", "hidden.6")
-    assert plan(["relation.1"], "projections").stored == ()
-    assert plan(["relation.1"], "projections").pieces == ("embeddings", "layer.1")
+    assert plan_streams(["relation.1"], "projections").stored == ()
+    assert plan_streams(["relation.1"], "projections").pieces == ("embeddings", "layer.1")
 
 
 @pytest.mark.parametrize("name", ["logits", "hidden.0", "hidden.12", "attention.1", "relation.999"])

@@ -1,1 +1,0 @@
-"""What is worked out from a recipe's sections; stages depend on this folder, not on the models."""
