@@ -130,7 +130,7 @@ class Objective(Trainable):
         for level in layer_levels([phase]):
             term = self._terms[level]
             assert isinstance(term, Comparison)
-            (hidden if term.loss.reads == "hidden" else projected).update(term.matching.own)
+            (projected if term.loss.inside_layers else hidden).update(term.matching.own)
         return tuple(sorted(hidden)), tuple(sorted(projected))
 
     def _require_classes(self) -> None:

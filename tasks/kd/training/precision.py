@@ -14,6 +14,7 @@ from tasks.kd.data.examples.trainable import Trainable
 from tasks.kd.encoders.families import layers_of
 from tasks.kd.errors import ParamsError
 from tasks.kd.recipe.compute import Compute
+from tasks.kd.recipe.phases import levels_inside_layers
 from tasks.kd.training.dropout import quick_dropout
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -66,8 +67,7 @@ def require_means(compute: Compute, objective: Trainable, device: torch.device) 
             expected=f"one of {', '.join(_COMPILERS)}",
             found="none",
         )
-    levels = {level.level for phase in objective.phases for level in phase.levels}
-    if inside := sorted(levels & {"attention", "relation"}):
+    if inside := levels_inside_layers(objective.phases):
         raise ParamsError(
             "what a compiled layer computes inside can't be compared",
             where="compute.compile",
