@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tasks.kd.digests import sha256_json
 from tasks.kd.errors import DataError
-from tasks.kd.gate.decision import Candidate
+from tasks.kd.gate.evidence import Candidate
 from tasks.kd.recipe.recipe import Recipe
 
 if TYPE_CHECKING:

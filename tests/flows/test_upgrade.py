@@ -56,9 +56,17 @@ def test_an_old_recipe_is_refused_with_the_command_that_upgrades_it(
     result = ask(*arguments)
     assert result.exit_code == 2
     said = f"Error: the recipe is of an older form: {params}/old.yaml. Expected form: 2 as its "
-    assert result.stderr.splitlines() == [
-        f"{said}first field, found no form. Run: stillhouse upgrade old"
-    ]
+    line = f"{said}first field, found no form. Run: stillhouse upgrade old"
+    assert result.stderr.splitlines()[0] == line
+    assert result.stderr.count("old.yaml") == 1
+
+
+def test_an_old_recipe_is_not_copied(params: Path) -> None:
+    (params / "recipes.yaml").write_text(FIRST_LIST.replace("}", ", student: a, more_teachers: a}"))
+    result = ask("new", "triage", "--from", "last")
+    assert result.exit_code == 2
+    assert "found no form. Run: stillhouse upgrade last\n" in result.stderr
+    assert not (params / "triage.yaml").exists()
 
 
 def test_an_entry_of_an_older_shape_is_refused_with_that_command(params: Path) -> None:
@@ -158,7 +166,7 @@ def test_a_recipe_that_can_not_be_upgraded_stays_and_the_others_do_not(
 def test_a_recipe_that_would_not_be_valid_is_said_to_stay(params: Path) -> None:
     path = params / "old.yaml"
     path.write_text(path.read_text().replace("codec: float16", "codec: float8"))
-    assert ask("upgrade", "old").stderr.endswith("  It is left as it was: mend these first.\n")
+    assert "\n  It is left as it was: mend these first.\n" in ask("upgrade", "old").stderr
 
 
 def test_a_recipe_elsewhere_is_upgraded_by_its_path(params: Path, tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from pydantic import ValidationError
 from tasks.kd.errors import ParamsError
 
 Place = tuple[str | int, ...]
+# Kinds of faults whose text says all; after that of others stands what was found.
+_WHOLE = ("extra_forbidden", "missing", "value_error", "union_tag_not_found", "union_tag_invalid")
 _SHOULD_BE = "Input should be "
 _SHOWN = 80  # letters of a value that is refused
 
@@ -54,7 +56,7 @@ def locate(place: Sequence[int | str], document: Any) -> int:
     for part in place:
         if not _is_inside(part, node):
             break
-        if part in node.lc.data:  # what a merge key brings in has no line of its own
+        if part in (node.lc.data or ()):  # what a merge key brings in has no line of its own
             line = int(node.lc.data[part][0]) + 1
         node = node[part]
     return line
@@ -99,7 +101,7 @@ def _join(errors: Sequence[Any]) -> str:
     texts = list(dict.fromkeys(_tell(error) for error in errors))
     first, *others = texts
     text = ", or ".join([first, *(other.removeprefix(_SHOULD_BE) for other in others)])
-    if errors[0]["type"] in ("extra_forbidden", "missing", "value_error"):
+    if errors[0]["type"] in _WHOLE:
         return text
     return f"{text}, found {json.dumps(errors[0]['input'], default=str)[:_SHOWN]}"
 
@@ -109,6 +111,13 @@ def _tell(error: Any) -> str:
         return "unknown field"
     if error["type"] == "missing":
         return "is missing"
+    named = str(error.get("ctx", {}).get("discriminator", "")).strip("'")
+    if error["type"] == "union_tag_not_found":
+        return f"{named} is missing"
+    if error["type"] == "union_tag_invalid":
+        name = "level.loss" if named.endswith("()") else named  # what no field says alone
+        tag, tags = error["ctx"]["tag"], error["ctx"]["expected_tags"]
+        return f"{name} {tag!r} does not match any of the expected tags: {tags}"
     return str(error["msg"]).removeprefix("Value error, ")
 
 

@@ -32,9 +32,9 @@ def plan_streams(streams: Iterable[str], recompute: Recompute) -> Plan:
     layer 0 from the token ids by the embeddings. With `layers`, a layer whose input is at hand for
     its attention or relations anyway is run again, instead of storing its output too.
 
-    >>> plan(["logits", "hidden.3", "attention.3"], "projections")
+    >>> plan_streams(["logits", "hidden.3", "attention.3"], "projections")
     Plan(stored=('logits', 'hidden.2', 'hidden.3'), computed=('attention.3',), pieces=('layer.3',))
-    >>> plan(["logits", "hidden.3", "attention.3"], "layers")
+    >>> plan_streams(["logits", "hidden.3", "attention.3"], "layers")
     Plan(stored=('logits', 'hidden.2'), computed=('attention.3', 'hidden.3'), pieces=('layer.3',))
     """
     wanted = set(streams)

@@ -106,13 +106,18 @@ def test_every_fault_is_told_with_its_line(text: str, write: Any) -> None:
         ("max_length_tokens: 64", "max_length_tokens: 64.5", "integer"),
         ("temperature: 2.0", "temperature: -1.0", "greater than 0"),
         ("temperature: 2.0", "temperature: .nan", "finite"),
-        ("loss: kl,", "loss: kll,", "does not match any of the expected tags"),
-        ("kind: teacher_layers", "kind: magic", "does not match any of the expected tags"),
+        ("loss: kl,", "loss: kll,", "level.loss 'prediction.kll' does not match any of the"),
+        (
+            "kind: teacher_layers",
+            "kind: magic",
+            "initial: kind 'magic' does not match any of the expected tags",
+        ),
         ("streams: [logits,", "streams: [logitz,", "pattern"),
         ("streams: [logits,", "streams: [", "cache_teacher.streams: lacks logits"),
         ("hidden.4, hidden.6]", "hidden.6]", "cache_teacher.streams: lacks hidden.4"),
         ("hidden.4, hidden.6]", "hidden.4, hidden.6, hidden.7]", "the teacher has 6 layers"),
         ("    layers: 3\n", "    layers: 7\n", "can't be mapped"),
+        ("      kind: teacher_layers\n", "", "train_student.student.initial: kind is missing"),
         ("    attention_heads: 12", "    attention_heads: 7", "must be a multiple"),
         ("      layers: uniform\n", "      layers: [1, 2]\n", "names 2 teacher layers"),
         ("    hidden_size: 384\n", "    hidden_size: 192\n", "only at its hidden_size 384"),
@@ -304,6 +309,17 @@ def test_a_field_that_stands_twice_is_refused_with_its_line(text: str, write: An
 def test_a_fault_in_a_merged_field_is_told_at_its_section(text: str, write: Any) -> None:
     broken = text.replace("  mode: fine_tune\n", "  <<: {mode: coarse}\n")
     assert "train_teacher.mode: " in faults_of(write(broken))
+
+
+def test_a_section_that_a_merge_key_brings_in_whole_has_the_line_of_its_name(
+    text: str, write: Any
+) -> None:
+    start = text.index("export_student:\n")
+    end = text.index("evaluate_student:\n")
+    own = "export_student:\n  <<: {serve: int9, parity_examples: 1}\n"
+    path = write(text[:start] + own + text[end:])
+    line = path.read_text().splitlines().index("export_student:") + 1
+    assert f"{path}:{line}: export_student.serve: Input should be" in faults_of(path)
 
 
 def test_broken_yaml_is_refused_with_its_line(write: Any) -> None:
