@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import (
     AutoModelForSequenceClassification,
@@ -86,3 +87,9 @@ def ragged() -> tuple[torch.Tensor, torch.Tensor]:
     ids_BT = torch.randint(5, VOCABULARY, (len(LENGTHS), max(LENGTHS)), generator=generator)
     mask_BT = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]
     return ids_BT.masked_fill(~mask_BT, 1), mask_BT
+
+
+def texts(count: int = 12) -> list[Any]:
+    """Token ids of texts of 3 tokens and more, each longer by one."""
+    random = np.random.default_rng(0)
+    return [random.integers(5, VOCABULARY, n).astype(np.int32) for n in range(3, 3 + count)]
