@@ -145,7 +145,7 @@ def count_confusions(answers: Answers, count: int) -> Confusion:
 
 
 def count_right(answers: Answers) -> Right:
-    """How many examples both models get right, only one of them, neither."""
+    """Counts of examples that both models, only one of them, or neither get right."""
     teacher = answers.teacher.classes == answers.labels
     student = answers.student.classes == answers.labels
     return Right(
@@ -186,11 +186,11 @@ def compare_answers(
 ) -> Comparison:
     """All paired figures with percentile bootstrap intervals (Efron 1979).
 
-    Lead is the share that is removed of the errors of the best constant answer, and is left out
-    where all examples have one label. Macro-F1 is the mean over the classes that are true or
-    answered in the sample, as scikit-learn's `f1_score(average="macro")` has it; ECE is Guo et al.
-    2017, eq. 3, with 15 bins of equal width. Raises DataError if the teacher gets nothing right
-    (nothing can be retained).
+    Lead is the share of the best constant answer's errors that a model removes; it is left out if
+    all examples have one label. Macro-F1 is the mean over the classes that are true or answered in
+    the sample, like scikit-learn's `f1_score(average="macro")`. ECE is Guo et al. 2017, eq. 3, with
+    15 bins of equal width. Raises DataError if the teacher gets nothing right, since nothing can
+    be retained then.
     """
     examples = len(answers.labels)
     if not (answers.labels == answers.teacher.classes).any():

@@ -68,7 +68,7 @@ class Trained:
 def export_student(
     trained: Trained, examples: Sequence[Ids], *, params: ExportStudent, out: Path
 ) -> ExportReport:
-    """Write all files of the student into `out`, check them against torch, return the report.
+    """Write all files of the student into `out`, compare them with torch, return the report.
 
     Raises ExportError if the float32 file's logits differ from torch's by more than
     `max_logit_difference`, or if int8 is to be served and agrees with float32 in less than
