@@ -18,9 +18,9 @@ from tasks.kd.documents.sources import Sources
 from tasks.kd.errors import DataError
 from tasks.kd.tokens.encoding import encode
 from tasks.kd.tokens.tokenizers import load_tokenizer, write_tokenizer_folder
-from tasks.stages import INPUTS, digest_code
+from tasks.stages import INPUTS, digest_code, prepare_data
 from tasks.stages.prepare_data import prove_tokens
-from tests.makers.documents import change
+from tests.makers.documents import change, make_sources
 from tests.makers.tokenizer_folders import TEXTS, WORDS, wordpiece, write_folder
 from tests.stages.conftest import CODE
 
@@ -460,3 +460,10 @@ def test_what_had_no_part_in_an_out_may_change(broken: Any, command: str) -> Non
     assert done.returncode == 0, done.stderr
     assert broken.out("prepare_data").exists()
     assert not list((broken.root / ".work").glob("prepare_data-small-*"))
+
+
+def test_a_source_of_another_form_is_refused_by_its_field(tmp_path: Path) -> None:
+    make_sources(data={"kind": "wheel", "train": "a", "test": "b"}).write(tmp_path)
+    params: Any = None  # not looked at before
+    with pytest.raises(DataError, match=r"lacks a field: .*sources\.json, data, field wheel\.pack"):
+        prepare_data._read(tmp_path, params)
