@@ -22,7 +22,8 @@ from bench.figures import Figure, Findings, paragraphs, ratio
 from bench.material import ROOT, Material, Prepared
 from bench.students import distilled, objective_of, one_phase, run_loop, student_like_teacher
 from tasks.kd.cache.format.fingerprint import fingerprint
-from tasks.kd.cache.format.manifest import MANIFEST, Manifest, read_document
+from tasks.kd.cache.format.manifest import MANIFEST, Manifest
+from tasks.kd.cache.format.parsing import read_document
 from tasks.kd.cache.reading.reader import open_cache
 from tasks.kd.cache.store.store import Store
 from tasks.kd.cache.writing.job import CacheJob

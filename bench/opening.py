@@ -29,7 +29,8 @@ from tasks.kd.cache.format.fingerprint import (
     piece_fields,
     stream_fields,
 )
-from tasks.kd.cache.format.manifest import MANIFEST, File, Manifest, Piece, Stream, read_document
+from tasks.kd.cache.format.manifest import MANIFEST, File, Manifest, Piece, Stream
+from tasks.kd.cache.format.parsing import read_document
 from tasks.kd.cache.reading.reader import open_cache
 from tasks.kd.cache.store.store import Store
 from tasks.kd.cache.writing.finishing import WEIGHTS

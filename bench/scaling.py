@@ -22,7 +22,8 @@ from bench.loops import WARM_UP_STEPS, Speeds, whole_batches
 from bench.material import ROOT, Material
 from bench.students import distilled, objective_of, one_phase, student_like_teacher
 from tasks.kd.cache.format.fingerprint import fingerprint
-from tasks.kd.cache.format.manifest import MANIFEST, Manifest, read_document
+from tasks.kd.cache.format.manifest import MANIFEST, Manifest
+from tasks.kd.cache.format.parsing import read_document
 from tasks.kd.cache.store.store import Store
 from tasks.kd.documents.history import HISTORY, read_history
 from tasks.kd.processes.launch import run_training

@@ -166,7 +166,8 @@ def read_texts(prepared: Path) -> Texts | None:
 
 def _measured(manifest: Path) -> str | None:
     """Why the stage chose to run the teacher, if it did; a cache doesn't say what was measured."""
-    from tasks.kd.cache.format.manifest import Live, read_document
+    from tasks.kd.cache.format.manifest import Live
+    from tasks.kd.cache.format.parsing import read_document
     from tasks.kd.errors import CacheError
 
     try:

@@ -166,7 +166,8 @@ def plan(recipe: str, *, as_json: bool) -> None:
 
     job = read_job(recipe)
     stages = plan_stages(job.root, job.name)
-    cache_bytes = estimate_cache(job)
+    is_prepared = not any(stage.name == "prepare_data" and stage.reasons for stage in stages)
+    cache_bytes = estimate_cache(job) if is_prepared else None  # of data that will be others
     if as_json:
         listed = [{"stage": stage.name, "reasons": list(stage.reasons)} for stage in stages]
         _print_json({"recipe": job.name, "stages": listed, "cache_bytes": cache_bytes})

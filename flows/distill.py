@@ -30,7 +30,7 @@ from flows.show import decision_line, result_rows, seconds
 from tasks.kd.documents.history import HISTORY
 from tasks.kd.errors import KDError, ParamsError, RegistryError, StageError, TransientError
 from tasks.kd.gate.decision import Decision
-from tasks.registry import Version, open_registry
+from tasks.registry import Produced, Version, open_registry
 from tasks.versioning import asking, reasons, telling
 from tasks.versioning.asking import PlannedStage
 
@@ -123,9 +123,10 @@ def require_settled(job: Job) -> None:
 
 def judge(job: Job) -> tuple[Version, Decision]:
     """Track the artifacts, register the student as candidate, put it through the gate."""
-    run_id = track(job)
-    version = register(job, run_id)
-    decision = gate(job, version)
+    produced = describe(job, runtime.flow_run.id)
+    run_id = track(produced)
+    version = register(produced, run_id)
+    decision = gate(produced, version)
     publish(job, decision)
     if decision.verdict == "promote":
         promote(job, version, decision)
@@ -223,23 +224,23 @@ def push(job: Job) -> None:
 
 
 @step
-def track(job: Job) -> str:
+def track(produced: Produced) -> str:
     """Write the MLflow run from the artifacts; returns its id."""
-    return open_registry(job.root).track(describe(job, runtime.flow_run.id))
+    return open_registry(produced.root).track(produced)
 
 
 @step
-def register(job: Job, run_id: str) -> Version:
+def register(produced: Produced, run_id: str) -> Version:
     """Make the student a version of its model, and the candidate."""
-    version = open_registry(job.root).register(describe(job, runtime.flow_run.id), run_id)
+    version = open_registry(produced.root).register(produced, run_id)
     get_run_logger().info("%s is registered", version.uri)
     return version
 
 
 @step
-def gate(job: Job, version: Version) -> Decision:
+def gate(produced: Produced, version: Version) -> Decision:
     """Decide on the candidate."""
-    decision = open_registry(job.root).gate(describe(job, runtime.flow_run.id), version)
+    decision = open_registry(produced.root).gate(produced, version)
     get_run_logger().info("%s", decision_line(decision))
     return decision
 

@@ -1,4 +1,4 @@
-"""What `stillhouse new` works out of a teacher's shape: the student's shape, layers to match."""
+"""Shapes that `stillhouse new` derives from the teacher: the student's, and layers to match."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from tasks.kd.errors import DataError
 
 
 def read_shape(data: Any, root: Path) -> dict[str, int]:
-    """The fields of train_teacher that say the shape of a teacher whose config.json is at hand.
+    """A local teacher's shape as fields of train_teacher; empty if its config.json is not here.
 
-    Raises DataError for a config.json without them.
+    Raises DataError for a config.json without sizes.
     """
     from tasks.kd.encoders.files.architectures import shape_of
     from tasks.kd.encoders.files.folder import read_config
@@ -30,10 +30,10 @@ def read_shape(data: Any, root: Path) -> dict[str, int]:
 
 
 def fit_teacher(data: Any, shape: Mapping[str, int]) -> None:
-    """Shape the student after a teacher of that shape: same width, half as deep.
+    """Write a teacher's shape into a recipe; the student gets its width and half its depth.
 
-    A student whose phases name layers keeps its depth, and the layers that it is matched with
-    become those of the deeper teacher. An empty shape changes nothing.
+    A student whose phases name layers keeps its depth, and its matched layers become those of the
+    new teacher. An empty shape changes nothing.
     """
     if not shape:
         return
@@ -56,7 +56,7 @@ def widen(student: Any, teacher: Any) -> None:
 
 
 def named_pairs(phases: Any) -> Iterator[Any]:
-    """The pairs of layers that levels name, but for embeddings with embeddings."""
+    """The pairs of layers that levels name, except embeddings with embeddings."""
     for level in (level for phase in phases for level in phase["levels"]):
         layer_map = level.get("layer_map", "")
         if not isinstance(layer_map, str):
@@ -64,9 +64,9 @@ def named_pairs(phases: Any) -> Iterator[Any]:
 
 
 def fit_pairs(phases: Any, depth: int, layers: int, wanted: int) -> bool:
-    """Move the named teacher layers from a teacher of so many layers to one of another depth.
+    """Move named teacher layers from a teacher of `layers` layers to one of `wanted` layers.
 
-    Those of the uniform map stay those of the uniform map. Returns whether any was moved.
+    Pairs of the uniform map stay pairs of the uniform map. Returns whether any pair was moved.
     """
     from tasks.kd.recipe.maps import uniform
 

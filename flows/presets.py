@@ -19,16 +19,16 @@ PRESETS = Path("params") / "presets"
 
 @dataclass(frozen=True)
 class Preset:
-    """A preset by its name: its file's fields, and the text of what it teaches."""
+    """A preset: its name, its file's fields, and the text of its training section."""
 
     name: str
     path: Path
     fields: PresetFile
-    text: str  # its leading comment and its section train_student
+    text: str  # the leading comment and the section train_student
 
     @property
     def prepare_data(self) -> Mapping[str, int]:
-        """What it says of the data. One that says nothing of random texts has none."""
+        """The fields of prepare_data that the preset sets; no random texts if it names none."""
         beside = self.fields.prepare_data
         return {"random_texts": 0 if beside is None else beside.random_texts}
 
@@ -39,7 +39,7 @@ def list_presets(root: Path) -> list[str]:
 
 
 def read_preset(root: Path, name: str) -> Preset:
-    """The preset of that name. Raises ParamsError if there is none, or for a fault in its file."""
+    """The named preset. Raises ParamsError if there is none, or for a fault in its file."""
     from pydantic import ValidationError
 
     from tasks.kd.recipe.document import leading_comment, parse_yaml, read_text, section_text
@@ -65,12 +65,12 @@ def read_preset(root: Path, name: str) -> Preset:
 
 
 def fit_preset(data: Any, preset: Preset) -> list[str]:
-    """Make a preset that a recipe's document has taken fit the recipe's teacher.
+    """Fit a preset, already taken into a recipe's document, to the recipe's teacher.
 
-    Its student keeps its depth. The teacher's layers that its levels name, the width of a student
-    as wide as the teacher, and weights that are sums over the teacher's channels move from the
-    teacher that it is written for to this one. Returns a line that says so if they differ. Raises
-    ParamsError for a preset whose student is deeper than the teacher.
+    The student keeps its depth. Teacher layers that levels name, the width of a student as wide as
+    the teacher, and weights of sums over the teacher's channels are moved from the preset's teacher
+    to this one. Returns a note of it if the teachers differ. Raises ParamsError for a preset whose
+    student is deeper than the teacher.
     """
     teacher, taught = data["train_teacher"], data["train_student"]
     old, student = preset.fields.written_for, taught["student"]
@@ -111,7 +111,7 @@ def _require_depth(preset: Preset, taught: Any, layers: int) -> None:
 
 
 def _fit_weights(preset: Preset, phases: Any, width: int) -> list[str]:
-    """Multiply weights that make a sum over the teacher's channels of a mean; what was moved."""
+    """Scale weights that turn a mean over the teacher's channels into a sum; return their names."""
     ratio = width / preset.fields.written_for.hidden_size
     moved = []
     for level in (level for phase in phases for level in phase["levels"]):
@@ -123,7 +123,7 @@ def _fit_weights(preset: Preset, phases: Any, width: int) -> list[str]:
 
 
 def _scale(weight: Any, ratio: float) -> Any:
-    """A weight, or both ends of a schedule, times the ratio."""
+    """A weight, or both ends of a schedule, multiplied by the ratio."""
     if not isinstance(weight, dict):
         return weight * ratio
     return {**weight, "start": weight["start"] * ratio, "end": weight["end"] * ratio}

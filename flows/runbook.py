@@ -1,7 +1,7 @@
-"""Where the runbook says what an error means: the last line that a person reads of it.
+"""The runbook's heading for each error, shown below the error's message.
 
-A symptom is a heading of RUNBOOK.md. An error has the first symptom whose kind and words fit it; a
-finding of the doctor names its own. A test holds words, kinds and headings together.
+A symptom is a heading of RUNBOOK.md. An error gets the first symptom whose kind and words fit it; a
+finding of the doctor names its own. A test compares words, kinds and headings.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ PREFECT_DOES_NOT_START = "a-prefect-server-does-not-start"
 
 @dataclass(frozen=True)
 class Symptom:
-    """A heading, by its anchor, and the errors that it is of: of a kind, with one of the words."""
+    """A heading's anchor, and its errors: those of a kind whose message holds one of the words."""
 
     anchor: str
     kind: type[KDError]
     words: tuple[str, ...] = ()
 
 
-# What is narrow comes first; what has no words is of all other errors of its kind.
+# Narrow symptoms come first; one without words covers all other errors of its kind.
 SYMPTOMS = (
     Symptom("a-recipe-cant-be-run", ParamsError, ("can't be run",)),
     Symptom(
@@ -146,7 +146,7 @@ SYMPTOMS = (
 
 
 def find_anchor(error: KDError) -> str | None:
-    """The heading that an error is about; None if the page says no more than the message."""
+    """The anchor of an error's heading; None if the page says no more than the message."""
     message = str(error)
     for symptom in SYMPTOMS:
         words_fit = not symptom.words or any(words in message for words in symptom.words)
@@ -156,7 +156,7 @@ def find_anchor(error: KDError) -> str | None:
 
 
 def show_place(anchor: str) -> str:
-    """The page and the heading, from here if the page lies below this folder."""
+    """The page and the heading, as a relative path if the page lies below the current folder."""
     here = Path.cwd()
     shown = PAGE.relative_to(here) if PAGE.is_relative_to(here) else PAGE
     return f"{shown}#{anchor}"

@@ -1,4 +1,4 @@
-"""The streams of a recipe's document: those that its levels read of its teacher."""
+"""The streams in a recipe's document: those that its levels read of the teacher."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 
 def fit_streams(data: Any) -> tuple[str, ...]:
-    """Name the streams that the levels read in a recipe's `cache_teacher`; return them.
+    """Write the streams that the levels read into a recipe's `cache_teacher`, and return them.
 
-    `logits` is named where no level reads the teacher, as a recipe must name some stream. Raises
+    If no level reads the teacher, `logits` is written, since a recipe must name a stream. Raises
     KeyError, TypeError or ValueError for a document whose levels can't be read.
     """
     from tasks.kd.recipe.document import replace_list

@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Change:
-    """What an upgrade changed of a recipe, and the stages that DVC runs again for it."""
+    """An upgrade's changes to a recipe, and the stages that DVC runs again for them."""
 
     recipe: str
-    form: int  # that it had
+    form: int  # before the upgrade
     changes: tuple[str, ...]
     stages: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The change as a JSON object."""
         return asdict(self)
 
     def describe(self) -> list[str]:
-        """Lines for people."""
+        """The change in words, as lines."""
         from tasks.kd.recipe.forms import FORM
 
         if not self.changes:
@@ -49,9 +49,9 @@ class Change:
 def upgrade_recipes(
     root: Path, recipe: str | None, *, dry_run: bool
 ) -> tuple[list[Change], list[ParamsError]]:
-    """Bring the recipe, or all of params/, to the present form; what changed, what was refused.
+    """Bring a recipe, or all of params/, to the present form; return changes and refusals.
 
-    A recipe that can't be upgraded, or would not be valid, stays as it is.
+    A recipe that can't be upgraded, or would not be valid afterwards, stays as it is.
     """
     from tasks.kd.recipe.files import find_recipe
 
@@ -105,7 +105,7 @@ def _validate(upgraded: Upgraded, path: Path, document: Any) -> Recipe:
 
 
 def _missing_inputs(listing: Path, name: str, recipe: Recipe) -> Iterator[Put]:
-    """What the recipe's entry in the list has not, of what entries have now."""
+    """The edit that adds the inputs that the recipe's entry in the list lacks."""
     from tasks.kd.recipe.document import read_yaml
     from tasks.kd.recipe.edits import Put
     from tasks.kd.recipe.files import INPUTS, inputs_of
@@ -113,7 +113,7 @@ def _missing_inputs(listing: Path, name: str, recipe: Recipe) -> Iterator[Put]:
     entries = read_yaml(listing).get("recipes")
     entry = entries.get(name) if isinstance(entries, dict) else None
     if not isinstance(entry, dict):
-        return  # `stillhouse check` says what is to be written
+        return  # `stillhouse check` says what to write
     wanted = inputs_of(recipe)
     missing = {key: wanted[key] for key in INPUTS if key not in entry}
     if missing:
@@ -121,7 +121,7 @@ def _missing_inputs(listing: Path, name: str, recipe: Recipe) -> Iterator[Put]:
 
 
 def _find_stages(root: Path, path: Path, old: Any, new: Any) -> Iterator[str]:
-    """The stages that track a field of the recipe that is not what it was."""
+    """The stages that track a changed field of the recipe."""
     from tasks.kd.recipe.document import read_yaml
 
     for name, stage in (read_yaml(root / "dvc.yaml").get("stages") or {}).items():

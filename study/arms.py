@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 
 from study.settings import HERE, ROOT
 from tasks.kd.recipe.fields import NotNegative, Positive, Section
+from tasks.kd.recipe.losses import loss_of
 from tasks.kd.recipe.phases import Phase
 
 ARMS = HERE / "arms"
@@ -112,7 +113,7 @@ def apportioned(weights: Sequence[int], total: int) -> list[int]:
 
 def reads_labels(phase: Phase) -> bool:
     """Whether a phase can't be had without labels."""
-    return any(level.loss in ("labels", "dkd") for level in phase.levels)
+    return any(loss_of(level).takes_labels for level in phase.levels)
 
 
 def _checked(arm: Arm) -> Arm:

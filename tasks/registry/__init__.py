@@ -10,7 +10,8 @@ repeated. mlflow is imported by the first call that needs it, never by importing
     tracking.py   the run: parameters, metrics with history, inputs, artifacts, tags
     packing.py    the student as an MLflow model folder; digests; verified loading
     versions.py   model versions: find, register, resolve
-    promotion.py  gate, promote, roll back
+    judging.py    the gate on real artifacts: from the evidence to a decision on record
+    promotion.py  promote, roll back
     tracing.py    lineage and status
 """
 
@@ -24,7 +25,7 @@ from typing import Any
 
 from tasks.kd.gate.decision import Decision
 from tasks.kd.recipe.sections import Gate
-from tasks.registry import live, promotion, tracing, tracking, versions
+from tasks.registry import judging, live, promotion, tracing, tracking, versions
 from tasks.registry.produced import Lineage, Produced
 from tasks.registry.store import Store, open_store
 from tasks.registry.versions import Version
@@ -99,12 +100,12 @@ class Registry:
     def decided(self, version: Version, gate: Gate) -> Decision | None:
         """The standing decision for this version under these limits; None if there is none."""
         with self.store.speak():
-            return promotion.recall(self.store, version, gate)
+            return judging.recall(self.store, version, gate)
 
     def gate(self, produced: Produced, version: Version) -> Decision:
         """The standing decision, or a new one against the champion on the same examples."""
         with self.store.speak(produced.name), self.store.lock():
-            return promotion.gate(self.store, produced, version)
+            return judging.gate(self.store, produced, version)
 
     def promote(
         self,

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tasks.kd.documents.history import parse_record
 from tasks.registry.store import Store
 from tasks.registry.tracking import numbers_of
 
@@ -111,6 +110,8 @@ class _Follower:
 
     def _log(self, lines: list[str]) -> None:
         from mlflow.entities import Metric
+
+        from tasks.kd.documents.history import parse_record
 
         with self._store.speak(self._name):
             client = self._store.client

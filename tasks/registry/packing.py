@@ -8,8 +8,6 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from tasks.kd.digests import sha256_file, sha256_json
-from tasks.kd.documents.exported import Contract, read_known_labels
-from tasks.kd.documents.predictions import PREDICTIONS
 from tasks.kd.errors import DataError, RegistryError
 from tasks.registry.produced import Produced
 from tasks.registry.store import Store
@@ -33,6 +31,8 @@ def pack(produced: Produced, logged: LoggedModel, folder: Path) -> None:
     import pandas as pd
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+
+    from tasks.kd.documents.exported import Contract
 
     # No inputs are declared. MLflow would check them first and refuse a list, an array and a
     # categorical column, whatever is declared. The served student checks its inputs itself.
@@ -137,6 +137,8 @@ def load(folder: Path) -> PyFuncModel:
 
 def read_labels(folder: Path) -> list[str]:
     """The labels of a model folder's student, in order of id, whichever release packed it."""
+    from tasks.kd.documents.exported import read_known_labels
+
     try:
         return list(read_known_labels(folder / "artifacts"))
     except DataError as error:  # a person decides on such a champion
@@ -164,6 +166,7 @@ def check_parity(produced: Produced, folder: Path) -> None:
     One text may differ, since one near the border of two labels may change sides in another batch.
     """
     from tasks.kd.data.examples.prepared import read_split
+    from tasks.kd.documents.predictions import PREDICTIONS
 
     split = read_split(produced.path("prepare_data", "test.arrow"))
     texts = dict(zip(split.example_ids, split.texts, strict=True))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tasks.kd.digests import sha256_json
 from tasks.kd.errors import DataError
-from tasks.kd.gate.decision import Candidate
+from tasks.kd.gate.evidence import Candidate
 from tasks.kd.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -149,7 +149,8 @@ class Produced:
     @cached_property
     def tags(self) -> dict[str, str]:
         """Tags that link a run and a version to all their origins."""
-        from tasks.kd.cache.format.manifest import MANIFEST, read_document
+        from tasks.kd.cache.format.manifest import MANIFEST
+        from tasks.kd.cache.format.parsing import read_document
         from tasks.kd.documents.training import StudentReport, TeacherReport
 
         lineage = self.lineage

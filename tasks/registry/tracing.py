@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tasks.kd.cache.format.manifest import MANIFEST, Manifest, read_document
+from tasks.kd.cache.format.manifest import MANIFEST, Manifest
+from tasks.kd.cache.format.parsing import read_document
 from tasks.kd.cache.store import store as caches
 from tasks.kd.errors import CacheError, RegistryError
+from tasks.registry.judging import read_record
 from tasks.registry.produced import STAGES
-from tasks.registry.promotion import RECORD_TAG
 from tasks.registry.store import Store
 from tasks.registry.versions import (
     CANDIDATE,
@@ -44,7 +44,7 @@ def trace(store: Store, version: Version) -> dict[str, Any]:
     asked.
     """
     tags = version.tags
-    record = tags.get(RECORD_TAG)
+    record = read_record(version)
     commit = tags.get("git.commit", "none")
     cache = tags.get("cache.fingerprint", "")
     return {
@@ -63,7 +63,7 @@ def trace(store: Store, version: Version) -> dict[str, Any]:
         "cache": {"fingerprint": cache, "found": _has_cache(store.root, cache)},
         "evaluation": {"fingerprint": tags.get("evaluation.fingerprint")},
         "content": {"sha256": tags.get("content.sha256")},
-        "gate": json.loads(record) if record else None,
+        "gate": record.as_json() if record else None,
         "promotion": {name: tags[name] for name in _PROMOTION_TAGS if name in tags},
         "prefect": {"flow_run_id": tags.get("prefect.flow_run_id")},
     }

@@ -10,32 +10,15 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tasks.kd.cache.format.manifest import MANIFEST
-from tasks.kd.documents.data_card import DataCard
-from tasks.kd.documents.evaluation import Metrics
-from tasks.kd.documents.exported import Contract, ExportReport
-from tasks.kd.documents.history import Record, TrainRecord, read_history
-from tasks.kd.documents.predictions import PREDICTIONS
-from tasks.kd.documents.training import StudentReport, TeacherReport
 from tasks.registry.produced import Produced
 from tasks.registry.store import Store
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
 
-# The artifacts that are logged with the run, in folders named after the stages.
-_FILES = (
-    ("prepare_data", DataCard.FILE),
-    ("train_teacher", TeacherReport.FILE),
-    ("cache_teacher", MANIFEST),
-    ("train_student", StudentReport.FILE),
-    ("export_student", Contract.FILE),
-    ("export_student", ExportReport.FILE),
-    ("export_student", "model_card.md"),
-    ("evaluate_student", Metrics.FILE),
-    ("evaluate_student", PREDICTIONS),
-    ("evaluate_student", "report.html"),
-)
+    from tasks.kd.documents.evaluation import Metrics
+    from tasks.kd.documents.history import Record
+
 _PARAM_CHARACTERS = 6000  # MLflow's limit
 _BATCH = {"params": 100, "metrics": 500}
 _SKIPPED = {"step", "epoch", "phase", "split", "levels"}
@@ -78,12 +61,35 @@ def _write(store: Store, produced: Produced, run_id: str) -> None:
     for metrics in _chunks(list(_collect_metrics(produced)), _BATCH["metrics"]):
         client.log_batch(run_id, metrics=metrics)
     _log_inputs(store, produced, run_id)
-    for stage, name in _FILES:
+    for stage, name in _list_files():
         client.log_artifact(run_id, str(produced.path(stage, name)), stage)
     plots = produced.artifacts / "evaluate_student" / "plots"
     if plots.is_dir():
         client.log_artifacts(run_id, str(plots), "evaluate_student/plots")
     client.log_artifact(run_id, str(produced.recipe_file), "recipe")
+
+
+def _list_files() -> list[tuple[str, str]]:
+    """The artifacts that are logged with the run, in folders named after the stages."""
+    from tasks.kd.cache.format.manifest import MANIFEST
+    from tasks.kd.documents.data_card import DataCard
+    from tasks.kd.documents.evaluation import Metrics
+    from tasks.kd.documents.exported import Contract, ExportReport
+    from tasks.kd.documents.predictions import PREDICTIONS
+    from tasks.kd.documents.training import StudentReport, TeacherReport
+
+    return [
+        ("prepare_data", DataCard.FILE),
+        ("train_teacher", TeacherReport.FILE),
+        ("cache_teacher", MANIFEST),
+        ("train_student", StudentReport.FILE),
+        ("export_student", Contract.FILE),
+        ("export_student", ExportReport.FILE),
+        ("export_student", "model_card.md"),
+        ("evaluate_student", Metrics.FILE),
+        ("evaluate_student", PREDICTIONS),
+        ("evaluate_student", "report.html"),
+    ]
 
 
 # --- parameters ----------------------------------------------------------------------------------
@@ -134,6 +140,8 @@ def list_history(produced: Produced, role: str) -> Iterator[tuple[int, str, floa
 
     A given teacher has none. Raises DataError for a line that can't be read.
     """
+    from tasks.kd.documents.history import read_history
+
     for record in read_history(produced.artifacts / f"train_{role}"):
         for step, name, value in numbers_of(record):
             yield step, f"{role}.{name}", value
@@ -141,6 +149,8 @@ def list_history(produced: Produced, role: str) -> Iterator[tuple[int, str, floa
 
 def numbers_of(record: Record) -> Iterator[tuple[int, str, float]]:
     """One record's (step, name, value)s, with names such as `train.prediction.kl.raw`."""
+    from tasks.kd.documents.history import TrainRecord
+
     values = {name: value for name, value in record.given.items() if name not in _SKIPPED}
     if isinstance(record, TrainRecord):
         for level, part in record.levels.items():

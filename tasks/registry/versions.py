@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.kd.digests import sha256_file
-from tasks.kd.documents.predictions import PREDICTIONS
 from tasks.kd.errors import ParamsError, RegistryError
 from tasks.registry import packing
 from tasks.registry.produced import Produced
@@ -81,6 +80,8 @@ def require_no_prompt(store: Store, model: str) -> None:
 
 
 def _create(store: Store, produced: Produced, run_id: str) -> int:
+    from tasks.kd.documents.predictions import PREDICTIONS
+
     require_no_prompt(store, produced.model)
     client = store.client
     run = client.get_run(run_id)
@@ -223,3 +224,9 @@ def resolve(store: Store, uri: str) -> Version:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise ParamsError("The model has no such version", where=uri) from error
+
+
+def tag_version(store: Store, version: Version, tags: dict[str, str]) -> None:
+    """Set the version's tags, in their order."""
+    for name, value in tags.items():
+        store.client.set_model_version_tag(version.model, str(version.version), name, value)

@@ -33,16 +33,17 @@ from tasks.kd.encoders.shape import layers_of
 from tasks.kd.evaluation.figures import (
     Answers,
     bin_confidence,
-    cka_matrix,
+    compare_answers,
     compare_classes,
-    compare_outcomes,
     count_confusions,
     count_right,
-    read_outcome,
+    read_answers,
 )
 from tasks.kd.evaluation.report import Contents, Mistake, count, interval, percent, write_report
+from tasks.kd.evaluation.similarity import cka_matrix
 from tasks.kd.evaluation.summary import write_curves, write_summary
-from tasks.kd.export.onnx import require_parity, write_onnx
+from tasks.kd.export.onnx import write_onnx
+from tasks.kd.export.parity import require_parity
 from tasks.kd.export.running import (
     TextClassifier,
     hidden_states,
@@ -93,7 +94,7 @@ def _measure(stage: Stage, subjects: Subjects, answers: Answers, student_torch: 
     `student_torch` is the accuracy of the student before its export.
     """
     params = stage.params
-    compared = compare_outcomes(
+    compared = compare_answers(
         answers,
         resamples=params.bootstrap_resamples,
         confidence=params.confidence,
@@ -160,9 +161,9 @@ def _answer(stage: Stage, subjects: Subjects) -> tuple[Answers, float]:
             report=bar.update,
         )
     classes = len(subjects.labels)
-    outcomes = read_outcome(teacher, classes), read_outcome(served, classes)
+    outcomes = read_answers(teacher, classes), read_answers(served, classes)
     answers = Answers(subjects.test.labels, *outcomes)
-    right = read_outcome(trained, classes).classes == subjects.test.labels
+    right = read_answers(trained, classes).classes == subjects.test.labels
     return answers, float(np.mean(right))
 
 

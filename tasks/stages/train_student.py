@@ -48,20 +48,13 @@ def distil(stage: Stage) -> None:
     teacher = load_teacher(stage.input("train_teacher"))
     split = read_split(data / "train.arrow")
     targets, fingerprint = _open_targets(stage, card, teacher, split)
-    depths, seed = (params.student.layers, depth(teacher)), params.optimizer.seed
     texts = split.take(split.labelled).input_ids
-    banked, count = banked_layers(params.phases, *depths)
-    shape = TeacherShape(
-        depth(teacher),
-        width(teacher),
-        deviations(targets, texts, standardised_layers(params.phases, *depths)),
-        banks(targets, texts, banked, count=count, seed=seed),
-    )
+    shape = _shape_of(teacher, params, targets, texts)
     student = _new_student(stage, named_member(teacher), texts)
     require_positions(student, card.max_length_tokens)
     del teacher
     parts = Parts(
-        Objective(student, params.phases, shape, seed=seed),
+        Objective(student, params.phases, shape, seed=params.optimizer.seed),
         targets,
         split,
         read_split(data / "dev.arrow"),
@@ -81,6 +74,20 @@ def distil(stage: Stage) -> None:
     stage.log(
         f"dev accuracy {100 * report.dev_accuracy:.2f} % after epoch {report.best_epoch}, "
         f"{report.seconds:.0f} s"
+    )
+
+
+def _shape_of(
+    teacher: torch.nn.Module, params: TrainStudent, targets: Targets, texts: Sequence[Ids]
+) -> TeacherShape:
+    """What the levels need of the teacher besides its streams."""
+    depths = params.student.layers, depth(teacher)
+    banked, count = banked_layers(params.phases, *depths)
+    return TeacherShape(
+        depth(teacher),
+        width(teacher),
+        deviations(targets, texts, standardised_layers(params.phases, *depths)),
+        banks(targets, texts, banked, count=count, seed=params.optimizer.seed),
     )
 
 

@@ -1,4 +1,4 @@
-"""What the two trainings share: how one is run and watched, and what is kept of it."""
+"""The common parts of both trainings: running one, watching it, and saving its model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Saved:
 
 
 def run(stage: Stage, settings: Optimizer, parts: Parts) -> Report | None:
-    """How the training ended; None in a process that keeps no results."""
+    """Run a training and return its report; None in a process that keeps no results."""
     steps = steps_in_all(settings, parts.objective.phases, parts.train)
     report = train(settings, parts, _habits(stage, steps))
     return None if ranks.rank() else report

@@ -38,7 +38,7 @@ TOUCHES = (
     (shutil, "rmtree"),
 )
 CALLS = 40
-SECONDS = 0.03
+SECONDS = 0.02
 EPOCHS = 7
 
 

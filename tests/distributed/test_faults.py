@@ -18,8 +18,8 @@ from tasks.kd.errors import KDError, NonFiniteLossError, ParamsError, TransientE
 from tasks.kd.processes import ranks
 from tasks.kd.processes.launch import run_processes, run_training
 from tasks.kd.training.loop import train
-from tests.kd.training.test_practice import blind_on
 from tests.makers.training_setup import make_compute, make_habits, make_parts, make_settings
+from tests.makers.troubles import blind_on
 
 PLACE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 

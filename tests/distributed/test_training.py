@@ -17,8 +17,6 @@ from tasks.kd.processes.launch import World, _guarded, run_processes, run_traini
 from tasks.kd.recipe.schedules import WeightSchedule
 from tasks.kd.training.loop import train
 from tests.distributed.level_gradients import save_gradients
-from tests.kd.training.test_memory import with_memory_for
-from tests.kd.training.test_practice import Poisoned
 from tests.makers.phases import one_phase
 from tests.makers.training_setup import (
     HIDDEN,
@@ -32,6 +30,7 @@ from tests.makers.training_setup import (
     weights_of,
     without_dropout,
 )
+from tests.makers.troubles import Poisoned, with_memory_for
 
 
 def work_and_save(folder: str) -> None:

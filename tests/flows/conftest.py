@@ -27,8 +27,8 @@ from tasks.kd.digests import read_json, write_json
 from tasks.kd.recipe.files import inputs_of
 from tasks.registry import open_registry
 from tasks.registry.produced import STAGES
+from tests.makers.registered import write_artifacts
 from tests.makers.tokenizer_folders import wordpiece, write_folder
-from tests.registry.test_registry import write_artifacts
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "triage"

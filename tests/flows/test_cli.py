@@ -20,6 +20,8 @@ from click.testing import CliRunner, Result
 from flows import job, runbook
 from flows.cli import main
 from flows.root import find_root
+from tasks.kd.digests import write_json
+from tasks.kd.documents.data_card import DataCard
 from tasks.kd.documents.evaluation import Metrics
 from tasks.kd.errors import ParamsError, StageError
 from tasks.registry import open_registry
@@ -231,6 +233,17 @@ def test_plan_gives_each_stage_its_reasons(done: Project, ask: Ask) -> None:
     said = ask(done, "plan", str(done.recipe)).stdout
     assert "up to date" in said
     assert "Teacher cache: about" in said
+
+
+def test_plan_says_nothing_of_a_cache_of_data_that_will_be_others(
+    project: Project, ask: Ask
+) -> None:
+    prepared = project.root / "artifacts" / "tiny" / "prepare_data"
+    prepared.mkdir(parents=True)
+    write_json(prepared / DataCard.FILE, {"labels": ["of", "another", "version"]})
+    found = read(ask(project, "plan", "tiny", "--json"))
+    assert found["cache_bytes"] is None
+    assert found["stages"][1]["reasons"]
 
 
 def test_status_shows_stages_and_champion_also_without_mlflow(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from flows.job import Outcome
 from tasks.kd.errors import DataError, KDError, ParamsError, StageError, TransientError
 from tasks.registry import open_registry
 from tasks.registry.produced import STAGES
-from tasks.versioning import telling
+from tasks.versioning import asking, telling
 from tests.flows.conftest import IGNORED, MODEL, UPSTREAM, Project, record
 
 pytestmark = [pytest.mark.usefixtures("prefect_url"), pytest.mark.filterwarnings(IGNORED)]
@@ -164,6 +165,22 @@ def test_imports_are_updated_before_anything_else_if_asked(
     assert distill("tiny", str(done.root), updates=True, return_state=True).is_completed()
     assert distill("tiny", str(done.root), return_state=True).is_completed()
     assert moved == ["update", "pull", "pull"]
+
+
+def test_git_and_the_lock_are_asked_once_for_all_that_is_registered(
+    done: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    for name in ("git_state", "out_hashes"):
+        ask = getattr(asking, name)
+
+        def noted(*given: Any, name: str = name, ask: Callable[..., Any] = ask) -> Any:
+            asked.append(name)
+            return ask(*given)
+
+        monkeypatch.setattr(asking, name, noted)
+    assert distill("tiny", str(done.root), return_state=True).is_completed()
+    assert sorted(asked) == ["git_state", "out_hashes"]
 
 
 def test_a_refusal_is_a_normal_ending_and_the_champion_stays(done: Project) -> None:

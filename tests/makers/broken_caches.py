@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tasks.kd.cache.format.manifest import Manifest, read_document
+from tasks.kd.cache.format.manifest import Manifest
+from tasks.kd.cache.format.parsing import read_document
 from tasks.kd.cache.reading.reader import CachedTargets
 from tasks.kd.cache.writing.job import CacheJob
 from tasks.kd.digests import sha256_json

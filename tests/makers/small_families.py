@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import (
     AutoModelForSequenceClassification,
@@ -94,3 +95,9 @@ def hidden_states(model: Any, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> An
         return model(
             input_ids=ids_BT, attention_mask=mask_BT.long(), output_hidden_states=True
         ).hidden_states
+
+
+def texts(count: int = 12) -> list[Any]:
+    """Token ids of texts of 3 tokens and more, each longer by one."""
+    random = np.random.default_rng(0)
+    return [random.integers(5, VOCABULARY, n).astype(np.int32) for n in range(3, 3 + count)]

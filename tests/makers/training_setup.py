@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tasks.kd.recipe.training import Optimizer
 from tasks.kd.students.building import build_student
 from tasks.kd.targets.targets import LiveTargets
 from tasks.kd.training import gradients
+from tasks.kd.training.checkpoint import Checkpoint, Checkpoints
 from tasks.kd.training.course import Parts
 from tasks.kd.training.loop import Habits, train
 from tasks.kd.training.sinks import JsonLines
@@ -187,3 +189,19 @@ def without_dropout(parts: Parts) -> Parts:
 
 def weights_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def last_checkpoint(work: Path) -> Checkpoint:
+    """The newest checkpoint: what is trained, whatever was exported."""
+    found = Checkpoints(work).load()
+    assert found is not None
+    return found
+
+
+def require_equal(
+    found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], *told: object
+) -> None:
+    """Assert that two sets of tensors are the same to the bit."""
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), (name, *told)

@@ -169,7 +169,7 @@ def test_a_tokenizer_that_cuts_the_beginning_still_does(tmp_path: Path) -> None:
 
 
 DICTIONARY = pd.ArrowDtype(pa.dictionary(pa.int8(), pa.string()))
-# Forms that people send the texts word1 and word2 in, as is and through MLflow (test_registry.py).
+# Forms that people send the texts word1 and word2 in, as is and through MLflow.
 FORMS: dict[str, Any] = {
     "a table": pd.DataFrame({"text": ["word1", "word2"]}),
     "a table with more columns": pd.DataFrame({"id": [1, 2], "text": ["word1", "word2"]}),

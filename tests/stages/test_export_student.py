@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from tasks.kd.digests import read_json, write_json
 from tasks.kd.documents.data_card import DataCard
 from tasks.kd.documents.exported import Contract
-from tasks.kd.errors import ExportError
+from tasks.kd.documents.training import TeacherReport
+from tasks.kd.errors import DataError, ExportError
 from tasks.kd.recipe.sections import ExportStudent
 from tasks.stages import Stage
 from tasks.stages.export_student import main
@@ -51,5 +53,16 @@ def test_a_student_of_other_labels_is_refused(stage: Stage) -> None:
     folder = stage.root / "artifacts" / "tiny" / "prepare_data"
     change(DataCard.read(folder), labels=(*LABELS[1:], LABELS[0])).write(folder)
     with pytest.raises(ExportError, match="other labels"):
+        main(stage)
+    assert list(stage.draft.iterdir()) == []
+
+
+def test_a_report_of_an_older_version_is_refused_before_anything_is_written(stage: Stage) -> None:
+    path = stage.root / "artifacts" / "tiny" / "train_teacher" / TeacherReport.FILE
+    fields = read_json(path)
+    del fields["dev_standing"]
+    write_json(path, fields)
+    said = rf"teacher's report lacks a field: {path}, field dev_standing.*-f train_teacher@tiny$"
+    with pytest.raises(DataError, match=said):
         main(stage)
     assert list(stage.draft.iterdir()) == []

@@ -242,9 +242,7 @@ def start_at_once(recipe: Any) -> None:
 def test_the_student_starts_from_what_was_fetched(broken: Any) -> None:
     folder = give_student(broken)
     broken.change(start_at_once)
-    for stage in ("fetch_sources", "train_student"):
-        done = broken.run(stage)
-        assert done.returncode == 0, done.stderr
+    broken.run_all("fetch_sources", "train_student")
     weights = load_file(broken.out("train_student") / "model" / "model.safetensors")
     for name, value in load_file(folder / "model.safetensors").items():
         if name.startswith("bert."):  # its labels are others: the head is new

@@ -201,17 +201,13 @@ def test_a_label_that_today_s_texts_lack_goes_all_the_way(broken: Any) -> None:
               {"format": "pt"})  # fmt: skip
     names = ("wheat", "corn", "money", "ships")
     edit_teacher(broken, id2label={str(i): name for i, name in enumerate(names)}, label2id=None)
-    outputs = {}
-    for stage in list(INPUTS)[1:]:
-        done = broken.run(stage)
-        assert done.returncode == 0, done.stderr
-        outputs[stage] = done.stderr
+    told = broken.run_all(*list(INPUTS)[1:])
     card = broken.json("prepare_data", "data_card.json")
     assert card["labels"] == ["wheat", "corn", "money", "ships"]
     assert all(split["label_counts"]["wheat"] == 0 for split in card["splits"].values())
     warning = "the training split has no text of label 'wheat', which the teacher knows"
     assert warning in card["warnings"]
-    assert f"prepare_data: warning: {warning}" in outputs["prepare_data"]
+    assert f"prepare_data: warning: {warning}" in told
     metrics = broken.json("evaluate_student", "metrics.json")
     assert metrics["per_class"][0]["support"] == 0
     assert metrics["teacher"]["macro_f1"]["value"] > 0.5
@@ -268,17 +264,12 @@ def test_several_teachers_teach_as_one(broken: Any) -> None:
     shutil.copytree(broken.out("train_teacher") / "model", broken.root / "models" / "base")
     add_teachers(broken, logits="confidence", layers="second")
     alone = broken.json("train_teacher", "report.json")
-    for stage in ("fetch_sources", "prepare_data", "train_teacher", "cache_teacher"):
-        done = broken.run(stage)
-        assert done.returncode == 0, done.stderr
+    broken.run_all(*INPUTS)
     report = broken.json("train_teacher", "report.json")
     assert set(report["dev_accuracies"]) == {"main", "second", "third"}
     assert report["teacher_sha256"] == teacher_sha256(broken.out("train_teacher"))
     assert report["teacher_sha256"] != alone["teacher_sha256"]
     assert report["parameters"] == 3 * alone["parameters"]
-    for stage in ("train_student", "export_student", "evaluate_student"):
-        done = broken.run(stage)
-        assert done.returncode == 0, done.stderr
     # Another rule is another teacher: what the old one left is not taken for its own.
     save_rule(broken.out("train_teacher"), parse_rule({"logits": "mean", "layers": "second"}))
     done = broken.run("train_student")
@@ -292,8 +283,7 @@ def test_a_further_teacher_of_other_labels_is_refused(broken: Any) -> None:
     labels = {"0": "corn", "1": "ships", "2": "money"}
     fields = {"id2label": labels, "label2id": None}
     config.write_text(json.dumps(json.loads(config.read_text()) | fields))
-    for stage in ("fetch_sources", "prepare_data"):
-        assert broken.run(stage).returncode == 0
+    broken.run_all("fetch_sources", "prepare_data")
     done = broken.run("train_teacher")
     assert done.returncode == 2
     assert "teacher's labels are not those of the data" in done.stderr

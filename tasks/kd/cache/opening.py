@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from tasks.kd.cache.format.fingerprint import base_fields
-from tasks.kd.cache.format.manifest import Live, Manifest, read_recipe_manifest
+from tasks.kd.cache.format.manifest import Live, Manifest
+from tasks.kd.cache.format.parsing import read_recipe_manifest
 from tasks.kd.cache.reading.audit import audit
 from tasks.kd.cache.reading.reader import CachedTargets, open_cache, require_fresh
 from tasks.kd.cache.store.store import Store

@@ -68,7 +68,7 @@ def capture(
 def capture_hidden(model: torch.nn.Module, layers: tuple[int, ...]) -> Iterator[dict[int, Tensor]]:
     """While open, each forward pass of the model leaves its hidden states [B, T, D] here.
 
-    As `capture` without projections.
+    This is `capture` without projections.
     """
     with capture(model, layers, ()) as captured:
         yield captured.hidden

@@ -53,7 +53,7 @@ def load_config(folder: Path) -> Any:
 
 
 def _build_config(folder: Path, fields: dict[str, Any], labels: Sequence[str] | None) -> Any:
-    """As transformers reads it; with those labels for its classes, unless there are None."""
+    """The configuration as transformers reads it; `labels` name its classes, unless None."""
     fields = {name: value for name, value in fields.items() if name not in _LABEL_FIELDS}
     if labels is not None:
         fields["id2label"] = dict(enumerate(labels))
@@ -188,7 +188,7 @@ def _require_finite(folder: Path, model: Any) -> None:
 def model_sha256(folder: Path) -> str:
     """Digest of all that decides a saved model's states: weight bytes and configuration.
 
-    Not of what only names things: labels, versions, the class that saved it.
+    Labels, versions and the class that saved it only name things, and are left out.
     """
     config = {k: v for k, v in read_json(folder / "config.json").items() if k not in _NAMES}
     return sha256_json([sha256_file(folder / WEIGHTS), config])

@@ -64,7 +64,7 @@ def embed(model: torch.nn.Module, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
 def run_layer(model: torch.nn.Module, layer: int, state_BTD: Tensor, mask_BT: Tensor) -> Tensor:
     """Hidden layer `layer` [B, T, D] from the one below it, as transformers' `hidden_states`.
 
-    That of ModernBERT's last layer is after `final_norm`. `mask_BT` is true, or 1, at real tokens.
+    ModernBERT's last one is the state after `final_norm`. `mask_BT` is true, or 1, at real tokens.
     Raises ShapeError for a layer that the model does not have.
     """
     base, module = base_of(model), layer_of(model, layer)

@@ -1,6 +1,6 @@
-"""Teacher and student compared on the same examples: figures with bootstrap intervals, similarity.
+"""Teacher and student compared on the same examples: figures with bootstrap intervals.
 
-NumPy only. N examples, C classes, R resamples, D width; logits are float [N, C], labels int [N].
+NumPy only. N examples, C classes, R resamples; logits are float [N, C], labels int [N].
 
 Every figure here (accuracy, macro-F1, calibration, agreement, retention) is a function of sums
 over examples. A resample is therefore a row of counts, how often each example was drawn. One matrix
@@ -38,7 +38,7 @@ class Bin:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ModelAnswers:
     """A model's answers: classes int64 [N] and confidences (highest softmax scores) float64 [N]."""
 
     classes: Classes
@@ -53,8 +53,8 @@ class Answers:
     """
 
     labels: Classes
-    teacher: Outcome
-    student: Outcome
+    teacher: ModelAnswers
+    student: ModelAnswers
 
     def __post_init__(self) -> None:
         lengths = [len(part) for part in (self.labels, self.teacher.classes, self.student.classes)]
@@ -66,7 +66,7 @@ class Answers:
             )
 
 
-def read_outcome(logits: npt.NDArray[Any], classes: int) -> Outcome:
+def read_answers(logits: npt.NDArray[Any], classes: int) -> ModelAnswers:
     """Classes and confidences from logits [N, C].
 
     Raises ShapeError unless C is `classes`, DataError on NaN or infinity.
@@ -85,7 +85,7 @@ def read_outcome(logits: npt.NDArray[Any], classes: int) -> Outcome:
         )
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     scores = np.exp(shifted) / np.exp(shifted).sum(axis=1, keepdims=True)
-    return Outcome(scores.argmax(axis=1).astype(np.int64), scores.max(axis=1))
+    return ModelAnswers(scores.argmax(axis=1).astype(np.int64), scores.max(axis=1))
 
 
 # --- figures of one sample -----------------------------------------------------------------------
@@ -145,7 +145,7 @@ def count_confusions(answers: Answers, count: int) -> Confusion:
 
 
 def count_right(answers: Answers) -> Right:
-    """How many examples both models get right, only one of them, neither."""
+    """Counts of examples that both models, only one of them, or neither get right."""
     teacher = answers.teacher.classes == answers.labels
     student = answers.student.classes == answers.labels
     return Right(
@@ -156,7 +156,7 @@ def count_right(answers: Answers) -> Right:
     )
 
 
-def bin_confidence(labels: Classes, outcome: Outcome) -> list[Bin]:
+def bin_confidence(labels: Classes, outcome: ModelAnswers) -> list[Bin]:
     """Accuracy by confidence, in 15 bins of equal width over (0, 1]."""
     chosen = _bin_of(outcome.confidence)
     examples = np.bincount(chosen, minlength=BINS)
@@ -181,16 +181,16 @@ class Comparison:
     agreement: Figure
 
 
-def compare_outcomes(
+def compare_answers(
     answers: Answers, *, resamples: int, confidence: float, seed: int
 ) -> Comparison:
     """All paired figures with percentile bootstrap intervals (Efron 1979).
 
-    Lead is the share that is removed of the errors of the best constant answer, and is left out
-    where all examples have one label. Macro-F1 is the mean over the classes that are true or
-    answered in the sample, as scikit-learn's `f1_score(average="macro")` has it; ECE is Guo et al.
-    2017, eq. 3, with 15 bins of equal width. Raises DataError if the teacher gets nothing right
-    (nothing can be retained).
+    Lead is the share of the best constant answer's errors that a model removes; it is left out if
+    all examples have one label. Macro-F1 is the mean over the classes that are true or answered in
+    the sample, like scikit-learn's `f1_score(average="macro")`. ECE is Guo et al. 2017, eq. 3, with
+    15 bins of equal width. Raises DataError if the teacher gets nothing right, since nothing can
+    be retained then.
     """
     examples = len(answers.labels)
     if not (answers.labels == answers.teacher.classes).any():
@@ -279,55 +279,3 @@ def _divide(above: npt.NDArray[Any], below: npt.NDArray[Any]) -> Floats:
     result = np.zeros(np.broadcast(above, below).shape)
     np.divide(above, below, out=result, where=np.asarray(below) != 0)
     return result
-
-
-# --- similarity ----------------------------------------------------------------------------------
-
-
-def linear_cka(first_ND: npt.NDArray[Any], second_ND: npt.NDArray[Any]) -> float:
-    """Linear centred kernel alignment of two sets of states of the same N tokens; 0 to 1.
-
-    With X and Y centred over tokens: ||Yᵀ X||² / (||Xᵀ X|| ||Yᵀ Y||), Frobenius norms
-    (Kornblith et al. 2019, arXiv 1905.00414, section 3: HSIC with linear kernels). Unchanged by
-    rotation and by isotropic scaling of either side, and the widths may differ. States that do
-    not vary at all have similarity 0. Raises ShapeError if the numbers of tokens differ.
-    """
-    return cka_matrix([first_ND], [second_ND])[0][0]
-
-
-def cka_matrix(rows: list[npt.NDArray[Any]], columns: list[npt.NDArray[Any]]) -> list[list[float]]:
-    """Linear CKA of every layer in `rows` with every layer in `columns`, each [tokens, D]."""
-    if len({len(states) for states in (*rows, *columns)}) != 1:
-        raise ShapeError(
-            "layers must have states of the same tokens",
-            expected="equal numbers of tokens",
-            found=sorted({len(states) for states in (*rows, *columns)}),
-        )
-    centred_rows = [_centre(states) for states in rows]
-    centred_columns = [_centre(states) for states in columns]
-    own_rows = [_cross(states, states) for states in centred_rows]
-    own_columns = [_cross(states, states) for states in centred_columns]
-    return [
-        [
-            _ratio(_cross(x, y), float(np.sqrt(own_x * own_y)))
-            for y, own_y in zip(centred_columns, own_columns, strict=True)
-        ]
-        for x, own_x in zip(centred_rows, own_rows, strict=True)
-    ]
-
-
-def _centre(states: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """States minus their mean over tokens, taken in float64, scaled to a mean square of 1."""
-    centred = states - states.mean(axis=0, dtype=np.float64)
-    size = float(np.sqrt(np.mean(centred**2, dtype=np.float64)))
-    scaled: npt.NDArray[Any] = (centred / size if size > 0 else centred).astype(states.dtype)
-    return scaled
-
-
-def _cross(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> float:
-    """||firstᵀ second||², the square of the Frobenius norm."""
-    return float(np.sum((first.T @ second).astype(np.float64) ** 2))
-
-
-def _ratio(above: float, below: float) -> float:
-    return above / below if below > 0 else 0.0

@@ -131,7 +131,7 @@ def draw_losses(history: History) -> Plot:
 
 
 def draw_level(history: History, level: str) -> Plot:
-    """One level's own loss, before its weight, by epoch."""
+    """A plot of one level's unweighted loss by epoch."""
     steps = [step for step in _trained(history) if level in step.levels]
     values = [step.levels[level].raw for step in steps]
     colour = LEVELS[level_names(history).index(level) % len(LEVELS)]
@@ -167,7 +167,7 @@ def draw_accuracy(student: History, teacher: History) -> Plot:
 
 
 def level_names(history: History) -> list[str]:
-    """Every level that a training has seen, in order of name."""
+    """The names of all levels in a training's history, sorted."""
     return sorted({level for step in _trained(history) for level in step.levels})
 
 

@@ -47,7 +47,7 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Contents:
-    """All that a report shows; `lineage` is pairs of a name and a value."""
+    """All that a report shows; `lineage` is (name, value) pairs."""
 
     metrics: Metrics
     data_card: DataCard
@@ -101,7 +101,7 @@ def draw_plots(contents: Contents) -> dict[str, Plot]:
 
 
 def render_report(contents: Contents, plots: Mapping[str, Plot]) -> str:
-    """The page."""
+    """The page's HTML."""
     environment = Environment(
         loader=PackageLoader("tasks.kd.evaluation"),
         autoescape=True,

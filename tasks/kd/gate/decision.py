@@ -8,18 +8,16 @@ constant answer makes. Lead, retention and the champion's rule are *score* bound
 hybrid Wilson bound (Bonett & Price 2006) were tried and left: when a student's errors contain all
 of its teacher's, which distillation tends to produce, their one-sided 95 % bounds held in 86 % of
 simulated runs of 100 examples, and the score bounds in no less than 94 % of any
-(tests/kd/gate/test_decision.py repeats the simulation).
+(tests/kd/gate/test_paired.py repeats the simulation).
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from tasks.kd.errors import DataError
+from tasks.kd.gate.evidence import Candidate, Champion, align, require_whole
 from tasks.kd.gate.paired import (
     best_constant,
     bound_difference,
@@ -35,37 +33,9 @@ if TYPE_CHECKING:
     from tasks.kd.recipe.sections import Gate
 
 Verdict = Literal["promote", "refuse"]
-Outcome = Literal["passed", "worse", "undecided", "not applied"]
+RuleResult = Literal["passed", "worse", "undecided", "not applied"]
 
 _MIB = 1024 * 1024
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A student's test results.
-
-    Per example its id and the names of its label, the teacher's and the served student's prediction
-    (equal lengths); the served file's bytes; latency of one text in ms.
-    """
-
-    example_ids: tuple[str, ...]
-    labels: tuple[str, ...]
-    teacher: tuple[str, ...]
-    student: tuple[str, ...]
-    size_bytes: int
-    latency_p95_ms: float
-
-
-@dataclass(frozen=True)
-class Champion:
-    """The present champion and what it says of the candidate's examples, by example id.
-
-    `unfit` says why it can't be compared (the rule is then refused, never left out).
-    """
-
-    name: str
-    predictions: Mapping[str, str]
-    unfit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +47,7 @@ class Rule:
     measured: float | None
     limit: float | None
     explanation: str
-    outcome: Outcome
+    outcome: RuleResult
 
 
 @dataclass(frozen=True)
@@ -122,7 +92,7 @@ class Decision:
         return "\n".join([head, "", "| rule | result | why |", "|---|---|---|", *rows, ""])
 
 
-_RESULT: dict[Outcome, str] = {
+_RESULT: dict[RuleResult, str] = {
     "passed": "passed",
     "worse": "**refused**",
     "undecided": "**refused** (not enough examples to tell)",
@@ -145,7 +115,7 @@ def decide(
     `DataError` for results that can't be judged: none at all, duplicate or differing example ids,
     empty labels, sizes or latencies that are no positive numbers.
     """
-    _check(candidate)
+    require_whole(candidate)
     rules = (
         _check_examples(candidate, gate),
         _check_accuracy(candidate, gate),
@@ -168,7 +138,7 @@ def _check_examples(candidate: Candidate, gate: Gate) -> Rule:
     count = len(candidate.example_ids)
     passed = count >= gate.min_examples
     explanation = f"{count} test examples; at least {gate.min_examples} are asked for."
-    outcome: Outcome = "passed" if passed else "undecided"
+    outcome: RuleResult = "passed" if passed else "undecided"
     return Rule("examples", passed, float(count), float(gate.min_examples), explanation, outcome)
 
 
@@ -230,7 +200,7 @@ def _check_champion(
     if champion.unfit is not None:
         why = f"{champion.name} can't be compared: {champion.unfit}."
         return Rule("champion", False, None, limit, why, "worse")
-    predictions = _align(champion, candidate.example_ids)
+    predictions = align(champion, candidate.example_ids)
     pairs = count_pairs(candidate.labels, candidate.student, predictions)
     estimate = (pairs.first - pairs.second) / pairs.total
     bound = bound_difference(pairs, gate.confidence)
@@ -259,7 +229,7 @@ def _check_budget(name: str, measured: float, limit: float, unit: str) -> Rule:
     return Rule(name, passed, measured, limit, explanation, "passed" if passed else "worse")
 
 
-def _weigh(estimate: float, bound: float, limit: float, examples: int) -> tuple[Outcome, str]:
+def _weigh(estimate: float, bound: float, limit: float, examples: int) -> tuple[RuleResult, str]:
     """Tell what is worse from what so many examples can't show, and say how many could."""
     if bound >= limit:
         return "passed", ""
@@ -271,59 +241,3 @@ def _weigh(estimate: float, bound: float, limit: float, examples: int) -> tuple[
         f"The value itself meets it, but there are not enough examples to tell: about {needed} "
         "would do if the rates stay as they are."
     )
-
-
-# --- what is refused to be judged ----------------------------------------------------------------
-
-
-def _check(candidate: Candidate) -> None:
-    count = len(candidate.example_ids)
-    if count == 0:
-        raise DataError("The candidate has no test results", expected="one row per test example")
-    for name in ("labels", "teacher", "student"):
-        column: tuple[str, ...] = getattr(candidate, name)
-        if len(column) != count:
-            raise DataError(
-                f"The candidate's column {name} does not fit", expected=count, found=len(column)
-            )
-        _refuse_blanks(column, candidate.example_ids, f"The candidate's column {name}")
-    _refuse_blanks(candidate.example_ids, range(count), "The candidate's example ids")
-    seen = Counter(candidate.example_ids)
-    if len(seen) != count:
-        twice = [example for example, times in seen.items() if times > 1]
-        raise DataError("Test examples appear more than once", found=_name_some(twice))
-    for name in ("size_bytes", "latency_p95_ms"):
-        number: float = getattr(candidate, name)
-        if not (math.isfinite(number) and number > 0):
-            raise DataError(f"The candidate's {name} is not a positive number", found=number)
-
-
-def _align(champion: Champion, example_ids: Sequence[str]) -> tuple[str, ...]:
-    """The champion's predictions in the candidate's order, if they are of the same examples."""
-    wanted, given = set(example_ids), set(champion.predictions)
-    if wanted != given:
-        raise DataError(
-            f"{champion.name} was scored on other examples than the candidate",
-            expected=f"{len(wanted)} shared example ids",
-            found=f"{len(wanted - given)} without a prediction ({_name_some(wanted - given)}), "
-            f"{len(given - wanted)} unknown ({_name_some(given - wanted)})",
-        )
-    predictions = tuple(champion.predictions[example] for example in example_ids)
-    _refuse_blanks(predictions, example_ids, f"{champion.name}'s predictions")
-    return predictions
-
-
-def _refuse_blanks(values: Sequence[object], where: Iterable[object], what: str) -> None:
-    """Refuse whatever is no label: None, NaN, a number, an empty text."""
-    wrong = [
-        place
-        for place, value in zip(where, values, strict=True)
-        if not isinstance(value, str) or value == ""
-    ]
-    if wrong:
-        raise DataError(f"{what} has {len(wrong)} empty values", where=_name_some(wrong))
-
-
-def _name_some(names: Iterable[object]) -> str:
-    listed = sorted(str(name) for name in names)
-    return ", ".join(listed[:3]) + (", …" if len(listed) > 3 else "") if listed else "none"

@@ -27,7 +27,7 @@ from tasks.kd.levels.seen import Seen
 from tasks.kd.recipe.levels import LayerLevel, Level
 from tasks.kd.recipe.losses import Constant, Counts, constants_of, loss_of
 from tasks.kd.recipe.matching import Matching, match
-from tasks.kd.recipe.phases import Phase, layer_levels
+from tasks.kd.recipe.phases import Phase, layer_levels, levels_inside_layers
 from tasks.kd.recipe.values import value_at
 from tasks.kd.totals import Total
 
@@ -65,8 +65,7 @@ class Objective(Trainable):
         super().__init__()
         self.student = student
         self.phases = phases
-        kinds = {level.level for level in layer_levels(phases)}
-        self.compared_inside = frozenset(kinds & {"attention", "relation"})
+        self.compared_inside = frozenset(levels_inside_layers(phases))
         self.projections = torch.nn.ModuleDict()
         self._seed = seed
         self._terms: dict[Level, Prediction | Comparison] = {}
@@ -134,7 +133,7 @@ class Objective(Trainable):
         for level in layer_levels([phase]):
             term = self._terms[level]
             assert isinstance(term, Comparison)
-            (hidden if term.loss.reads == "hidden" else projected).update(term.matching.own)
+            (projected if term.loss.inside_layers else hidden).update(term.matching.own)
         return tuple(sorted(hidden)), tuple(sorted(projected))
 
     def _require_classes(self) -> None:

@@ -1,4 +1,4 @@
-"""Running a function in several processes, as torchrun does (gloo on CPUs, nccl on GPUs)."""
+"""Runs a function in several processes, as torchrun does (gloo on CPUs, nccl on GPUs)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Worker = Callable[..., None]
 
 @dataclass(frozen=True)
 class World:
-    """How many processes there are to be, where they meet, and how long they wait for each other.
+    """How many processes there are, where they meet, and how long they wait for each other.
 
     `rendezvous` is `host:port` of the first of several machines, None on one machine.
     """
@@ -143,7 +143,7 @@ def _named(error: Any, world: World) -> KDError:
 
 
 def _guarded(worker: Worker, arguments: tuple[Any, ...], world: World) -> None:
-    """A rank: checks that the world is as large as it should be, then works."""
+    """Check that the world has its size, then work; runs in every process."""
     import torch
     from accelerate import PartialState
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from tasks.kd.recipe.losses import loss_of
 from tasks.kd.recipe.phases import Phase
 
 
@@ -12,6 +13,6 @@ def epochs_read(phases: Iterable[Phase], random_texts: int) -> float:
     passes = sum(
         phase.passes(random_texts)
         for phase in phases
-        if any(level.loss != "labels" for level in phase.levels)
+        if any(loss_of(level).reads for level in phase.levels)
     )
     return passes / (1 + random_texts)

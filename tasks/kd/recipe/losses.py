@@ -70,6 +70,11 @@ class Loss:
     repeated: str = ""
     constants: Mapping[str, Constant] = field(default_factory=dict)
 
+    @property
+    def inside_layers(self) -> bool:
+        """Whether it reads what a layer computes inside, not the states between layers."""
+        return self.reads in ("attention", "relation")
+
 
 LOSSES: Mapping[str, Loss] = {
     # logits

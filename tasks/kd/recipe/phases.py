@@ -73,3 +73,8 @@ def layer_levels(phases: Iterable[Phase]) -> Iterator[LayerLevel]:
         for level in phase.levels:
             if isinstance(level, LayerLevel):
                 yield level
+
+
+def levels_inside_layers(phases: Iterable[Phase]) -> list[str]:
+    """The levels that compare what a layer computes inside, not the states between layers."""
+    return sorted({level.level for level in layer_levels(phases) if loss_of(level).inside_layers})

@@ -13,7 +13,13 @@ from tasks.kd.encoders.files.architectures import ATTENTION_FAMILIES
 from tasks.kd.recipe.compute import Compute
 from tasks.kd.recipe.faults import Fault, Place
 from tasks.kd.recipe.fields import Section
-from tasks.kd.recipe.phases import Phase, layer_levels, layers_reached, streams_read
+from tasks.kd.recipe.phases import (
+    Phase,
+    layer_levels,
+    layers_reached,
+    levels_inside_layers,
+    streams_read,
+)
 from tasks.kd.recipe.sections import FetchSources, PrepareData
 from tasks.kd.recipe.sizes import INITIAL, PHASES, SIZE_RULES, STREAMS, STUDENT
 from tasks.kd.recipe.streams import in_order
@@ -194,7 +200,7 @@ def _the_family_has_what_levels_read(train_student: TrainStudent) -> Iterator[Fa
     family = train_student.student.family
     if family in (None, *ATTENTION_FAMILIES):
         return
-    if {level.level for level in layer_levels(train_student.phases)} - {"hidden"}:
+    if levels_inside_layers(train_student.phases):
         yield Fault(
             (*STUDENT, "family"),
             f"{family} has no attention that the levels attention and relation could read; use "
@@ -205,8 +211,7 @@ def _the_family_has_what_levels_read(train_student: TrainStudent) -> Iterator[Fa
 def _compiled_layers_are_not_looked_into(
     train_student: TrainStudent, compute: Compute
 ) -> Iterator[Fault]:
-    levels = {level.level for level in layer_levels(train_student.phases)}
-    if compute.compile and (inside := sorted(levels - {"hidden"})):
+    if compute.compile and (inside := levels_inside_layers(train_student.phases)):
         yield Fault(
             ("compute", "compile"),
             "what a compiled layer computes inside can't be compared, and levels "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from tasks.kd.recipe.faults import Fault, Place
-from tasks.kd.recipe.levels import LayerLevel, RelationLevel
+from tasks.kd.recipe.levels import LayerLevel
 from tasks.kd.recipe.maps import chosen
 from tasks.kd.recipe.matching import match
 from tasks.kd.recipe.streams import layer_of
@@ -87,34 +87,41 @@ def _size_faults(teacher: TrainTeacher, train_student: TrainStudent) -> Iterator
 # --- levels between widths and heads -------------------------------------------------------------
 
 
-def _levels_fit_both_models(
+def _projections_stand_where_widths_differ(
     train_teacher: TrainTeacher, train_student: TrainStudent
 ) -> Iterator[Fault]:
-    teacher, student = train_teacher, train_student.student
-    own, theirs = student.hidden_size, teacher.hidden_size
+    own, theirs = train_student.student.hidden_size, train_teacher.hidden_size
     for place, level in _placed(train_student):
-        if level.level == "hidden":
-            if own != theirs and getattr(level, "projection", "") == "none":
+        if own != theirs and getattr(level, "projection", "") == "none":
+            yield Fault(
+                (*place, "projection"), f"from width {own} to {theirs} needs `projection: linear`"
+            )
+
+
+def _relation_heads_divide_both_widths(
+    train_teacher: TrainTeacher, train_student: TrainStudent
+) -> Iterator[Fault]:
+    widths = {"student": train_student.student.hidden_size, "teacher": train_teacher.hidden_size}
+    for place, level in _placed(train_student):
+        heads = getattr(level, "relation_heads", 1)
+        for whose, width in widths.items():
+            if width % heads:
                 yield Fault(
-                    (*place, "projection"),
-                    f"from width {own} to {theirs} needs `projection: linear`",
+                    (*place, "relation_heads"),
+                    f"{heads} does not divide the {whose}'s width {width}",
                 )
-        elif isinstance(level, RelationLevel):
-            for whose, width in (("student", own), ("teacher", theirs)):
-                if width % level.relation_heads:
-                    yield Fault(
-                        (*place, "relation_heads"),
-                        f"{level.relation_heads} does not divide the {whose}'s width {width}",
-                    )
-        elif (
-            getattr(level, "heads", "") == "each"
-            and student.attention_heads != teacher.attention_heads
-        ):
+
+
+def _heads_that_are_compared_are_as_many(
+    train_teacher: TrainTeacher, train_student: TrainStudent
+) -> Iterator[Fault]:
+    own, theirs = train_student.student.attention_heads, train_teacher.attention_heads
+    for place, level in _placed(train_student):
+        if own != theirs and getattr(level, "heads", "") == "each":
             yield Fault(
                 (*place, "heads"),
-                f"`each` needs equal attention_heads, the student has {student.attention_heads} "
-                f"and the teacher {teacher.attention_heads}; set `average`, or use the "
-                "relation level",
+                f"`each` needs equal attention_heads, the student has {own} and the teacher "
+                f"{theirs}; set `average`, or use the relation level",
             )
 
 
@@ -130,5 +137,7 @@ SIZE_RULES: tuple[Callable[..., Iterator[Fault]], ...] = (
     _matched_layers_are_there,
     _streams_are_there,
     _the_teacher_s_weights_fit,
-    _levels_fit_both_models,
+    _projections_stand_where_widths_differ,
+    _relation_heads_divide_both_widths,
+    _heads_that_are_compared_are_as_many,
 )

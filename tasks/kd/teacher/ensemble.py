@@ -1,6 +1,6 @@
 """Several tuned classifiers as one teacher: their logits together, the layers of one of them.
 
-To all that asks a teacher for streams, an ensemble is a model like any other. Its logits are
+An ensemble is a model like any other to whatever asks a teacher for streams. Its logits are
 combined as it runs, so that a cache holds them combined, and no level knows of its members.
 
 B examples, C classes, M members.
@@ -25,7 +25,7 @@ _FILE = "ensemble.json"
 
 @dataclass(frozen=True)
 class Output:
-    """What a classifier returns, as far as it is asked of a teacher."""
+    """The part of a classifier's output that a teacher is asked for."""
 
     logits: torch.Tensor
 
@@ -45,7 +45,7 @@ class Ensemble(torch.nn.Module):
 
     @property
     def config(self) -> Any:
-        """The named member's."""
+        """The named member's configuration."""
         return self.named.config
 
     @property
@@ -56,7 +56,7 @@ class Ensemble(torch.nn.Module):
         return base
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Output:
-        """All members on the same texts."""
+        """The combined logits of all members on the same texts."""
         logits_MBC = torch.stack(
             [
                 member(input_ids=input_ids, attention_mask=attention_mask).logits
@@ -88,7 +88,7 @@ def classifiers_of(teacher: torch.nn.Module) -> list[torch.nn.Module]:
 
 
 def named_member(teacher: torch.nn.Module) -> torch.nn.Module:
-    """The classifier whose layers are matched: of an ensemble the named one, else itself."""
+    """The classifier whose layers are matched: an ensemble's named member, or the model itself."""
     return teacher.named if isinstance(teacher, Ensemble) else teacher
 
 

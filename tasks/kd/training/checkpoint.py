@@ -1,7 +1,6 @@
-"""A training's state on disk: safetensors and JSON, whole or not there, verified when read.
+"""A training's state on disk: safetensors and JSON, whole or absent, verified when read.
 
-The last two whole ones are kept, so that one that was damaged by the machine costs a little time,
-not all.
+The last two whole checkpoints are kept. If the machine damages the newest, little time is lost.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class State:
 
     @property
     def figures(self) -> dict[str, Any]:
-        """All but the tensors."""
+        """Every field but the tensors."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _TENSORS}
 
 
@@ -64,7 +63,7 @@ class Checkpoint:
     optimizer: Tensors
 
     def flatten(self) -> tuple[dict[str, Any], Tensors]:
-        """As figures and named tensors."""
+        """Its figures, and all its tensors by name."""
         groups = {
             "weights": self.weights,
             "optimizer": self.optimizer,
@@ -117,7 +116,7 @@ class Checkpoints:
     def load(self) -> Checkpoint | None:
         """The newest whole checkpoint; None if there is none.
 
-        One whose files are not as it says (a machine that went down) is passed over.
+        A checkpoint whose files are not those that it lists (after a power cut) is passed over.
         """
         folder = next((folder for folder in self._newest_first() if self._is_whole(folder)), None)
         if folder is None:
@@ -131,7 +130,7 @@ class Checkpoints:
         return Checkpoint(State(**figures, best=best, average=average), weights, optimizer)
 
     def _drop(self) -> None:
-        """Remove what is older than the last two; one that is not whole does not count."""
+        """Remove checkpoints older than the last two whole ones."""
         kept = 0
         for folder in self._newest_first():
             if kept == _KEPT:
@@ -144,7 +143,7 @@ class Checkpoints:
         return sorted(self._work.glob(f"{_PREFIX}*"), reverse=True)
 
     def _is_whole(self, folder: Path) -> bool:
-        """Whether its files are as it says. Read once: what this process wrote is known."""
+        """Whether its files are those that it lists. Each checkpoint is read at most once."""
         if folder not in self._whole and _is_as_it_says(folder):
             self._whole.add(folder)
         return folder in self._whole

@@ -24,14 +24,14 @@ _STEPS = 2**16  # a probability is rounded to a multiple of 1 / _STEPS
 def quick_dropout(device: torch.device) -> AbstractContextManager[Any]:
     """While open, dropout on a CPU is drawn here; on other devices nothing changes.
 
-    Wherever a model calls for it: `torch.nn.Dropout` and attention's own. As torch's, it depends on
-    the state of torch's generator alone. A backward pass that recomputes layers needs it as well.
+    It covers `torch.nn.Dropout` and attention's own dropout. Like torch's, it depends on the state
+    of torch's generator alone. A backward pass that recomputes layers needs it as well.
     """
     return _Quick() if device.type == "cpu" else nullcontext()
 
 
 class _Quick(TorchFunctionMode):
-    """Takes the place of two functions of torch's."""
+    """Replaces two of torch's functions while it is active."""
 
     def __torch_function__(
         self,
@@ -51,14 +51,14 @@ class _Quick(TorchFunctionMode):
 def _dropout(
     values: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
 ) -> torch.Tensor:
-    """As `torch.nn.functional.dropout`."""
+    """What `torch.nn.functional.dropout` computes, with draws of our own."""
     if not training or inplace or not 0 < p < 1:
         return functional.dropout(values, p, training, inplace)
     return values * kept(values, p)
 
 
 def kept(values: torch.Tensor, p: float) -> torch.Tensor:
-    """Of the values' shape and type: 0 with probability p, else 1 / (1 - p)."""
+    """Factors in the values' shape and type: 0 with probability p, else 1 / (1 - p)."""
     seed = int(torch.randint(2**63 - 1, ()))
     draws = np.random.Generator(np.random.SFC64(seed))
     words = draws.integers(2**64, size=-(-values.numel() // 4), dtype=np.uint64)
@@ -78,7 +78,7 @@ def _attention(
     scale: float | None = None,
     **named: Any,
 ) -> torch.Tensor:
-    """As torch's `scaled_dot_product_attention`, which with dropout has no kernel of its own."""
+    """What torch's `scaled_dot_product_attention` computes; with dropout it has no kernel."""
     if not 0 < dropout_p < 1 or any(causal) or any(named.values()):
         attention: Any = functional.scaled_dot_product_attention
         states = (query_BHTD, key_BHTD, value_BHTD)
@@ -95,7 +95,7 @@ def _attention(
 
 
 def _added(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """What to add to scores: of a mask of booleans, which are true where a token is seen."""
+    """The mask as numbers to add to scores; booleans are true where a token is seen."""
     if mask.dtype is not torch.bool:
         return mask
     return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)

@@ -1,4 +1,4 @@
-"""From the rows of a step to its micro-batches, for a GPU while the step before is computed."""
+"""Micro-batches from the rows of a step; for a GPU, made while the step before is computed."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ class _Coming:
 
 
 class _AtOnce(Executor):
-    """Does what it is given before it returns, in the thread that gave it."""
+    """An executor that works at once, in the caller's thread."""
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
-        """The result, which is there; an error is raised here."""
+        """The finished result; the function's error is raised here."""
         done: Future[Any] = Future()
         done.set_result(function(*arguments, **named))
         return done
@@ -58,8 +58,8 @@ class _AtOnce(Executor):
 class Feed:
     """Assembles micro-batches of a split: for a GPU ahead, in a thread of its own.
 
-    A step on a CPU has every core at work; what is assembled beside it holds it up by more than
-    the time that it takes. There each step is assembled when it is due, by the caller's thread.
+    A step on a CPU keeps every core busy, and work beside it delays it by more than the work takes.
+    So on a CPU the caller's thread assembles each step when it is due.
 
     `max_tokens` is what a micro-batch holds at most, padded; it may be lowered at any time.
     """
@@ -87,7 +87,7 @@ class Feed:
         self._thread.shutdown(cancel_futures=True)
 
     def work(self, todo: Sequence[Rows]) -> Iterator[Work]:
-        """Each of the steps; ahead, the next is assembled while the caller works on this one."""
+        """Each step's work; ahead, the next is assembled while the caller works on this one."""
         coming: _Coming | None = None
         for number, rows in enumerate(todo):
             started = time.monotonic()

@@ -36,8 +36,8 @@ _TAKEN, _LARGEST = 0.5, 1e3
 class Asked:
     """What is wanted of a step beside its gradients.
 
-    With `measured`, each level's own gradient norm. With `balanced`, those, and the levels'
-    factors made anew from them before the step's gradients are.
+    `measured` asks for each level's own gradient norm. `balanced` asks for those, and for new
+    factors of the levels, made from them before the step's gradients are.
     """
 
     moment: Moment
@@ -72,7 +72,7 @@ class Losses:
 
 
 class Computer:
-    """Leaves gradients at those weights of an objective that are trained when it is made."""
+    """Computes the gradients of the weights that an objective trains when this is made."""
 
     def __init__(
         self, objective: Trainable, feed: Feed, split: Split, compute: Compute, seed: int
@@ -111,7 +111,7 @@ class Computer:
             state.micro_batch_tokens = self._feed.max_tokens = halved_to
 
     def _pass(self, work: Work, state: State, asked: Asked) -> _Pass:
-        """This rank's micro-batches, forwards and backwards, until memory does not suffice."""
+        """Run this rank's micro-batches forwards and backwards, until memory does not suffice."""
         seed_step(self._seed, state.step, ranks.rank())
         counts = self._objective.counts(state.phase, self._lengths[work.rows])
         largest = max(micro.batch.input_ids_BT.numel() for micro in work.batches)
@@ -155,7 +155,7 @@ class Computer:
         own.sums += together.detach()
 
     def _gradients(self, part: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Of one level, where it reaches."""
+        """One level's gradients; None at weights that it does not reach."""
         if not part.requires_grad:
             return (None,) * len(self._weights)
         return torch.autograd.grad(part, self._weights, retain_graph=True, allow_unused=True)
@@ -168,7 +168,7 @@ class Computer:
     def _add_up(
         self, own: _Pass, sums: list[float], state: State, asked: Asked, halved_to: int | None
     ) -> Losses:
-        """From this rank's part to the whole."""
+        """Add up all ranks' gradients at the weights; returns the step's losses."""
         norms = self._norms(own, state.loss_scale)
         if asked.balanced:
             state.factors = balance(state.factors, norms)
@@ -277,7 +277,7 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 def _add(
     before: list[torch.Tensor | None] | None, more: tuple[torch.Tensor | None, ...]
 ) -> list[torch.Tensor | None]:
-    """Gradients of a level so far, with those of one more micro-batch."""
+    """A level's gradients so far, plus those of one more micro-batch."""
     if before is None:
         return list(more)
     return [

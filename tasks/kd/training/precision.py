@@ -32,7 +32,7 @@ def first_scale(compute: Compute) -> float:
 
 @contextmanager
 def forward_pass(compute: Compute, device: torch.device) -> Iterator[None]:
-    """Where a training pass is run forwards: in the recipe's precision, with quick dropout.
+    """While open, forward passes run in the recipe's precision, with quick dropout.
 
     The levels stay in float32: they lift what they compare and keep their own products out of
     autocast.

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tasks.kd.cache.format.manifest import Manifest
+from tasks.kd.cache.store.store import USE
 from tasks.kd.cache.writing.job import CacheJob
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.targets.targets import run_teacher
@@ -65,9 +66,9 @@ def written(
 def copied(
     written: tuple[CacheJob, Manifest, Path], tmp_path: Path
 ) -> tuple[CacheJob, Manifest, Path]:
-    """A copy to break."""
+    """A copy to break, which nobody has used."""
     job, manifest, store = written
-    shutil.copytree(store, tmp_path / "store")
+    shutil.copytree(store, tmp_path / "store", ignore=shutil.ignore_patterns(USE))
     return job, manifest, tmp_path / "store"
 
 

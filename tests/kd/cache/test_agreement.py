@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from tasks.kd.cache.format.manifest import read_document
+from tasks.kd.cache.format.parsing import read_document
 from tasks.kd.cache.store.store import Store
 from tasks.kd.errors import CacheCorruptError, KDError
 from tasks.kd.processes import ranks

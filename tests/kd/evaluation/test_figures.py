@@ -16,25 +16,24 @@ from tasks.kd.evaluation import figures as evaluation
 from tasks.kd.evaluation.figures import (
     Answers,
     Comparison,
-    Outcome,
+    ModelAnswers,
     bin_confidence,
-    cka_matrix,
+    compare_answers,
     compare_classes,
-    compare_outcomes,
     count_confusion,
     count_right,
-    linear_cka,
-    read_outcome,
+    read_answers,
 )
+from tasks.kd.evaluation.similarity import cka_matrix, linear_cka
 
 LABELS = [0, 0, 0, 1, 1, 2]
 TEACHER = [0, 0, 0, 1, 1, 1]  # 5 of 6
 STUDENT = [0, 0, 1, 1, 0, 1]  # 3 of 6
 
 
-def outcome(classes: list[int], confidence: float = 0.9) -> Outcome:
+def outcome(classes: list[int], confidence: float = 0.9) -> ModelAnswers:
     """Answers that are all as sure."""
-    return Outcome(np.asarray(classes, dtype=np.int64), np.full(len(classes), confidence))
+    return ModelAnswers(np.asarray(classes, dtype=np.int64), np.full(len(classes), confidence))
 
 
 def answers(
@@ -46,7 +45,7 @@ def answers(
 
 def compare(given: Answers, *, resamples: int = 400, seed: int = 1) -> Comparison:
     """Figures with 95 % intervals."""
-    return compare_outcomes(given, resamples=resamples, confidence=0.95, seed=seed)
+    return compare_answers(given, resamples=resamples, confidence=0.95, seed=seed)
 
 
 def test_figures_of_the_case_worked_by_hand() -> None:
@@ -81,7 +80,7 @@ def test_calibration_error_weighs_each_bin_by_its_examples() -> None:
     sure = np.array([0.95, 0.95, 0.95, 0.40])
     classes = np.array([0, 0, 1, 1], dtype=np.int64)
     labels = np.zeros(4, dtype=np.int64)
-    found = compare(Answers(labels, Outcome(classes, sure), outcome([0] * 4, 1.0)))
+    found = compare(Answers(labels, ModelAnswers(classes, sure), outcome([0] * 4, 1.0)))
     expected = (3 * abs(0.95 - 2 / 3) + 1 * abs(0.40 - 0)) / 4
     assert found.teacher.ece.value == pytest.approx(expected)
     assert found.student.ece.value == 0
@@ -89,7 +88,7 @@ def test_calibration_error_weighs_each_bin_by_its_examples() -> None:
 
 def test_reliability_bins_hold_all_examples_and_are_closed_above() -> None:
     labels = np.array([0, 0, 0], dtype=np.int64)
-    bins = bin_confidence(labels, Outcome(labels, np.array([1.0, 1 / 15, 0.99])))
+    bins = bin_confidence(labels, ModelAnswers(labels, np.array([1.0, 1 / 15, 0.99])))
     assert len(bins) == 15
     assert [b.examples for b in bins] == [1, *[0] * 13, 2]
     assert bins[14].confidence == pytest.approx(0.995)
@@ -151,7 +150,9 @@ def test_a_95_percent_interval_covers_the_truth_about_as_often() -> None:
     for _ in range(200):
         labels = np.zeros(150, dtype=np.int64)
         classes = (random.random(150) > 0.8).astype(np.int64)
-        case = Answers(labels, Outcome(classes, np.ones(150)), Outcome(classes, np.ones(150)))
+        case = Answers(
+            labels, ModelAnswers(classes, np.ones(150)), ModelAnswers(classes, np.ones(150))
+        )
         accuracy = compare(case, resamples=300).teacher.accuracy
         covered += accuracy.low <= 0.8 <= accuracy.high
     assert 0.89 <= covered / 200 <= 0.99
@@ -164,7 +165,7 @@ def test_both_models_are_resampled_by_the_same_draws() -> None:
 
 
 def test_scores_are_a_softmax_and_large_logits_do_not_overflow() -> None:
-    found = read_outcome(np.array([[1000.0, 0.0], [0.0, np.log(3)]], dtype=np.float32), 2)
+    found = read_answers(np.array([[1000.0, 0.0], [0.0, np.log(3)]], dtype=np.float32), 2)
     assert found.classes.tolist() == [0, 1]
     assert found.confidence == pytest.approx([1.0, 0.75])
 
@@ -172,12 +173,12 @@ def test_scores_are_a_softmax_and_large_logits_do_not_overflow() -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_logits_that_are_not_finite_are_refused(bad: float) -> None:
     with pytest.raises(DataError, match="1 examples without"):
-        read_outcome(np.array([[0.0, 1.0], [bad, 1.0]]), 2)
+        read_answers(np.array([[0.0, 1.0], [bad, 1.0]]), 2)
 
 
 def test_a_model_with_another_number_of_labels_is_refused() -> None:
     with pytest.raises(ShapeError, match="logits of 3 classes"):
-        read_outcome(np.zeros((4, 2)), 3)
+        read_answers(np.zeros((4, 2)), 3)
 
 
 def test_answers_to_different_examples_are_refused() -> None:

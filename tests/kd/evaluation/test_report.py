@@ -16,11 +16,11 @@ from tasks.kd.evaluation.figures import (
     Answers,
     Bin,
     bin_confidence,
+    compare_answers,
     compare_classes,
-    compare_outcomes,
     count_confusions,
     count_right,
-    read_outcome,
+    read_answers,
 )
 from tasks.kd.evaluation.plots import COLOURS, as_svg
 from tasks.kd.evaluation.report import (
@@ -83,12 +83,12 @@ def make_answers(classes: int) -> Answers:
     labels = random.integers(0, classes, 300)
     logits = 3 * np.eye(classes)[labels]
     teacher, student = (logits + scale * random.normal(size=logits.shape) for scale in (1, 1.6))
-    return Answers(labels, read_outcome(teacher, classes), read_outcome(student, classes))
+    return Answers(labels, read_answers(teacher, classes), read_answers(student, classes))
 
 
 def measure(answers: Answers, names: list[str]) -> Metrics:
     """The metrics of those answers; the student costs half the time and a third of the space."""
-    compared = compare_outcomes(answers, resamples=200, confidence=0.95, seed=1)
+    compared = compare_answers(answers, resamples=200, confidence=0.95, seed=1)
     costs = {
         "teacher": make_cost(latency_ms=make_latency(4.0), size_bytes=90_000_000, layers=6),
         "student": make_cost(latency_ms=make_latency(2.0), size_bytes=30_000_000, layers=3),

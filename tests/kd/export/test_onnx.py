@@ -15,15 +15,8 @@ from tasks.kd.documents.exported import Contract, ExportReport
 from tasks.kd.errors import ExportError
 from tasks.kd.export import onnx as export
 from tasks.kd.export.int8 import write_int8
-from tasks.kd.export.onnx import (
-    Papers,
-    Trained,
-    export_student,
-    require_agreement,
-    require_parity,
-    write_onnx,
-    write_tokenizer,
-)
+from tasks.kd.export.onnx import Papers, Trained, export_student, write_onnx, write_tokenizer
+from tasks.kd.export.parity import require_agreement, require_parity
 from tasks.kd.export.running import predict_onnx, predict_torch, run_session
 from tasks.kd.recipe.sections import ExportStudent
 from tasks.kd.tokens.encoding import encode, read_tokenizer

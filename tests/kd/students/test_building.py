@@ -12,7 +12,8 @@ from transformers import AutoModel
 from tasks.kd.encoders.files.architectures import FAMILIES
 from tasks.kd.encoders.shape import count_parameters, depth, layers_of
 from tasks.kd.errors import DataError, ShapeError
-from tasks.kd.export.onnx import require_parity, write_onnx
+from tasks.kd.export.onnx import write_onnx
+from tasks.kd.export.parity import require_parity
 from tasks.kd.recipe.student import (
     InitialCheckpoint,
     InitialRandom,

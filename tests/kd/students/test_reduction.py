@@ -13,8 +13,7 @@ from tasks.kd.students.bases import Basis, principal
 from tasks.kd.students.layouts import REDUCIBLE
 from tasks.kd.students.reduction import Method, Reduction, put_reduced, reduce_width
 from tasks.kd.students.weighing import hidden_moment, weights_moment
-from tests.kd.students.test_weighing import texts
-from tests.makers.small_families import WIDTH, small
+from tests.makers.small_families import WIDTH, small, texts
 from tests.makers.wide_models import NARROW, even, of_shape, pair, turned
 
 METHODS: tuple[Method, ...] = ("slices", "pca")

@@ -20,13 +20,8 @@ from tasks.kd.students.weighing import (
     output_weights,
     weights_moment,
 )
-from tests.makers.small_families import VOCABULARY, WIDTH, small
+from tests.makers.small_families import WIDTH, small, texts
 from tests.makers.wide_models import NARROW, pair, turned
-
-
-def texts(count: int = 12) -> list[Any]:
-    random = np.random.default_rng(0)
-    return [random.integers(5, VOCABULARY, n).astype(np.int32) for n in range(3, 3 + count)]
 
 
 def states_of(model: Any, examples: list[Any]) -> torch.Tensor:

@@ -23,9 +23,6 @@ from tasks.kd.training.course import Parts
 from tasks.kd.training.gradients import Losses, balance
 from tasks.kd.training.loop import train
 from tasks.kd.training.updates import level_record
-from tests.kd.training.test_memory import with_memory_for
-from tests.kd.training.test_phases import last, require_equal
-from tests.kd.training.test_practice import Poisoned
 from tests.makers.phases import one_phase
 from tests.makers.training_setup import (
     ATTENTION,
@@ -34,12 +31,15 @@ from tests.makers.training_setup import (
     LABELS,
     RELATION,
     interrupt,
+    last_checkpoint,
     make_habits,
     make_parts,
     make_settings,
     records_of,
+    require_equal,
     without_dropout,
 )
+from tests.makers.troubles import Poisoned, with_memory_for
 
 LAST = HIDDEN.model_copy(update={"layer_map": "last", "standardise": False, "weight": 0.2})
 LEVELS = (LABELS, KL, HIDDEN, LAST)
@@ -214,7 +214,7 @@ def test_factors_are_resumed_exactly(stop_at: int, tmp_path: Path) -> None:
     interrupt(stop_at, settings, every_practice(), work)
     train(settings, every_practice(), make_habits(work))
     assert factors_of(work) == factors_of(tmp_path / "whole")
-    expected, found = last(tmp_path / "whole"), last(work)
+    expected, found = last_checkpoint(tmp_path / "whole"), last_checkpoint(work)
     require_equal(found.weights, expected.weights)
     require_equal(found.optimizer, expected.optimizer)
     assert found.state.factors == expected.state.factors != {}

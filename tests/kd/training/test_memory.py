@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,36 +22,14 @@ from tests.makers.training_setup import (
     weights_of,
     without_dropout,
 )
+from tests.makers.troubles import Raise, with_memory_for
 
-Raise = Callable[[], Exception]
 ERRORS: dict[str, Raise] = {
     "gpu": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
     "cpu": lambda: RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you"),
     "not_enough": lambda: RuntimeError("not enough memory: you tried to allocate 8 bytes"),
     "python": MemoryError,
 }
-
-
-def with_memory_for(
-    tokens: int, parts: Parts, error: Raise = MemoryError, *, backwards: bool = False
-) -> Parts:
-    """An objective that fails where a micro-batch holds more padded tokens than that."""
-    forward = parts.objective.forward
-
-    def limited(batch: Any, *arguments: Any) -> Any:
-        totals = forward(batch, *arguments)
-        if batch.input_ids_BT.numel() > tokens:
-            if not backwards:
-                raise error()
-            for total in totals.values():
-                total.sum.register_hook(fail)
-        return totals
-
-    def fail(_gradient: torch.Tensor) -> None:
-        raise error()
-
-    parts.objective.forward = limited  # type: ignore[assignment, method-assign]
-    return parts
 
 
 @pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)

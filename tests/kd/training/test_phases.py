@@ -14,7 +14,7 @@ from tasks.kd.data.examples.prepared import NO_LABEL
 from tasks.kd.data.examples.trainable import Moment
 from tasks.kd.errors import ParamsError
 from tasks.kd.recipe.schedules import WeightSchedule
-from tasks.kd.training.checkpoint import Checkpoint, Checkpoints
+from tasks.kd.training.checkpoint import Checkpoint
 from tasks.kd.training.course import Parts, steps_in_all
 from tasks.kd.training.loop import train
 from tasks.kd.training.optimizers import frozen, frozen_weights
@@ -27,10 +27,12 @@ from tests.makers.training_setup import (
     LABELS,
     SCORES,
     interrupt,
+    last_checkpoint,
     make_habits,
     make_parts,
     make_settings,
     records_of,
+    require_equal,
     weights_of,
 )
 
@@ -38,19 +40,6 @@ Tensors = Mapping[str, torch.Tensor]
 RISING = WeightSchedule(schedule="linear", start=0.0, end=1.2)
 # Constant, so that two phases of an epoch have the rates of one phase of two.
 CONSTANT = {"schedule": "constant", "warmup_fraction": 0.0}
-
-
-def last(work: Path) -> Checkpoint:
-    """The newest checkpoint: what is trained, whatever was exported."""
-    found = Checkpoints(work).load()
-    assert found is not None
-    return found
-
-
-def require_equal(found: Tensors, expected: Tensors, *told: object) -> None:
-    assert set(found) == set(expected)
-    for name, value in expected.items():
-        assert torch.equal(found[name], value), (name, *told)
 
 
 # --- moments and schedules -----------------------------------------------------------------------
@@ -115,10 +104,13 @@ def test_continued_phases_are_one_long_phase_and_anew_they_are_not(tmp_path: Pat
     train(settings, long, make_habits(tmp_path / "long"))
     for kind in ("continued", "anew"):
         train(settings, two_phases(kind), make_habits(tmp_path / kind))
-    expected, continued = last(tmp_path / "long"), last(tmp_path / "continued")
+    expected, continued = (
+        last_checkpoint(tmp_path / "long"),
+        last_checkpoint(tmp_path / "continued"),
+    )
     require_equal(continued.weights, expected.weights)
     require_equal(continued.optimizer, expected.optimizer)
-    anew = last(tmp_path / "anew")
+    anew = last_checkpoint(tmp_path / "anew")
     steps = {float(v) for name, v in anew.optimizer.items() if name.endswith(".step")}
     assert steps == {6.0}
     name = "student.classifier.weight"
@@ -140,7 +132,7 @@ def test_an_optimizer_that_goes_on_is_resumed_exactly_in_either_phase(
     work = tmp_path / "stopped"
     interrupt(stop_at, make_settings(), two_phases("continued"), work)
     train(make_settings(), two_phases("continued"), make_habits(work))
-    expected, found = last(tmp_path / "whole"), last(work)
+    expected, found = last_checkpoint(tmp_path / "whole"), last_checkpoint(work)
     require_equal(found.weights, expected.weights)
     require_equal(found.optimizer, expected.optimizer)
 
@@ -177,7 +169,7 @@ def test_only_the_named_layers_and_the_projections_are_trained(
     train(
         make_settings(weight_decay=0.5, **settings), parts, make_habits(tmp_path / "a", **compute)
     )
-    after = last(tmp_path / "a")
+    after = last_checkpoint(tmp_path / "a")
     changed = {
         name for name, value in after.weights.items() if not torch.equal(value, before[name])
     }
@@ -205,10 +197,10 @@ def test_moments_of_what_is_frozen_stay_until_it_is_trained_again(tmp_path: Path
     kept: dict[int, Checkpoint] = {}
     for stop_at in (6, 12):
         interrupt(stop_at, make_settings(), unfreezing(), tmp_path)
-        kept[stop_at] = last(tmp_path)
+        kept[stop_at] = last_checkpoint(tmp_path)
         assert kept[stop_at].state.step == stop_at
     train(make_settings(), unfreezing(), make_habits(tmp_path))
-    ends = [kept[6], kept[12], last(tmp_path)]
+    ends = [kept[6], kept[12], last_checkpoint(tmp_path)]
     steps = [steps_of(end) for end in ends]
     names = [name for name in steps[0] if of_layer(name) in (0, 1, 2)]
     assert {steps[0][name] for name in names} == {6.0}
@@ -238,7 +230,7 @@ def test_phases_with_frozen_layers_are_resumed_exactly(stop_at: int, tmp_path: P
     interrupt(stop_at, settings, unfreezing(), tmp_path / "stopped")
     resumed = unfreezing()
     train(settings, resumed, make_habits(tmp_path / "stopped"))
-    expected, found = last(tmp_path / "whole"), last(tmp_path / "stopped")
+    expected, found = last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "stopped")
     require_equal(found.weights, expected.weights)
     require_equal(found.optimizer, expected.optimizer)
     require_equal(found.state.average, expected.state.average)
@@ -363,7 +355,7 @@ def test_phases_over_other_texts_are_resumed_exactly(stop_at: int, tmp_path: Pat
     train(make_settings(), partly_labelled(), make_habits(tmp_path / "whole"))
     interrupt(stop_at, make_settings(), partly_labelled(), tmp_path / "stopped")
     train(make_settings(), partly_labelled(), make_habits(tmp_path / "stopped"))
-    expected, found = last(tmp_path / "whole"), last(tmp_path / "stopped")
+    expected, found = last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "stopped")
     require_equal(found.weights, expected.weights)
     assert [r["epoch"] for r in records_of(tmp_path / "whole")] == [
         r["epoch"] for r in records_of(tmp_path / "stopped")

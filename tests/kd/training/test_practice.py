@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from tests.makers.training_setup import (
     records_of,
     weights_of,
 )
+from tests.makers.troubles import Poisoned, blind_on
 
 LAST = PHASES[1]
 
@@ -42,19 +43,6 @@ def last_weights(work: Path) -> dict[str, torch.Tensor]:
 def say_accuracies(patch: pytest.MonkeyPatch, accuracies: Iterable[float]) -> None:
     told = iter(accuracies)
     patch.setattr(dev, "measure", lambda *_: (next(told), 1.0))
-
-
-class Poisoned:
-    """Targets that are not a number wherever one of some texts is asked for."""
-
-    def __init__(self, parts: Parts, rows: Sequence[int]) -> None:
-        self._targets = parts.targets
-        self._texts = {parts.train.input_ids[row].tobytes() for row in rows}
-
-    def fetch(self, input_ids: Any) -> dict[str, torch.Tensor]:
-        is_bad = any(ids.tobytes() in self._texts for ids in input_ids)
-        factor = float("nan") if is_bad else 1.0
-        return {name: value * factor for name, value in self._targets.fetch(input_ids).items()}
 
 
 # --- moving average ------------------------------------------------------------------------------
@@ -233,21 +221,6 @@ def test_a_gradient_that_is_not_finite_is_refused_though_the_loss_is(
 
 
 # --- a dev split that can't be scored ------------------------------------------------------------
-
-
-def blind_on(parts: Parts, rows: Sequence[int]) -> Parts:
-    """A student that has no finite answer to some dev texts; while it is trained, it has."""
-    texts = {parts.dev.input_ids[row].tobytes() for row in rows}
-
-    def spoil(module: Any, _inputs: Any, named: dict[str, Any], output: Any) -> None:
-        lengths = named["attention_mask"].sum(1)
-        for place, length in enumerate(lengths.tolist()):
-            ids = named["input_ids"][place, :length].numpy().astype(np.int32)
-            if not module.training and ids.tobytes() in texts:
-                output.logits[place, 1] = float("nan")
-
-    parts.objective.student.register_forward_hook(spoil, with_kwargs=True)
-    return parts
 
 
 def test_dev_examples_without_a_finite_answer_end_the_training_and_are_named(

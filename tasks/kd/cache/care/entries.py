@@ -12,17 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tasks.kd.cache.format.manifest import (
-    MANIFEST,
-    File,
-    Live,
-    Manifest,
-    Piece,
-    Stream,
-    parse_document,
-    read_document,
-    read_recipe_manifest,
-)
+from tasks.kd.cache.format.manifest import MANIFEST, File, Live, Manifest, Piece, Stream
+from tasks.kd.cache.format.parsing import parse_document, read_document, read_recipe_manifest
 from tasks.kd.cache.store.store import LOCK, USE, Document, Store
 from tasks.kd.errors import (
     CacheCorruptError,

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import weakref
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
 
-from tasks.kd.cache.format.codec import DTYPES, Statistics, decode
+from tasks.kd.cache.format.codec import Statistics, decode
 from tasks.kd.cache.format.fingerprint import example_key, fingerprint
-from tasks.kd.cache.format.manifest import File, Live, Manifest, Piece, Stream, describe_difference
+from tasks.kd.cache.format.manifest import Live, Manifest, Piece, Stream, describe_difference
+from tasks.kd.cache.reading.mapped import MappedShards, Shard, require_tensors
 from tasks.kd.cache.store.store import Store, Verify
 from tasks.kd.data.examples.padding import pad
 from tasks.kd.data.examples.prepared import Ids
@@ -23,8 +21,6 @@ from tasks.kd.encoders.pieces import skeleton
 from tasks.kd.errors import CacheCorruptError, CacheIncompleteError, CacheStaleError
 from tasks.kd.recipe.streams import kind_of, layer_of
 from tasks.kd.targets.targets import derive, zero_padding
-
-_TRIES = 3
 
 
 def open_cache(
@@ -74,7 +70,7 @@ class CachedTargets:
         self._pad_id = pad_id
         leave = store.use(entry.fingerprint for entry in manifest.entries)
         weakref.finalize(self, leave)
-        mapped = _Mapped(store)
+        mapped = MappedShards(store)
         self._stored = {
             name: _StoredStream(name, stream, mapped) for name, stream in manifest.streams.items()
         }
@@ -105,95 +101,24 @@ class CachedTargets:
         return {name: served[name] for name in self.streams}
 
 
-@dataclass(frozen=True)
-class _Shard:
-    """A shard's tensors, backed by the memory map."""
-
-    keys: npt.NDArray[np.uint8]
-    offsets: npt.NDArray[np.int64]
-    input_ids: npt.NDArray[np.int32]
-    values: torch.Tensor
-    scale: torch.Tensor | None
-
-
-class _Mapped:
-    """The open shards. Where the store has a bound, the least recently used are let go.
-
-    On Linux a file that was removed keeps its blocks for as long as it is mapped.
-    """
-
-    def __init__(self, store: Store) -> None:
-        self._store, self._bound = store, store.open_bytes
-        self._shards: OrderedDict[tuple[str, str], tuple[int, _Shard]] = OrderedDict()
-
-    def shard(self, entry: Stream, file: File) -> _Shard:
-        """A shard, opened if it isn't yet."""
-        name = (entry.fingerprint, file.name)
-        if name not in self._shards:
-            tensors = self.tensors(entry, file)
-            _require_shard(tensors, entry, file)
-            shard = _Shard(
-                tensors["keys"].numpy(),
-                tensors["offsets"].numpy(),
-                tensors["input_ids"].numpy(),
-                tensors["values"],
-                tensors.get("scale"),
-            )
-            self._shards[name] = (file.bytes, shard)
-            while self._bound is not None and self._open_bytes() > self._bound:
-                if len(self._shards) == 1:
-                    break
-                self._shards.popitem(last=False)
-        self._shards.move_to_end(name)
-        return self._shards[name][1]
-
-    def tensors(self, entry: Stream | Piece, file: File) -> dict[str, torch.Tensor]:
-        """All tensors of a file. Raises CacheCorruptError if it is no safetensors file."""
-        for _ in range(_TRIES - 1 if self._bound is not None else 0):
-            try:
-                return self._tensors(entry, file)
-            except FileNotFoundError:  # another process made room between fetching and opening
-                continue
-        return self._tensors(entry, file)
-
-    def _tensors(self, entry: Stream | Piece, file: File) -> dict[str, torch.Tensor]:
-        path = self._store.path(entry, file)
-        try:
-            with safe_open(path, framework="pt") as opened:
-                names = opened.keys()
-                return {name: opened.get_tensor(name) for name in names}
-        except SafetensorError as error:
-            raise CacheCorruptError(
-                "a file of the teacher cache is damaged", where=path, found=error
-            ) from None
-
-    def metadata(self, entry: Piece, file: File) -> dict[str, str]:
-        """The metadata of a safetensors file."""
-        with safe_open(self._store.path(entry, file), framework="pt") as opened:
-            return dict(opened.metadata())
-
-    def _open_bytes(self) -> int:
-        return sum(size for size, _ in self._shards.values())
-
-
 class _StoredStream:
     """The shards of one stream."""
 
-    def __init__(self, name: str, stream: Stream, mapped: _Mapped) -> None:
+    def __init__(self, name: str, stream: Stream, mapped: MappedShards) -> None:
         self.name, self.stream, self._mapped = name, stream, mapped
         self.firsts = np.cumsum([0, *(shard.examples for shard in stream.shards)])
         self._statistics: Statistics | None = None
         if stream.statistics is not None:
             tensors = mapped.tensors(stream, stream.statistics)
             expected = dict.fromkeys(("mean", "deviation"), (torch.float32, (stream.width,)))
-            _require_tensors(tensors, expected, stream.statistics)
+            require_tensors(tensors, expected, stream.statistics)
             self._statistics = Statistics(tensors["mean"], tensors["deviation"])
 
     def size(self) -> int:
         """Bytes of all its shards."""
         return sum(file.bytes for file in self.stream.shards)
 
-    def shard(self, number: int) -> _Shard:
+    def shard(self, number: int) -> Shard:
         """The shard of that number."""
         return self._mapped.shard(self.stream, self.stream.shards[number])
 
@@ -219,7 +144,7 @@ class _StoredStream:
             scale[row, : end - start] = shard.scale[start:end]
         return zero_padding(decode(values, scale, self._statistics), mask_BT)
 
-    def _place(self, record: int, ids: Ids) -> tuple[_Shard, int, int, int]:
+    def _place(self, record: int, ids: Ids) -> tuple[Shard, int, int, int]:
         """A record's shard, row, first and last token. Its ids must be the example's."""
         number = int(np.searchsorted(self.firsts, record, side="right")) - 1
         shard = self.shard(number)
@@ -271,37 +196,7 @@ class _Index:
         return records
 
 
-def _require_shard(tensors: Mapping[str, torch.Tensor], stream: Stream, file: File) -> None:
-    """Raise CacheCorruptError unless a shard's tensors have the manifest's types and shapes."""
-    examples, tokens = file.examples, file.tokens
-    logits = stream.made_of["stream"] == "logits"
-    expected = {
-        "keys": (torch.uint8, (examples, 16)),
-        "offsets": (torch.int64, (examples + 1,)),
-        "input_ids": (torch.int32, (tokens,)),
-        "values": (DTYPES[stream.codec], (examples if logits else tokens, stream.width)),
-    }
-    if stream.codec == "int8":
-        expected["scale"] = (torch.float16, (tokens, 1))
-    _require_tensors(tensors, expected, file)
-
-
-def _require_tensors(
-    tensors: Mapping[str, torch.Tensor],
-    expected: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
-    file: File,
-) -> None:
-    held = {name: (value.dtype, tuple(value.shape)) for name, value in tensors.items()}
-    if held != expected:
-        raise CacheCorruptError(
-            "a file of the teacher cache holds other tensors than its manifest says",
-            where=file.name,
-            expected=expected,
-            found=held,
-        )
-
-
-def _frozen(pieces: Mapping[str, Piece], mapped: _Mapped) -> torch.nn.Module:
+def _frozen(pieces: Mapping[str, Piece], mapped: MappedShards) -> torch.nn.Module:
     """The teacher's frozen pieces, as a model that has nothing else."""
     if not pieces:
         return torch.nn.Module()

@@ -24,11 +24,10 @@ from tasks.kd.cache.format.manifest import (
     Manifest,
     Piece,
     Stream,
-    parse_document,
-    read_document,
     verify_file,
     verify_size,
 )
+from tasks.kd.cache.format.parsing import parse_document, read_document
 from tasks.kd.errors import (
     CacheCorruptError,
     CacheError,

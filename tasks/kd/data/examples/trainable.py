@@ -1,7 +1,7 @@
-"""What a training works on: a model together with its loss, whatever that loss compares.
+"""The subject of a training: a model together with its loss, whatever that loss compares.
 
-The loop in `training` knows this class alone. `levels.objective` and `teacher.fine_tuning` are the
-two kinds that there are.
+The loop in `training` knows only this class. `levels.objective` and `teacher.fine_tuning` are its
+two kinds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tasks.kd.totals import Total
 
 @dataclass(frozen=True)
 class Moment:
-    """When in a training: the phase, the 0-based epoch, and what share of the phase is done."""
+    """A moment of a training: the phase, the 0-based epoch, and the share of the phase done."""
 
     phase: int
     epoch: int = 0
@@ -29,21 +29,21 @@ class Moment:
 
 
 class TrainedPhase(Protocol):
-    """What the loop asks of a phase; `recipe.phases.Phase` has more."""
+    """The fields of a phase that the loop reads; `recipe.phases.Phase` has more."""
 
     @property
     def name(self) -> str:
-        """Shown in metrics and messages."""
+        """The name in metrics and messages."""
         ...
 
     @property
     def epochs(self) -> int:
-        """Passes over the texts that it reads."""
+        """Passes over the texts that the phase reads."""
         ...
 
     @property
     def learning_rate(self) -> float:
-        """Its peak."""
+        """The peak of the learning rate."""
         ...
 
     @property
@@ -63,20 +63,20 @@ class TrainedPhase(Protocol):
 
     @property
     def reads_unlabelled(self) -> bool:
-        """Whether it reads texts without labels too."""
+        """Whether the phase also reads texts without labels."""
         ...
 
 
 class Trainable(torch.nn.Module, ABC):
     """A classifier, `student`, with the loss of each of its phases' levels.
 
-    One module, so that whatever wraps it for several processes sees every weight that is trained:
-    the classifier's own and those that only the loss has.
+    It is one module, so that a wrapper for several processes sees every trained weight: the
+    classifier's own and those that only the loss has.
     """
 
     student: torch.nn.Module
     phases: Sequence[TrainedPhase]
-    # Kinds of levels that compare what a layer computes inside: it can't be compiled then.
+    # Kinds of levels that compare the inside of a layer, which can't be compiled then.
     compared_inside: frozenset[str] = frozenset()
 
     @abstractmethod
@@ -87,12 +87,12 @@ class Trainable(torch.nn.Module, ABC):
 
     @abstractmethod
     def weights(self, moment: Moment) -> dict[str, float]:
-        """Each level's weight at that moment, by the level's name."""
+        """Each level's weight at a moment, by the level's name."""
 
     @abstractmethod
     def counts(self, phase: int, lengths: npt.NDArray[np.int64]) -> dict[str, int]:
-        """Elements that each level sums over, for examples of those lengths in tokens.
+        """The number of elements that each level sums over, for examples of the given lengths.
 
-        Known before any forward pass, so that every micro-batch on every rank divides by the
-        count of the whole step.
+        Lengths are in tokens. The counts are known before any forward pass, so that every
+        micro-batch on every rank divides by the count of the whole step.
         """

@@ -22,7 +22,8 @@ from safetensors.torch import load_file as load_torch
 
 from tasks.kd.cache.format.codec import Statistics, encode, statistics_of
 from tasks.kd.cache.format.fingerprint import example_key
-from tasks.kd.cache.format.manifest import MANIFEST, Manifest, read_document
+from tasks.kd.cache.format.manifest import MANIFEST, Manifest
+from tasks.kd.cache.format.parsing import read_document
 from tasks.kd.cache.reading.reader import CachedTargets, open_cache
 from tasks.kd.cache.store.store import Store
 from tasks.kd.cache.writing.job import distinct

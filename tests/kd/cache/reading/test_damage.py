@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from tasks.kd.cache.format.fingerprint import fingerprint
-from tasks.kd.cache.format.manifest import MANIFEST, parse_document, read_document
+from tasks.kd.cache.format.manifest import MANIFEST
+from tasks.kd.cache.format.parsing import parse_document, read_document
 from tasks.kd.cache.reading.audit import audit
 from tasks.kd.data.examples.prepared import Split
 from tasks.kd.digests import sha256_file

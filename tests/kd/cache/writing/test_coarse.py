@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.kd.cache.format.manifest import Manifest, Stream, parse_document
+from tasks.kd.cache.format.manifest import Manifest, Stream
+from tasks.kd.cache.format.parsing import parse_document
 from tasks.kd.cache.store.store import Store
 from tasks.kd.cache.writing.job import CacheJob
 from tasks.kd.cache.writing.writer import write_cache, write_share
