@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks.kd.errors import ParamsError
+
+if TYPE_CHECKING:
+    from tasks.kd.recipe.edits import Put
+    from tasks.kd.recipe.recipe import Recipe
+    from tasks.kd.recipe.upgrades import Upgraded
 
 
 @dataclass(frozen=True)
@@ -70,34 +75,37 @@ def _upgrade(root: Path, path: Path, *, dry_run: bool) -> Change:
     from tasks.kd.digests import write_bytes
     from tasks.kd.recipe.document import parse_yaml, read_text
     from tasks.kd.recipe.edits import apply_edits
-    from tasks.kd.recipe.files import RECIPES_FILE, parse_recipe
+    from tasks.kd.recipe.files import RECIPES_FILE
     from tasks.kd.recipe.upgrades import upgrade
 
-    old = read_text(path)
-    upgraded = upgrade(old, path)
-    document = parse_yaml(old, path)
-    try:
-        recipe = parse_recipe(upgraded.text, path, read_from=document)
-    except ParamsError as error:
-        if not upgraded.edits:
-            raise
-        raise ParamsError(f"{error}\n  It is left as it was: mend these first.") from None
-    listing = root / RECIPES_FILE
-    entry = []
-    if path.resolve().parent == listing.resolve().parent and listing.is_file():
-        entry = list(_missing_inputs(listing, path.stem, recipe))
+    text, listing = read_text(path), root / RECIPES_FILE
+    document, upgraded = parse_yaml(text, path), upgrade(text, path)
+    recipe = _validate(upgraded, path, document)
+    is_listed = path.resolve().parent == listing.resolve().parent and listing.is_file()
+    entry = list(_missing_inputs(listing, path.stem, recipe)) if is_listed else []
     stages = _find_stages(root, path, document, parse_yaml(upgraded.text, path))
-    if not dry_run:
-        if upgraded.edits:
-            write_bytes(path, upgraded.text.encode())
-        if entry:
-            write_bytes(listing, apply_edits(read_text(listing), entry).encode())
+    if upgraded.edits and not dry_run:
+        write_bytes(path, upgraded.text.encode())
+    if entry and not dry_run:
+        write_bytes(listing, apply_edits(read_text(listing), entry).encode())
     told = [str(edit) for edit in upgraded.edits] + [f"{RECIPES_FILE}: {edit}" for edit in entry]
     return Change(path.stem, upgraded.form, tuple(told), tuple(stages))
 
 
-def _missing_inputs(listing: Path, name: str, recipe: Any) -> Iterator[Any]:
-    """An edit that adds the inputs that the recipe's entry in the list lacks."""
+def _validate(upgraded: Upgraded, path: Path, document: Any) -> Recipe:
+    """The recipe that would be written. Faults have the lines of the document that is there."""
+    from tasks.kd.recipe.files import parse_recipe
+
+    try:
+        return parse_recipe(upgraded.text, path, read_from=document)
+    except ParamsError as error:
+        if not upgraded.edits:
+            raise
+        raise ParamsError(f"{error}\n  It is left as it was: mend these first.") from None
+
+
+def _missing_inputs(listing: Path, name: str, recipe: Recipe) -> Iterator[Put]:
+    """The edit that adds the inputs that the recipe's entry in the list lacks."""
     from tasks.kd.recipe.document import read_yaml
     from tasks.kd.recipe.edits import Put
     from tasks.kd.recipe.files import INPUTS, inputs_of

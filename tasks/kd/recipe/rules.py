@@ -7,7 +7,7 @@ after the sections that it needs, so that it can run although other sections are
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from tasks.kd.encoders.files.architectures import ATTENTION_FAMILIES
 from tasks.kd.recipe.compute import Compute
@@ -219,8 +219,8 @@ def _compiled_layers_are_not_looked_into(
         )
 
 
-def _list(values: object) -> str:
-    return ", ".join(map(str, values))  # type: ignore[call-overload]
+def _list(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))
 
 
 RULES: tuple[Callable[..., Iterator[Fault]], ...] = (
