@@ -39,7 +39,6 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "evaluate_student": (
         "prepare_data",
         "train_teacher",
-        "cache_teacher",
         "train_student",
         "export_student",
     ),
