@@ -1,8 +1,8 @@
 """The served student: this file travels inside the registered model, as its code.
 
 MLflow runs it wherever `mlflow.pyfunc.load_model("models:/<name>@champion")` is called
-("models from code": no pickle). It needs mlflow, onnxruntime, tokenizers, numpy and pandas, but
-neither torch nor anything else of this repository.
+("models from code": no pickle). It stands alone: mlflow, onnxruntime, tokenizers, numpy and pandas,
+no torch, nothing else of this repository.
 
 In: texts, as a table with a column `text` (a data frame, an Arrow table, records, or a mapping
 {"text": [...]}), as a list, an array or a Series, or one text. Columns may be categorical or
@@ -30,7 +30,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from tokenizers import Encoding, Tokenizer
 
-# Padded tokens per call of the network: enough to fill the cores, few enough to stay in cache.
+# Padded tokens per call of the network: enough to fill the cores, little enough to stay in cache.
 BATCH_TOKENS = 8192
 TAKES = (
     "Send a table with a column `text`, records or a mapping with `text`, "
@@ -48,11 +48,11 @@ class ServedStudent(PythonModel):
         self.inputs: list[str] = settings["inputs"]
         self.output: str = settings["output"]
         self.pad_token_id: int = settings["pad_token_id"]
-        # An int8 network scales its activations by the largest value in the whole batch, so that
-        # neighbours would change a text's scores. Alone, a text always gets the same scores.
+        # An int8 network scales its activations by the largest value in the whole batch, so that a
+        # text's neighbours would change its scores; alone, a text always gets the same ones.
         self.alone: bool = "int8" in settings["serve"]
         self.tokenizer: Tokenizer = Tokenizer.from_file(context.artifacts["tokenizer"])
-        # The tokenizer's own side is kept, since some teachers read the end of a long text.
+        # Its own side is kept: some teachers read a long text's end.
         side = (self.tokenizer.truncation or {}).get("direction", "right")
         self.tokenizer.enable_truncation(settings["max_length_tokens"], direction=side)
         self.tokenizer.no_padding()
@@ -65,14 +65,10 @@ class ServedStudent(PythonModel):
     def predict(
         self,
         context: PythonModelContext,  # noqa: ARG002 (MLflow's signature)
-        model_input: pd.DataFrame,  # the one hint for which MLflow checks nothing
+        model_input: pd.DataFrame,  # of all hints the one that makes MLflow check nothing
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
-        """Classify texts in any of the forms that this file's first lines name.
-
-        Returns a row per text with `label`, `score` and, if asked for, `score_<label>`. Raises
-        MlflowException (status 400) for anything that holds no texts.
-        """
+        """Classify texts, in any of the forms that this file's first lines name."""
         asked = as_pandas(model_input)
         texts = take_texts(asked)
         scores = self.score(texts)
@@ -87,7 +83,7 @@ class ServedStudent(PythonModel):
         return pd.DataFrame(table, index=index)
 
     def score(self, texts: list[str]) -> npt.NDArray[np.float64]:
-        """Probabilities, shape (texts, labels), independent of the texts' order."""
+        """Probabilities, shape (texts, labels), whatever the order or the company of a text."""
         encodings = self.encode(texts) if texts else []
         scores = np.zeros((len(texts), len(self.labels)), dtype=np.float64)
         for chosen in batch_by_length([len(e) for e in encodings], 1 if self.alone else None):
@@ -97,7 +93,7 @@ class ServedStudent(PythonModel):
         return scores
 
     def encode(self, texts: list[str]) -> list[Encoding]:
-        """Each text's encoding. Raises MlflowException with the rows that can't be encoded."""
+        """Tokens of each text; a text that no tokenizer can encode is refused by its row."""
         try:
             encodings: list[Encoding] = self.tokenizer.encode_batch(texts)
         except (TypeError, UnicodeError):
@@ -108,7 +104,7 @@ class ServedStudent(PythonModel):
         return encodings
 
     def pad(self, encodings: list[Encoding]) -> dict[str, npt.NDArray[np.int64]]:
-        """Token ids, mask and types, each int64 [texts, tokens of the longest]."""
+        """Rectangles of token ids, mask and types, as wide as the longest text."""
         shape = (len(encodings), max(len(encoding) for encoding in encodings))
         filled = {
             "input_ids": np.full(shape, self.pad_token_id, dtype=np.int64),
@@ -123,12 +119,12 @@ class ServedStudent(PythonModel):
 
 
 def as_pandas(asked: Any) -> Any:
-    """Tables and columns of Arrow, polars or datasets as pandas; anything else unchanged."""
+    """Tables and columns of Arrow, polars or datasets as pandas; the rest as it is."""
     return asked.to_pandas() if hasattr(asked, "to_pandas") else asked
 
 
 def take_texts(asked: Any) -> list[str]:
-    """The texts of any accepted form, in order. Raises MlflowException with rows without text."""
+    """The texts of whatever holds them, in order; what is no text is refused by its row."""
     values = list_values(asked)
     if values and all(isinstance(value, Mapping) for value in values):
         values = take_column(pd.DataFrame([dict(value) for value in values]))
@@ -140,7 +136,7 @@ def take_texts(asked: Any) -> list[str]:
 
 
 def list_values(asked: Any) -> list[Any]:
-    """The values in the texts' places, row by row. Raises MlflowException for other forms."""
+    """What stands where the texts should, row by row."""
     if isinstance(asked, str):
         return [asked]
     if isinstance(asked, pd.DataFrame):
@@ -152,14 +148,14 @@ def list_values(asked: Any) -> list[Any]:
         # `DataFrame.to_dict()` maps each row's index to its cell.
         return list_values(list(column.values()) if isinstance(column, Mapping) else column)
     if isinstance(asked, Iterable) and not isinstance(asked, bytes | bytearray | set | frozenset):
-        # MLflow's server passes one text as an array without dimensions.
+        # An array of no dimension is how MLflow's server hands one text on.
         values = asked.reshape(1) if isinstance(asked, np.ndarray) and asked.ndim == 0 else asked
         return list(values)
     raise refuse(f"These are no texts: {type(asked).__name__}. {TAKES}")
 
 
 def take_column(table: pd.DataFrame) -> list[Any]:
-    """The cells of the column `text`, or of a table's single column without a name."""
+    """The cells of `text`, or of the one column of a table whose columns have no names."""
     named = [name for name in table.columns if name == "text"]
     if not named and list(table.columns) in ([0], ["0"]):
         named = list(table.columns)
@@ -170,7 +166,7 @@ def take_column(table: pd.DataFrame) -> list[Any]:
 
 
 def only_item(value: Any) -> Any:
-    """The item of a row with one cell, `["..."]`; anything else unchanged."""
+    """The text in a row of one cell, `["..."]`; anything else as it is."""
     if isinstance(value, np.ndarray) and value.size == 1:
         return value.item()
     if isinstance(value, list | tuple) and len(value) == 1:
@@ -179,7 +175,7 @@ def only_item(value: Any) -> Any:
 
 
 def is_encodable(text: str) -> bool:
-    """Whether a text can be written as UTF-8; half of a surrogate pair can't."""
+    """Whether a text can be written as UTF-8, which half of a surrogate pair can't."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -188,7 +184,7 @@ def is_encodable(text: str) -> bool:
 
 
 def refuse_rows(rows: list[int], count: int, fault: str) -> MlflowException:
-    """An error that names the first faulty rows."""
+    """An error that names the first rows that have a fault."""
     named = ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
     return refuse(
         f"{len(rows)} of {count} rows {fault}: row {named}. "
@@ -197,22 +193,19 @@ def refuse_rows(rows: list[int], count: int, fault: str) -> MlflowException:
 
 
 def refuse_columns(fault: str, columns: Iterable[Any]) -> MlflowException:
-    """An error that lists the columns."""
-    listed = ", ".join(map(str, columns)) or "no column"
-    return refuse(f"The {fault}. Found: {listed}. {TAKES}")
+    """An error that says which columns there are."""
+    found = ", ".join(map(str, columns)) or "no column"
+    return refuse(f"The {fault}. Found: {found}. {TAKES}")
 
 
 def refuse(message: str) -> MlflowException:
-    """An error that MLflow's server answers with status 400: the caller's fault."""
+    """An error that MLflow's server answers with status 400, the caller's fault."""
     error: MlflowException = MlflowException.invalid_parameter_value(message)
     return error
 
 
 def batch_by_length(lengths: list[int], most: int | None) -> Iterator[list[int]]:
-    """Indices in batches of similar length.
-
-    A batch holds at most `most` texts and `BATCH_TOKENS` padded tokens; a longer text is one alone.
-    """
+    """Indices in batches of like length, each at most `BATCH_TOKENS` when padded."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
         full = (len(batch) + 1) * lengths[index] > BATCH_TOKENS or len(batch) == most
