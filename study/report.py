@@ -57,7 +57,7 @@ NOTES = """\
   *prediction_only*. Compare within a table, not between two.
 - The row *teacher* is the teacher itself, tuned on all training texts with steps of its own: about
   what there is to gain, though a student may pass it. Where its own lead over *prediction_only* is
-  not sure, little can be expected of a student's.
+  not significant, little can be expected of a student's.
 - A student's best epoch of its last phase is chosen on dev, as the product does.
 """
 
