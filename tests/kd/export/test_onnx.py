@@ -188,7 +188,7 @@ def test_a_mask_that_is_ignored_is_noticed(
         batch.attention_mask.fill(1)
         return run_session(session, batch)
 
-    monkeypatch.setattr(export, "run_session", run_unmasked)
+    monkeypatch.setattr("tasks.kd.export.parity.run_session", run_unmasked)
     with pytest.raises(ExportError):
         require_parity(trained.model, exported, examples, pad_token_id=0, limit=1e-3)
 
