@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from tasks.kd.errors import ParamsError
 from tasks.kd.recipe.document import parse_yaml, read_yaml
-from tasks.kd.recipe.faults import Fault, field_faults, refuse, wrong_sections
+from tasks.kd.recipe.faults import Fault, field_faults, refuse, unfit_faults, wrong_sections
 from tasks.kd.recipe.fields import Section
 from tasks.kd.recipe.forms import require_form
 from tasks.kd.recipe.recipe import Recipe
@@ -93,8 +93,10 @@ def _validate(document: Any, path: Path, read_from: Any = None) -> Recipe:
             expected="lower-case letters, digits, - and _, at most 32, a letter or digit first",
         )
     require_form(document, path)
+    if unfit := list(unfit_faults(document)):
+        raise refuse(path, read_from or document, unfit)
     try:
-        return Recipe.model_validate_json(_as_json(document, path))
+        return Recipe.model_validate_json(json.dumps(document))
     except ValidationError as error:
         faults, untold = _find_faults(error, document)
         raise refuse(path, read_from or document, faults, *untold) from None
@@ -191,10 +193,3 @@ def _check_input(entry: object, path: Path) -> None:
             where=path,
             expected="letters, digits, blanks and ._-/ only, no `..`",
         )
-
-
-def _as_json(document: Any, path: Path) -> str:
-    try:
-        return json.dumps(document)
-    except TypeError as error:
-        raise ParamsError("a value is no text, number, list or mapping", where=path) from error
