@@ -60,13 +60,13 @@ def write_streams(planned: Planned) -> bool:
 
     Raises ParamsError where no level reads the teacher, as a recipe must name some stream.
     """
-    from tasks.kd.digests import write_bytes
+    from tasks.kd.recipe.document import write_document
 
     if planned.text is None:
         return False
     if not planned.read:
         raise ParamsError("no level of this recipe reads its teacher", where=planned.path)
-    write_bytes(planned.path, planned.text)
+    write_document(planned.path, planned.text)
     return True
 
 

@@ -25,20 +25,21 @@ def all_of(faults: Sequence[ParamsError]) -> ParamsError:
 
 
 def _find_all(root: Path) -> list[Path]:
-    from tasks.kd.recipe.files import RECIPES_FILE, list_recipes
+    from tasks.kd.recipe.files import find_recipes, list_recipes
 
     listed = [root / "params" / f"{name}.yaml" for name in list_recipes(root)]
-    others = sorted((root / "params").glob("*.yaml"))
-    return listed + [path for path in others if path not in (*listed, root / RECIPES_FILE)]
+    return listed + [path for path in find_recipes(root) if path not in listed]
 
 
 def _find_fault(root: Path, path: Path) -> ParamsError | None:
     from flows.sources import check_sources
-    from tasks.kd.recipe.files import check_inputs, load_recipe
+    from tasks.kd.recipe.files import check_inputs, load_recipe, require_no_entry
 
     try:
+        if not path.exists():
+            require_no_entry(root, path.stem)
         recipe = load_recipe(path)
-        if path.resolve().parent == (root / "params").resolve():
+        if path.parent.resolve() == (root / "params").resolve():
             check_inputs(root, path.stem, recipe)
         check_sources(root, path, recipe)
     except ParamsError as error:

@@ -151,6 +151,8 @@ def upgrade(recipe: str | None, *, dry_run: bool, as_json: bool) -> None:
     else:
         for line in (line for change in changes for line in change.describe()):
             click.echo(line)
+        if not (changes or refused):
+            click.echo("no recipe so far")
     if refused:
         raise all_of(refused)
 

@@ -77,8 +77,8 @@ def read_job(recipe: str, root: Path | None = None) -> Job:
     from tasks.kd.recipe.files import check_inputs, find_recipe, load_recipe
 
     root = root or find_root()
-    path = find_recipe(recipe, root).resolve()
-    if path.parent != (root / "params").resolve():
+    path = find_recipe(recipe, root)
+    if path.parent.resolve() != (root / "params").resolve():
         raise ParamsError(
             "this recipe has no stages in dvc.yaml",
             where=path,

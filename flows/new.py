@@ -43,8 +43,7 @@ def create_recipe(
     result is valid.
     """
     from flows.figures import write_figures
-    from tasks.kd.digests import write_bytes
-    from tasks.kd.recipe.document import parse_document, read_text
+    from tasks.kd.recipe.document import parse_document, read_text, require_writable, write_document
     from tasks.kd.recipe.files import RECIPES_FILE, load_recipe
 
     path = root / "params" / f"{name}.yaml"
@@ -61,8 +60,9 @@ def create_recipe(
     notes = _fit_sources(document.data, root, sources)
     notes += _fit_shapes(document.data, root, taken)
     listing = _check_and_list(root, path, document)
-    write_bytes(path, document.render())
-    write_bytes(root / RECIPES_FILE, listing)
+    require_writable(root / RECIPES_FILE)
+    write_document(path, document.render())
+    write_document(root / RECIPES_FILE, listing)
     write_figures(root)
     return path, notes
 

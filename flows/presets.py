@@ -43,7 +43,7 @@ def read_preset(root: Path, name: str) -> Preset:
     from pydantic import ValidationError
 
     from tasks.kd.recipe.document import leading_comment, parse_yaml, read_text, section_text
-    from tasks.kd.recipe.faults import field_faults, tell
+    from tasks.kd.recipe.faults import field_faults, refuse, unfit_faults
     from tasks.kd.recipe.presets import PresetFile
 
     if name not in list_presets(root):
@@ -55,11 +55,12 @@ def read_preset(root: Path, name: str) -> Preset:
     path = root / PRESETS / f"{name}.yaml"
     text = read_text(path)
     data = parse_yaml(text, path)
+    if unfit := list(unfit_faults(data)):
+        raise refuse(path, data, unfit, wish="used")
     try:
         fields = PresetFile.model_validate_json(json.dumps(data))
     except ValidationError as error:
-        lines = tell(path, data, field_faults(error, data))
-        raise ParamsError("\n".join([f"preset {name} can't be used:", *lines])) from None
+        raise refuse(path, data, field_faults(error, data), wish="used") from None
     taught = leading_comment(text, data) + section_text(text, data, "train_student")
     return Preset(name, path, fields, taught)
 

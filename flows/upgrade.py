@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,27 +53,37 @@ def upgrade_recipes(
 
     A recipe that can't be upgraded, or would not be valid afterwards, stays as it is.
     """
-    from tasks.kd.recipe.files import find_recipe
+    from tasks.kd.recipe.files import RECIPES_FILE, find_recipe, find_recipes, require_no_entry
 
-    paths = [find_recipe(recipe, root)] if recipe is not None else _find_all(root)
     changes, refused = list[Change](), list[ParamsError]()
+    if recipe is not None:
+        paths = [find_recipe(recipe, root)]
+    else:
+        listed = [root / "params" / f"{name}.yaml" for name in _read_entries(root / RECIPES_FILE)]
+        paths = sorted({*find_recipes(root), *listed})
     for path in paths:
         try:
+            if not path.exists():
+                require_no_entry(root, path.stem)
             changes.append(_upgrade(root, path, dry_run=dry_run))
         except ParamsError as error:
             refused.append(error)
     return changes, refused
 
 
-def _find_all(root: Path) -> list[Path]:
-    from tasks.kd.recipe.files import RECIPES_FILE
+def _read_entries(listing: Path) -> Mapping[str, Any]:
+    """The entries of the list, whatever their shape; none where there is no list."""
+    from tasks.kd.recipe.document import read_yaml
 
-    return sorted(set((root / "params").glob("*.yaml")) - {root / RECIPES_FILE})
+    document = read_yaml(listing) if listing.exists() else {"recipes": {}}
+    entries = document.get("recipes") if isinstance(document, dict) else None
+    if not isinstance(entries, dict):
+        raise ParamsError("a mapping `recipes:` is missing", where=listing)
+    return entries
 
 
 def _upgrade(root: Path, path: Path, *, dry_run: bool) -> Change:
-    from tasks.kd.digests import write_bytes
-    from tasks.kd.recipe.document import parse_yaml, read_text
+    from tasks.kd.recipe.document import parse_yaml, read_text, require_writable, write_document
     from tasks.kd.recipe.edits import apply_edits
     from tasks.kd.recipe.files import RECIPES_FILE
     from tasks.kd.recipe.upgrades import upgrade
@@ -81,13 +91,16 @@ def _upgrade(root: Path, path: Path, *, dry_run: bool) -> Change:
     text, listing = read_text(path), root / RECIPES_FILE
     document, upgraded = parse_yaml(text, path), upgrade(text, path)
     recipe = _validate(upgraded, path, document)
-    is_listed = path.resolve().parent == listing.resolve().parent and listing.is_file()
+    is_listed = path.parent.resolve() == listing.parent.resolve()
     entry = list(_missing_inputs(listing, path.stem, recipe)) if is_listed else []
-    stages = _find_stages(root, path, document, parse_yaml(upgraded.text, path))
-    if upgraded.edits and not dry_run:
-        write_bytes(path, upgraded.text.encode())
-    if entry and not dry_run:
-        write_bytes(listing, apply_edits(read_text(listing), entry).encode())
+    new = parse_yaml(upgraded.text, path)
+    stages = _find_stages(root, path, document, new) if is_listed else ()
+    written = {path: upgraded.text} if upgraded.edits else {}
+    written |= {listing: apply_edits(read_text(listing), entry, listing)} if entry else {}
+    for file in written:
+        require_writable(file)
+    for file, content in written.items() if not dry_run else ():
+        write_document(file, content.encode())
     told = [str(edit) for edit in upgraded.edits] + [f"{RECIPES_FILE}: {edit}" for edit in entry]
     return Change(path.stem, upgraded.form, tuple(told), tuple(stages))
 
@@ -106,12 +119,10 @@ def _validate(upgraded: Upgraded, path: Path, document: Any) -> Recipe:
 
 def _missing_inputs(listing: Path, name: str, recipe: Recipe) -> Iterator[Put]:
     """The edit that adds the inputs that the recipe's entry in the list lacks."""
-    from tasks.kd.recipe.document import read_yaml
     from tasks.kd.recipe.edits import Put
     from tasks.kd.recipe.files import INPUTS, inputs_of
 
-    entries = read_yaml(listing).get("recipes")
-    entry = entries.get(name) if isinstance(entries, dict) else None
+    entry = _read_entries(listing).get(name)
     if not isinstance(entry, dict):
         return  # `stillhouse check` says what to write
     wanted = inputs_of(recipe)

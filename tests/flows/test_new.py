@@ -284,6 +284,10 @@ def test_a_preset_written_for_another_depth_says_so_itself(repository: Path) -> 
             "{}:7: written_for.layers: Input should be",
         ),
         ([("train_student:", "train_pupil:")], "{}:1: train_student: is missing"),
+        (
+            [("layers: 6, hidden", "layers: 2026-01-02, hidden")],
+            "{}:7: written_for.layers: no text, number, list or mapping, found 2026-01-02",
+        ),
     ],
 )
 def test_a_preset_that_does_not_fit_is_refused_and_writes_nothing(

@@ -190,3 +190,83 @@ def test_a_write_that_fails_leaves_the_old_recipe(
     monkeypatch.setattr("os.fsync", full)
     assert ask("upgrade", "old").exit_code == 1
     assert {name: each for name, each in contents(params).items() if name in before} == before
+
+
+def test_a_link_stays_a_link_and_its_file_is_upgraded(params: Path, tmp_path: Path) -> None:
+    shared = tmp_path / "shared.yaml"
+    (params / "old.yaml").rename(shared)
+    (params / "old.yaml").symlink_to(shared)
+    assert "recipes.old: adds student" in ask("upgrade", "old").stdout
+    assert (params / "old.yaml").is_symlink()
+    check_inputs(tmp_path, "old", load_recipe(shared.rename(params / "old.yaml")))
+
+
+def test_permissions_stay_and_a_file_that_must_not_be_written_is_refused(params: Path) -> None:
+    path = params / "old.yaml"
+    path.chmod(0o600)
+    (params / "last.yaml").chmod(0o444)
+    before = contents(params)["last.yaml"]
+    result = ask("upgrade")
+    assert result.exit_code == 2
+    said = f"a file that must not be written: {params}/last.yaml. Run: chmod u+w {params}/last.yaml"
+    assert said in result.stderr
+    assert contents(params)["last.yaml"] == before
+    assert path.stat().st_mode & 0o777 == 0o600
+    load_recipe(path)
+
+
+def test_neither_file_is_written_unless_both_may_be(params: Path) -> None:
+    before = contents(params)
+    (params / "recipes.yaml").chmod(0o444)
+    assert ask("upgrade", "old").exit_code == 2
+    assert contents(params) == before
+
+
+@pytest.mark.parametrize("command", ["upgrade", "check", "plan", "run"])
+def test_a_recipe_that_is_listed_and_has_no_file_is_told_as_that(
+    params: Path, command: str
+) -> None:
+    (params / "old.yaml").unlink()
+    result = ask(command, "old")
+    assert result.exit_code == 2
+    assert "recipe old is listed in params/recipes.yaml and has no file" in result.stderr
+    assert "Run:" not in result.stderr
+
+
+def test_all_others_are_upgraded_beside_one_that_has_no_file(params: Path) -> None:
+    (params / "old.yaml").unlink()
+    result = ask("upgrade")
+    assert result.exit_code == 2
+    assert result.stderr.count("old.yaml. Bring it back, or take its line out") == 1
+    load_recipe(params / "last.yaml")
+
+
+@pytest.mark.parametrize("listing", ["", "- old\n", "recipes: none\n"])
+def test_a_list_that_is_none_is_told_and_nothing_is_written(params: Path, listing: str) -> None:
+    (params / "recipes.yaml").write_text(listing)
+    before = contents(params)
+    result = ask("upgrade")
+    assert result.exit_code == 2
+    where = f"{params}/recipes.yaml"
+    assert result.stderr == f"Error: a mapping `recipes:` is missing: {where}.\n"
+    assert contents(params) == before
+
+
+def test_a_folder_in_the_place_of_a_recipe_is_told(params: Path) -> None:
+    (params / "old.yaml").unlink()
+    (params / "old.yaml").mkdir()
+    assert f"a folder in the place of a file: {params}/old.yaml." in ask("upgrade").stderr
+
+
+def test_a_repository_without_recipes_says_so(params: Path) -> None:
+    for path in params.iterdir():
+        path.unlink()
+    assert ask("upgrade").stdout == "no recipe so far\n"
+
+
+def test_an_entry_that_names_another_is_upgraded(params: Path) -> None:
+    text = "recipes:\n  old: {train: params/remote, <<: *it}\n"
+    shared = "it: &it {test: params/remote, teacher: params/remote}\n"
+    (params / "recipes.yaml").write_text(shared + text)
+    assert ask("upgrade", "old").exit_code == 0
+    check_inputs(params.parent, "old", load_recipe(params / "old.yaml"))

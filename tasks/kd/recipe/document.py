@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks.kd.digests import write_bytes
 from tasks.kd.errors import ParamsError
 
 _WIDEST = 4096  # letters in a line, from which on ruamel folds it
@@ -39,8 +42,29 @@ def read_text(path: Path) -> str:
         return path.read_bytes().decode("utf-8")
     except FileNotFoundError:
         raise ParamsError("no such file", where=path) from None
+    except IsADirectoryError:
+        raise ParamsError("a folder in the place of a file", where=path) from None
     except UnicodeDecodeError as error:
         raise ParamsError("not YAML in UTF-8", where=path, found=error) from None
+
+
+def require_writable(path: Path) -> None:
+    """Raise ParamsError for a file that its permissions keep from being changed."""
+    if path.exists() and not (path.stat().st_mode & stat.S_IWUSR and os.access(path, os.W_OK)):
+        raise ParamsError("a file that must not be written", where=path, mend=f"chmod u+w {path}")
+
+
+def write_document(path: Path, content: bytes) -> None:
+    """Write a file, or the one that a link names, at once; its permissions stay.
+
+    Raises ParamsError as `require_writable` does.
+    """
+    require_writable(path)
+    target = path.resolve()
+    mode = target.stat().st_mode if target.exists() else None
+    write_bytes(target, content)
+    if mode is not None:
+        target.chmod(mode)
 
 
 def parse_yaml(text: str, path: Path) -> Any:

@@ -6,12 +6,16 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tasks.kd.errors import ParamsError
 from tasks.kd.recipe.faults import Place
 
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./ -]*")
+# What stands between a name and a value that has no text of its own, and the last such list item.
+_ELSEWHERE = re.compile(r"\s*:(?:(?:\s+#[^\n]*)*\s*\*[^\s,\[\]{}]+)?")
+_LAST_ITEM = re.compile(r"^ *(?:- +)*-(?: +\*[^\s,\[\]{}]+)?", re.MULTILINE)
 _OTHER_MEANING = {"null", "true", "false", "yes", "no", "on", "off"}
 
 
@@ -69,15 +73,15 @@ class Set:
 Edit = Put | Rename | Drop | Set
 
 
-def apply_edits(text: str, edits: Iterable[Edit]) -> str:
-    """The text with all changes made. Places and names are those of the text before them.
+def apply_edits(text: str, edits: Iterable[Edit], path: Path) -> str:
+    """The text of a file with all changes made. Places and names are those before them.
 
     Raises ParamsError for a place that a merge key (`<<`) brings in, which has no text of its own.
     """
     from ruamel.yaml import YAML
 
     root = YAML(typ="rt").compose(text)
-    splices = dict.fromkeys(_splice(text, _find(root, edit.place), edit) for edit in edits)
+    splices = dict.fromkeys(_splice(text, _find(root, edit, path), edit) for edit in edits)
     ordered = sorted(enumerate(splices), key=lambda each: (*each[1][:2], each[0]), reverse=True)
     for _, (start, end, replacement) in ordered:  # from the last, so that places stay what they are
         text = text[:start] + replacement + text[end:]
@@ -95,22 +99,30 @@ def _name(place: Place) -> str:
     return ".".join(map(str, place)) or "recipe"
 
 
-def _find(node: Any, place: Place) -> Any:
-    for part in place:
+def _find(root: Any, edit: Edit, path: Path) -> Any:
+    """The mapping that is changed, which has the text of all fields that the change names."""
+    node = root
+    for part in edit.place:
+        if isinstance(part, str):
+            _require_text(node, part, path)
         node = node.value[part] if isinstance(part, int) else node.value[_index(node, part)][1]
+    if not isinstance(edit, Put):
+        _require_text(node, edit.key, path)
     return node
+
+
+def _require_text(mapping: Any, key: str, path: Path) -> None:
+    if key not in [name.value for name, _ in mapping.value]:
+        raise ParamsError(
+            f"{key} comes in by a merge key (`<<`), and can't be changed where it is",
+            where=f"{path}:{mapping.start_mark.line + 1}",
+            advice="Write the fields out instead.",
+        )
 
 
 def _index(mapping: Any, key: str) -> int:
     """The number of a field in a mapping."""
-    for number, (name, _) in enumerate(mapping.value):
-        if name.value == key:
-            return number
-    raise ParamsError(
-        f"{key} comes in by a merge key (`<<`), and can't be changed where it is",
-        where=f"line {mapping.start_mark.line + 1}",
-        advice="Write the fields out instead.",
-    )
+    return [name.value for name, _ in mapping.value].index(key)
 
 
 def _splice(text: str, mapping: Any, edit: Edit) -> tuple[int, int, str]:
@@ -123,7 +135,10 @@ def _splice(text: str, mapping: Any, edit: Edit) -> tuple[int, int, str]:
         new = json.dumps(edit.to) if key.style else edit.to
         return key.start_mark.index, key.end_mark.index, new
     if isinstance(edit, Set):
-        return value.start_mark.index, _end(text, key, value), spell(edit.value)
+        end = _end(text, key, value)
+        start = key.end_mark.index if _is_elsewhere(key, value) else value.start_mark.index
+        lead = ": " if _is_elsewhere(key, value) else ""
+        return start, end, lead + spell(edit.value)
     if number + 1 < len(mapping.value):
         return key.start_mark.index, mapping.value[number + 1][0].start_mark.index, ""
     return _end(text, *mapping.value[number - 1]), _end(text, key, value), ""
@@ -161,16 +176,33 @@ def _number_before(mapping: Any, put: Put) -> int | None:
 
 def _end(text: str, key: Any, value: Any) -> int:
     """Where a field ends: with the last of its own text, without what follows in the line."""
-    is_elsewhere = value.start_mark.index < key.start_mark.index  # `*name`
-    if is_elsewhere or (value.value == "" and not value.style):  # or nothing at all
-        return int(key.end_mark.index)
+    if _is_elsewhere(key, value):
+        after = _ELSEWHERE.match(text, key.end_mark.index)
+        return after.end() if after else int(key.end_mark.index)
     if isinstance(value.value, str):
         is_block = value.style in ("|", ">")
         return _block_end(text, key, value) if is_block else int(value.end_mark.index)
     if value.flow_style:
         return int(value.end_mark.index)
     last = value.value[-1]
-    return _end(text, *last) if isinstance(last, tuple) else _end(text, value, last)
+    if isinstance(last, tuple):
+        return _end(text, *last)
+    before = max((value, *value.value[:-1]), key=lambda node: node.start_mark.index)
+    if _is_elsewhere(before, last):
+        return _end_of_items(text, value)
+    return _end(text, value, last)
+
+
+def _is_elsewhere(before: Any, value: Any) -> bool:
+    """Whether a value has no text after what stands before it: `*name`, or nothing at all."""
+    is_named = value.start_mark.index <= before.start_mark.index
+    return is_named or (value.value == "" and not value.style)
+
+
+def _end_of_items(text: str, items: Any) -> int:
+    """Where the last item of a list ends, which has no text of its own."""
+    lines = _LAST_ITEM.finditer(text, items.start_mark.index, items.end_mark.index)
+    return max((line.end() for line in lines), default=int(items.start_mark.index))
 
 
 def _block_end(text: str, key: Any, value: Any) -> int:

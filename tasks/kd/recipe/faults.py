@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,9 @@ from tasks.kd.errors import ParamsError
 
 Place = tuple[str | int, ...]
 # Kinds of faults whose text says all; after that of others stands what was found.
-_WHOLE = ("extra_forbidden", "missing", "value_error", "union_tag_not_found", "union_tag_invalid")
+_WHOLE = ("extra_forbidden", "missing", "value_error")
+_OF_KIND = ("union_tag_not_found", "union_tag_invalid")
+_QUOTED = re.compile(r"'([^']+)'")
 _SHOULD_BE = "Input should be "
 _SHOWN = 80  # letters of a value that is refused
 
@@ -75,13 +78,55 @@ def field_faults(error: ValidationError, document: Any) -> list[Fault]:
     is of one kind, but wrong inside, only what is inside is told.
     """
     found: dict[Place, list[Any]] = {}
-    for each in error.errors():
+    for each in (one for whole in error.errors() for one in _of_fields(whole)):
         found.setdefault(_place_of(each, document), []).append(each)
     return [
         Fault(place, _join(errors))
         for place, errors in found.items()
         if place and not any(place == other[: len(place)] for other in found if other != place)
     ]
+
+
+def _of_fields(error: Any) -> Iterator[Any]:
+    """The errors of the fields that say a section's kind, where that is what is wrong, or itself.
+
+    A level's kind is said by two fields, `level` and `loss`.
+    """
+    if error["type"] not in _OF_KIND:
+        yield error
+        return
+    given, named = error["input"], error["ctx"]["discriminator"].strip("'")
+    if not isinstance(given, dict):
+        yield {**error, "type": "model_type", "msg": f"{_SHOULD_BE}an object"}
+        return
+    fields = ("level", "loss") if named.endswith("()") else (named,)
+    kinds = [tag.split(".") for tag in _QUOTED.findall(error["ctx"].get("expected_tags", ""))]
+    for number, field in enumerate(fields):
+        loc = (*error["loc"], field)
+        known = list(dict.fromkeys(repr(kind[number]) for kind in kinds))
+        if field not in given:
+            yield {**error, "loc": loc, "type": "missing"}
+        elif known and repr(given[field]) not in known:
+            text = _SHOULD_BE + " or ".join(filter(None, [", ".join(known[:-1]), known[-1]]))
+            yield {**error, "loc": loc, "type": "literal_error", "msg": text, "input": given[field]}
+        kinds = [kind for kind in kinds if kind[number] == given.get(field)]
+
+
+def unfit_faults(node: Any, place: Place = ()) -> Iterator[Fault]:
+    """What of a YAML document can't stand in a recipe: other values than those of JSON."""
+    if isinstance(node, dict | list):
+        inner = node.items() if isinstance(node, dict) else enumerate(node)
+        for key, value in inner:
+            if isinstance(node, dict) and not isinstance(key, str):
+                yield Fault((*place, key), f"a field's name must be a text, found {key!r}")
+            else:
+                yield from unfit_faults(value, (*place, key))
+    elif isinstance(node, str):
+        if any("\ud800" <= letter <= "\udfff" for letter in node):
+            yield Fault(place, "a text with half of a surrogate pair")
+    elif not (node is None or isinstance(node, bool | int | float)):
+        found = str(getattr(node, "value", node))[:_SHOWN]
+        yield Fault(place, f"no text, number, list or mapping, found {found}")
 
 
 def _place_of(error: Any, document: Any) -> Place:
@@ -111,13 +156,6 @@ def _tell(error: Any) -> str:
         return "unknown field"
     if error["type"] == "missing":
         return "is missing"
-    named = str(error.get("ctx", {}).get("discriminator", "")).strip("'")
-    if error["type"] == "union_tag_not_found":
-        return f"{named} is missing"
-    if error["type"] == "union_tag_invalid":
-        name = "level.loss" if named.endswith("()") else named  # what no field says alone
-        tag, tags = error["ctx"]["tag"], error["ctx"]["expected_tags"]
-        return f"{name} {tag!r} does not match any of the expected tags: {tags}"
     return str(error["msg"]).removeprefix("Value error, ")
 
 

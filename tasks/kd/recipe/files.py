@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from tasks.kd.errors import ParamsError
 from tasks.kd.recipe.document import parse_yaml, read_yaml
-from tasks.kd.recipe.faults import Fault, field_faults, refuse, wrong_sections
+from tasks.kd.recipe.faults import Fault, field_faults, refuse, unfit_faults, wrong_sections
 from tasks.kd.recipe.fields import Section
 from tasks.kd.recipe.forms import require_form
 from tasks.kd.recipe.recipe import Recipe
@@ -35,11 +35,37 @@ def find_recipe(name_or_path: str, root: Path) -> Path:
         found = root / "params" / f"{name_or_path}.yaml"
         if found.is_file():
             return found
+        require_no_entry(root, name_or_path)
     raise ParamsError(
         f"no recipe {name_or_path!r}",
-        expected=f"one of {', '.join(list_recipes(root)) or 'none so far'}, or a path",
+        expected=f"one of {', '.join(_list_entries(root)) or 'none so far'}, or a path",
         mend=f"stillhouse new {name_or_path}" if re.fullmatch(RECIPE_NAME, name_or_path) else None,
     )
+
+
+def find_recipes(root: Path) -> list[Path]:
+    """The files of all recipes of params/, in order of their names."""
+    return sorted(set((root / "params").glob("*.yaml")) - {root / RECIPES_FILE})
+
+
+def require_no_entry(root: Path, name: str) -> None:
+    """Raise ParamsError for the name of a recipe that is listed and has no file."""
+    if name in _list_entries(root):
+        raise ParamsError(
+            f"recipe {name} is listed in {RECIPES_FILE} and has no file",
+            where=root / "params" / f"{name}.yaml",
+            advice=f"Bring it back, or take its line out of {RECIPES_FILE}.",
+        )
+
+
+def _list_entries(root: Path) -> list[str]:
+    """The names in the list, of which entries may be wrong; none if there is no such list."""
+    try:
+        document = read_yaml(root / RECIPES_FILE)
+    except ParamsError:
+        return []
+    entries = document.get("recipes") if isinstance(document, dict) else None
+    return list(map(str, entries)) if isinstance(entries, dict) else []
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -67,8 +93,10 @@ def _validate(document: Any, path: Path, read_from: Any = None) -> Recipe:
             expected="lower-case letters, digits, - and _, at most 32, a letter or digit first",
         )
     require_form(document, path)
+    if unfit := list(unfit_faults(document)):
+        raise refuse(path, read_from or document, unfit)
     try:
-        return Recipe.model_validate_json(_as_json(document, path))
+        return Recipe.model_validate_json(json.dumps(document))
     except ValidationError as error:
         faults, untold = _find_faults(error, document)
         raise refuse(path, read_from or document, faults, *untold) from None
@@ -165,10 +193,3 @@ def _check_input(entry: object, path: Path) -> None:
             where=path,
             expected="letters, digits, blanks and ._-/ only, no `..`",
         )
-
-
-def _as_json(document: Any, path: Path) -> str:
-    try:
-        return json.dumps(document)
-    except TypeError as error:
-        raise ParamsError("a value is no text, number, list or mapping", where=path) from error

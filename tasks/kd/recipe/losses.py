@@ -146,11 +146,15 @@ LOSSES: Mapping[str, Loss] = {
 }
 
 
-def _level_and_loss(level: Any) -> str:
-    """The name of a level's loss, also of fields that are still to be validated."""
+def _level_and_loss(level: Level) -> str:
+    return f"{level.level}.{level.loss}"
+
+
+def _kind_of(level: Any) -> str | None:
+    """The name of the loss of a level that is still to be validated; None for what is none."""
     if isinstance(level, dict):
         return f"{level.get('level')}.{level.get('loss')}"
-    return f"{level.level}.{level.loss}"
+    return _level_and_loss(level) if isinstance(level, Level) else None
 
 
 if TYPE_CHECKING:
@@ -158,7 +162,7 @@ if TYPE_CHECKING:
 else:
     _models = (Annotated[row.model, Tag(name)] for name, row in LOSSES.items())
     # One of all models, by the level and the loss that stand in the recipe.
-    AnyLevel = Annotated[functools.reduce(operator.or_, _models), Discriminator(_level_and_loss)]
+    AnyLevel = Annotated[functools.reduce(operator.or_, _models), Discriminator(_kind_of)]
 
 
 def loss_of(level: Level) -> Loss:

@@ -51,12 +51,12 @@ def upgrade(text: str, path: Path) -> Upgraded:
         if faults := [each for each in found if isinstance(each, Fault)]:
             raise refuse(path, data, faults, wish="upgraded")
         edits += (changes := [each for each in found if not isinstance(each, Fault)])
-        text = apply_edits(text, changes)
+        text = apply_edits(text, changes, path)
     if form < FORM:
         names_it = "form" in data
         last = Set((), "form", FORM) if names_it else Put((), {"form": FORM})
         edits.append(last)
-        text = apply_edits(text, [last])
+        text = apply_edits(text, [last], path)
     return Upgraded(text, form, tuple(edits))
 
 

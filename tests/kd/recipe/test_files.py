@@ -99,6 +99,56 @@ def test_every_fault_is_told_with_its_line(text: str, write: Any) -> None:
     assert (len(message.splitlines()), message.splitlines()[-1]) == (5, said)
 
 
+LABELS = "{level: prediction, loss: labels, weight: 0.5}"
+
+
+@pytest.mark.parametrize(
+    ("level", "said"),
+    [
+        ("{level: prediction, weight: 0.5}", {"loss: is missing"}),
+        ("{loss: labels, weight: 0.5}", {"level: is missing"}),
+        ("{weight: 0.5}", {"level: is missing", "loss: is missing"}),
+        ("{level: hiden, loss: mse}", {"level: Input should be 'prediction', 'hidden', "}),
+        ("{level: hidden, loss: kl}", {"loss: Input should be 'mse', 'cosine', "}),
+        ("{level: hidden, loss: null}", {"loss: Input should be 'mse', 'cosine', "}),
+        ("{level: relation, loss: [kl]}", {"loss: Input should be 'kl', found [\"kl\"]"}),
+        ("prediction", {"Input should be an object, found"}),
+        ("", {"Input should be an object, found null"}),
+        ("[prediction, labels]", {"Input should be an object, found"}),
+    ],
+)
+def test_what_is_no_level_is_told_by_its_field_and_line(
+    text: str, write: Any, level: str, said: set[str]
+) -> None:
+    path = write(text.replace(LABELS, level))
+    line = text[: text.index(LABELS)].count("\n") + 1
+    told = [each for each in faults_of(path).splitlines()[1:] if "Rules" not in each]
+    begin = f"  {path}:{line}: train_student.phases.1.levels.0"
+    assert all(each.startswith(begin) for each in told)
+    rest = [each.removeprefix(begin).lstrip(".: ") for each in told]
+    assert len(rest) == len(said)
+    assert all(any(each.startswith(one) for one in said) for each in rest), rest
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("  seed: 7", "  seed: 2026-01-02", "prepare_data.seed: no text, number, list or mapping"),
+        ("Text\n", "!!binary aGk=\n", "prepare_data.text_column: no text, number, list or"),
+        ("Text\n", "!mine Text\n", "prepare_data.text_column: no text, number, list or"),
+        ("Text\n", '"\\ud800"\n', "prepare_data.text_column: a text with half of a surrogate"),
+        ("gate:", "3: x\ngate:", "3: a field's name must be a text, found 3"),
+        ("gate:", "gate:\n  true: x", "gate.True: a field's name must be a text, found True"),
+    ],
+)
+def test_what_no_recipe_can_hold_is_told_by_its_field(
+    text: str, write: Any, old: str, new: str, said: str
+) -> None:
+    path = write(text.replace(old, new, 1))
+    line = text[: text.index(old)].count("\n") + 1 + ("\n  true" in new)
+    assert f"\n  {path}:{line}: {said}" in faults_of(path)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
@@ -106,18 +156,18 @@ def test_every_fault_is_told_with_its_line(text: str, write: Any) -> None:
         ("max_length_tokens: 64", "max_length_tokens: 64.5", "integer"),
         ("temperature: 2.0", "temperature: -1.0", "greater than 0"),
         ("temperature: 2.0", "temperature: .nan", "finite"),
-        ("loss: kl,", "loss: kll,", "level.loss 'prediction.kll' does not match any of the"),
+        ("loss: kl,", "loss: kll,", "levels.1.loss: Input should be 'labels', 'kl', "),
         (
             "kind: teacher_layers",
             "kind: magic",
-            "initial: kind 'magic' does not match any of the expected tags",
+            "initial.kind: Input should be 'teacher_layers', 'width_reduction', ",
         ),
         ("streams: [logits,", "streams: [logitz,", "pattern"),
         ("streams: [logits,", "streams: [", "cache_teacher.streams: lacks logits"),
         ("hidden.4, hidden.6]", "hidden.6]", "cache_teacher.streams: lacks hidden.4"),
         ("hidden.4, hidden.6]", "hidden.4, hidden.6, hidden.7]", "the teacher has 6 layers"),
         ("    layers: 3\n", "    layers: 7\n", "can't be mapped"),
-        ("      kind: teacher_layers\n", "", "train_student.student.initial: kind is missing"),
+        ("      kind: teacher_layers\n", "", "train_student.student.initial.kind: is missing"),
         ("    attention_heads: 12", "    attention_heads: 7", "must be a multiple"),
         ("      layers: uniform\n", "      layers: [1, 2]\n", "names 2 teacher layers"),
         ("    hidden_size: 384\n", "    hidden_size: 192\n", "only at its hidden_size 384"),
