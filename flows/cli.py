@@ -246,6 +246,9 @@ def status(*, as_json: bool) -> None:
         _print_json(state)
         return
     show.print_rows("Recipes", show.status_rows(state["recipes"]))
+    for recipe in state["recipes"]:
+        if recipe["fault"] is not None:
+            show.print_line(f"{recipe['recipe']}: {recipe['fault']}", "yellow")
     if state["registry_fault"] is not None:
         show.print_line(f"Models unknown: {state['registry_fault']}", "yellow")
 

@@ -165,7 +165,12 @@ def _check_and_list(root: Path, path: Path, document: Document) -> bytes:
     from tasks.kd.recipe.files import RECIPES_FILE, inputs_of, parse_inputs, parse_recipe
 
     text = document.render().decode()
-    recipe = parse_recipe(text, path)
+    try:
+        recipe = parse_recipe(text, path)
+    except ParamsError as error:
+        raise ParamsError(
+            f"{error}\n  Nothing is written: the lines are those it would have."
+        ) from None
     listing = open_document(root / RECIPES_FILE)
     listing.data["recipes"][path.stem] = on_one_line(inputs_of(recipe))
     parse_inputs(listing.data, root / RECIPES_FILE)

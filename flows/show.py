@@ -52,11 +52,11 @@ def plan_rows(stages: Iterable[PlannedStage]) -> list[dict[str, str]]:
 
 
 def status_rows(recipes: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Rows recipe / stages / model / champion / candidate."""
+    """Rows recipe / stages / model / champion / candidate; a fault has no room in them."""
     return [
         {
             "recipe": f"{recipe['recipe']}\n{recipe['description']}",
-            "stages": recipe["fault"] or _name_stale(recipe["stages"]),
+            "stages": "unknown" if recipe["fault"] else _name_stale(recipe["stages"]),
             "model": recipe["model"] or "",
             "champion": _name_version(recipe["champion"]),
             "candidate": _name_version(recipe["candidate"]),

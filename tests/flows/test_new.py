@@ -302,6 +302,14 @@ def test_a_preset_that_does_not_fit_is_refused_and_writes_nothing(
     assert not (repository / "params" / "triage.yaml").exists()
 
 
+def test_a_recipe_that_would_not_be_valid_is_said_not_to_be_written(repository: Path) -> None:
+    preset(repository, "mine", ("    layers: 3\n", "    layers: 0\n"))
+    result = new("triage", "--preset", "mine")
+    assert result.exit_code == 2
+    assert "Nothing is written: the lines are those it would have.\n" in result.stderr
+    assert not (repository / "params" / "triage.yaml").exists()
+
+
 def test_a_preset_takes_the_place_of_another_with_its_words(repository: Path) -> None:
     assert new("one", "--preset", "pkd").exit_code == 0
     assert new("two", "--from", "one", "--preset", "minilm").exit_code == 0

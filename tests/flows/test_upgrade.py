@@ -61,6 +61,24 @@ def test_an_old_recipe_is_refused_with_the_command_that_upgrades_it(
     assert result.stderr.count("old.yaml") == 1
 
 
+def test_one_that_is_old_or_newer_or_gone_is_told_beside_the_good_one(params: Path) -> None:
+    entry = "{train: params/remote, test: params/remote, teacher: params/remote, student: a, "
+    lines = [f"  {name}: {entry}more_teachers: a}}\n" for name in ("old", "newer", "gone", "now")]
+    (params / "recipes.yaml").write_text(
+        "recipes:\n" + "".join(lines).replace(" a", " params/remote")
+    )
+    text = (params / "now.yaml").read_text()
+    (params / "newer.yaml").write_text(text.replace("form: 2", "form: 9"))
+    said = ask("status").stdout.splitlines()
+    for begin in (
+        f"old: the recipe is of an older form: {params}/old.yaml. Expected form: 2",
+        f"newer: this stillhouse is too old for the recipe: {params}/newer.yaml:4. Expected form",
+        f"gone: recipe gone is listed in params/recipes.yaml and has no file: {params}/gone.yaml.",
+    ):
+        assert sum(line.startswith(begin) for line in said) == 1
+    assert ask("check", "now").stdout == "valid: now\n"
+
+
 def test_an_old_recipe_is_not_copied(params: Path) -> None:
     (params / "recipes.yaml").write_text(FIRST_LIST.replace("}", ", student: a, more_teachers: a}"))
     result = ask("new", "triage", "--from", "last")
