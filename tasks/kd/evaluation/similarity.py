@@ -13,19 +13,14 @@ import numpy.typing as npt
 from tasks.kd.errors import ShapeError
 
 
-def linear_cka(first_ND: npt.NDArray[Any], second_ND: npt.NDArray[Any]) -> float:
-    """Linear centred kernel alignment of two sets of states of the same N tokens; 0 to 1.
+def cka_matrix(rows: list[npt.NDArray[Any]], columns: list[npt.NDArray[Any]]) -> list[list[float]]:
+    """Linear CKA, 0 to 1, of every layer in `rows` with every layer in `columns`, each [N, D].
 
     With X and Y centred over tokens: ||Yᵀ X||² / (||Xᵀ X|| ||Yᵀ Y||), Frobenius norms
     (Kornblith et al. 2019, arXiv 1905.00414, section 3: HSIC with linear kernels). Unchanged by
     rotation and by isotropic scaling of either side, and the widths may differ. States that do
     not vary at all have similarity 0. Raises ShapeError if the numbers of tokens differ.
     """
-    return cka_matrix([first_ND], [second_ND])[0][0]
-
-
-def cka_matrix(rows: list[npt.NDArray[Any]], columns: list[npt.NDArray[Any]]) -> list[list[float]]:
-    """Linear CKA of every layer in `rows` with every layer in `columns`, each [tokens, D]."""
     if len({len(states) for states in (*rows, *columns)}) != 1:
         raise ShapeError(
             "layers must have states of the same tokens",

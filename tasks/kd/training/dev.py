@@ -97,19 +97,6 @@ def score(model: torch.nn.Module, split: Split, *, pad_id: int, max_tokens: int)
     )
 
 
-def evaluate(
-    model: torch.nn.Module, split: Split, *, pad_id: int, max_tokens: int
-) -> tuple[float, float]:
-    """Accuracy and mean cross-entropy on a split.
-
-    Raises NonFiniteLossError for examples whose logits are not finite.
-    """
-    scored = score(model, split, pad_id=pad_id, max_tokens=max_tokens)
-    if scored.broken:
-        raise _not_finite(split, scored.broken, len(scored.broken))
-    return scored.right / len(split), scored.lost / len(split)
-
-
 def _not_finite(split: Split, rows: Sequence[int], count: int) -> NonFiniteLossError:
     more = " ..." if count > _NAMED else ""
     names = ", ".join(split.example_ids[row] for row in rows[:_NAMED])

@@ -15,7 +15,7 @@ from tasks.kd.recipe.phases import Phase
 from tasks.kd.training import checkpoint, dev, gradients
 from tasks.kd.training.checkpoint import Checkpoints, State
 from tasks.kd.training.course import Parts, steps_per_epoch
-from tasks.kd.training.dev import evaluate, predict
+from tasks.kd.training.dev import measure, predict
 from tasks.kd.training.loop import train
 from tasks.kd.training.optimizers import learning_rate, new_optimizer
 from tests.makers.caches import make_job, make_params, open_written, write
@@ -92,7 +92,7 @@ def test_it_learns_what_can_be_learned(tmp_path: Path) -> None:
     parts = make_parts((phase,), examples=160)
     report = train(make_settings(), parts, make_habits(tmp_path))
     assert report.dev_accuracy > 0.9
-    accuracy, _ = evaluate(parts.objective.student, parts.dev, pad_id=0, max_tokens=500)
+    accuracy, _ = measure(parts, 500)
     assert accuracy == report.dev_accuracy
 
 

@@ -17,7 +17,7 @@ from tasks.kd.recipe.training import Optimizer
 from tasks.kd.training import dev
 from tasks.kd.training import updates as updates_module
 from tasks.kd.training.course import Parts
-from tasks.kd.training.dev import Scored, evaluate
+from tasks.kd.training.dev import Scored, measure
 from tasks.kd.training.loop import train
 from tasks.kd.training.optimizers import update_average
 from tests.makers.training_setup import (
@@ -241,10 +241,8 @@ def test_dev_examples_without_a_finite_answer_end_the_training_and_are_named(
 def test_of_many_examples_without_a_finite_answer_the_first_are_named() -> None:
     parts = blind_on(make_parts(), range(20))
     with pytest.raises(NonFiniteLossError, match=r"examples 2-0, .*2-7 \.\.\.\..* 20 of 20"):
-        evaluate(parts.objective.student, parts.dev, pad_id=0, max_tokens=60)
+        measure(parts, 60)
     few = blind_on(make_parts(), [3])
-    accuracy, loss = evaluate(
-        few.objective.student, few.dev.take(np.arange(3)), pad_id=0, max_tokens=60
-    )
+    accuracy, loss = measure(replace(few, dev=few.dev.take(np.arange(3))), 60)
     assert 0 <= accuracy <= 1
     assert np.isfinite(loss)
