@@ -15,7 +15,6 @@ import click
 
 from flows.cache import cache
 from flows.root import find_root
-from flows.runbook import DISK_FULL, GATE_REFUSED, find_anchor, show_place
 from tasks.kd.errors import KDError
 
 if TYPE_CHECKING:
@@ -40,6 +39,8 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except KDError as error:
+            from flows.runbook import find_anchor
+
             _tell(f"Error: {error}", find_anchor(error))
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
@@ -48,6 +49,8 @@ class Commands(click.Group):
         except OSError as error:
             if error.errno not in _MACHINE_FAULTS:
                 raise
+            from flows.runbook import DISK_FULL
+
             message = f"Error: {error.strerror}: {error.filename or 'no file named'}."
             _tell(message, DISK_FULL if error.errno in _FULL else None)
             ctx.exit(1)
@@ -55,6 +58,8 @@ class Commands(click.Group):
 
 def _tell(message: str, anchor: str | None) -> None:
     """Print a message on standard error, and the runbook's place with more about it."""
+    from flows.runbook import show_place
+
     click.echo(message, err=True)
     if anchor is not None:
         click.echo(f"More: {show_place(anchor)}", err=True)
@@ -383,7 +388,7 @@ def _print_outcome(job: Job, outcome: Outcome, *, idle: bool) -> None:
 
 
 def _print_decision(version: str, decision: Decision, *, overridden: bool = False) -> None:
-    from flows import show
+    from flows import runbook, show
 
     promoted = decision.verdict == "promote"
     show.print_rows(f"Gate of {version}", show.decision_rows(decision))
@@ -393,7 +398,7 @@ def _print_decision(version: str, decision: Decision, *, overridden: bool = Fals
         show.print_line(f"{version}: champion, the gate overridden by a person.", "bold yellow")
     else:
         show.print_line(f"{version}: REFUSED. The champion stays as it is.", "bold red")
-        show.print_line(f"More: {show_place(GATE_REFUSED)}")
+        show.print_line(f"More: {runbook.show_place(runbook.GATE_REFUSED)}")
 
 
 def _print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
