@@ -12,8 +12,10 @@ RECIPE ?= quickstart
 # Processes that share the tests out; 0 for none, which a debugger needs.
 LANES ?= 2
 PYTEST := $(BIN)/python -m pytest --numprocesses $(LANES) --dist loadgroup
-# What needs neither a server nor long trainings: under three minutes on two cores.
-QUICK := -m 'not slow' tests/kd tests/contracts tests/serving tests/versioning tests/registry --ignore tests/kd/cache --ignore tests/contracts/test_servers.py
+# What needs neither a server, nor a repository of DVC's, nor a training: under three minutes on two cores.
+QUICK := -m 'not slow' tests/kd tests/contracts tests/serving --ignore tests/kd/cache --ignore tests/kd/training --ignore tests/contracts/test_servers.py
+# The same with the libraries whose lowest versions matter most.
+LOWEST := $(subst --ignore tests/kd/training,,$(QUICK)) tests/versioning tests/registry
 
 # Nobody is told about a run, by any of the engines.
 export DO_NOT_TRACK := true
@@ -39,7 +41,7 @@ setup: $(STAMP) ## create .venv and install into it what constraints.txt pins
 demo: $(STAMP) ## distil the quickstart recipe from source text to champion (RECIPE=name for another)
 	$(BIN)/stillhouse run $(RECIPE)
 
-quick: $(STAMP) ## run the tests that need neither a server nor a long training: under three minutes
+quick: $(STAMP) ## run the tests that need neither a server nor a training: under three minutes
 	$(PYTEST) $(QUICK) $(ARGS)
 
 test: $(STAMP) ## run the tests in two processes (ARGS="tests/kd -k cache" for some, LANES=0 for one process)
@@ -50,12 +52,12 @@ durations: $(STAMP) ## run all tests and note their time in tests/durations.json
 	$(BIN)/python -m tests.schedule .work/tests.xml
 
 # uv, since pip knows no lowest versions; its own settings (UV_FIND_LINKS) say where wheels are.
-lowest: ## run the quick tests on the lowest versions that pyproject.toml allows, in .work/lowest
+lowest: ## run the quick tests, DVC's and MLflow's on the lowest versions that pyproject.toml allows, in .work/lowest
 	$(PYTHON) -m venv --clear .work/lowest
 	.work/lowest/bin/python -m pip install --quiet uv
 	.work/lowest/bin/uv pip compile pyproject.toml --extra dev --resolution lowest-direct --python-version 3.11 --index-strategy unsafe-best-match --quiet --output-file .work/lowest/lowest.txt
 	.work/lowest/bin/uv pip install --python .work/lowest/bin/python --index-strategy unsafe-best-match --quiet --requirement .work/lowest/lowest.txt
-	.work/lowest/bin/python -m pytest $(or $(ARGS),$(QUICK))
+	.work/lowest/bin/python -m pytest $(or $(ARGS),$(LOWEST))
 
 format: $(STAMP) ## format the code, and mend what the linter can mend
 	$(BIN)/ruff check --fix-only --quiet .
