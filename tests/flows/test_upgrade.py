@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,23 @@ FIRST_LIST = """\
 # by hand
 recipes:
   old: {train: params/remote, test: params/remote, teacher: params/remote}   # the first
+"""
+KILLED = """
+import os, signal
+from pathlib import Path
+from flows.cli import main
+
+rename, left = Path.replace, {renames}
+
+def end(path, target):
+    global left
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+    return rename(path, target)
+
+Path.replace = end
+main(["upgrade", "old"])
 """
 
 
@@ -207,7 +228,25 @@ def test_a_write_that_fails_leaves_the_old_recipe(
 
     monkeypatch.setattr("os.fsync", full)
     assert ask("upgrade", "old").exit_code == 1
-    assert {name: each for name, each in contents(params).items() if name in before} == before
+    assert contents(params) == before
+
+
+@pytest.mark.parametrize("renames", [0, 1], ids=["before any file", "between recipe and list"])
+def test_an_upgrade_that_is_killed_is_completed_by_the_next(params: Path, renames: int) -> None:
+    """A process of its own, ended by SIGKILL as it gives a written file its name."""
+    before = contents(params)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED.format(renames=renames)],
+        cwd=params.parent,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    now = contents(params)
+    assert now["recipes.yaml"] == before["recipes.yaml"]
+    assert (now["old.yaml"] == before["old.yaml"]) is (renames == 0)
+    assert ask("upgrade", "old").exit_code == 0
+    check_inputs(params.parent, "old", load_recipe(params / "old.yaml"))
 
 
 def test_a_link_stays_a_link_and_its_file_is_upgraded(params: Path, tmp_path: Path) -> None:
