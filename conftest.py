@@ -52,14 +52,18 @@ settings.register_profile(
 settings.load_profile("stillhouse")
 
 
+# Here, not in a hook: the folders' own conftest.py are imported before any hook runs, and Prefect
+# reads its home when it is imported. A process that shares the tests out hands its own homes down.
+_homes = Path(tempfile.mkdtemp(prefix="stillhouse-tests-"))
+os.environ.update(FIXED)
+os.environ.update({name: str(_homes / folder) for name, folder in HOMES.items()})
+for _name in UNSET:
+    os.environ.pop(_name, None)
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Set the environment before a test module imports Prefect, MLflow or DVC."""
-    homes = Path(tempfile.mkdtemp(prefix="stillhouse-tests-"))
-    config.add_cleanup(lambda: shutil.rmtree(homes, ignore_errors=True))
-    os.environ.update(FIXED)
-    os.environ.update({name: str(homes / folder) for name, folder in HOMES.items()})
-    for name in UNSET:
-        os.environ.pop(name, None)
+    """Remove this process's homes when it ends."""
+    config.add_cleanup(lambda: shutil.rmtree(_homes, ignore_errors=True))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
